@@ -1,0 +1,3 @@
+from lightning_novograd.optim.novograd import NovoGrad, novograd
+
+__all__ = ["NovoGrad", "novograd"]

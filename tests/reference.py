@@ -1,0 +1,63 @@
+"""NovoGrad in float64, written as its formulas and nothing else: what every worker is compared with."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class ReferenceNovoGrad:
+    """Keeps its own float64 copies of the parameters; `step(grads)` takes one gradient or None per parameter."""
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        grad_averaging: bool = False,
+        amsgrad: bool = False,
+        luc: bool = False,
+        luc_trust: float = 1e-3,
+        luc_eps: float = 1e-8,
+        maximize: bool = False,
+    ) -> None:
+        self.params = [_float64(p) for p in params]
+        self.exp_avgs = [torch.zeros_like(p) for p in self.params]
+        self.exp_avg_sqs = [0.0] * len(params)
+        self.max_exp_avg_sqs = [0.0] * len(params)
+        self.lr, self.betas, self.eps, self.weight_decay = float(lr), betas, eps, weight_decay
+        self.grad_averaging, self.amsgrad, self.maximize = grad_averaging, amsgrad, maximize
+        self.luc, self.luc_trust, self.luc_eps = luc, luc_trust, luc_eps
+
+    def step(self, grads: list[Tensor | None]) -> None:
+        beta1, beta2 = self.betas
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            g = -_float64(grad) if self.maximize else _float64(grad)
+            w = self.params[i]
+            sq_norm = g.abs().square().sum().item()
+
+            v = self.exp_avg_sqs[i]
+            v = sq_norm if v == 0 else beta2 * v + (1 - beta2) * sq_norm
+            self.exp_avg_sqs[i] = v
+            if self.amsgrad:
+                v = self.max_exp_avg_sqs[i] = max(v, self.max_exp_avg_sqs[i])
+
+            d = math.sqrt(v) + self.eps
+            u = (g / d if d > 0 else torch.zeros_like(g)) + self.weight_decay * w
+            if self.grad_averaging:
+                u = (1 - beta1) * u
+            m = self.exp_avgs[i] = beta1 * self.exp_avgs[i] + u
+
+            step_size = self.lr
+            if self.luc:
+                ratio = self.luc_trust * w.norm().item() / (m.norm().item() + self.luc_eps)
+                step_size = min(ratio, step_size)
+            self.params[i] = w - step_size * m
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
