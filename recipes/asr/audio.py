@@ -1,0 +1,95 @@
+"""Audio files to samples at the model's rate."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from lightning_novograd.errors import DataError
+
+
+class Header(NamedTuple):
+    """What an audio file says about itself."""
+
+    samples: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording."""
+        return self.samples / self.sample_rate
+
+
+def read_header(path: Path) -> Header:
+    """The header of an audio file, without decoding it.
+
+    Raises:
+        DataError: there is no such file, or no audio in it.
+    """
+    if not path.is_file():
+        raise DataError(f"audio file {path} does not exist")
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"audio file {path} cannot be read: {error.error_string}") from error
+    if info.frames <= 0:
+        raise DataError(f"audio file {path} holds no samples")
+    return Header(info.frames, info.samplerate, info.channels)
+
+
+def resampled_length(samples: int, source_rate: int, sample_rate: int) -> int:
+    """Number of samples after resampling."""
+    return samples if source_rate == sample_rate else round(samples * sample_rate / source_rate)
+
+
+def load_audio(
+    path: Path,
+    sample_rate: int,
+    *,
+    offset: float = 0.0,
+    duration: float | None = None,
+    downmix: bool = False,
+) -> np.ndarray:
+    """Samples of a file, or of a part of it, as float32 in [-1, 1], shape (samples,).
+
+    The level stays as it is recorded: the features are normalized per utterance.
+
+    Args:
+        path: any format libsndfile reads (FLAC, WAV, Ogg, MP3, ...).
+        sample_rate: Hz; a file at another rate is resampled by soxr (HQ).
+        offset: s, where the part begins.
+        duration: s, how long the part is; None reads to the end.
+        downmix: average the channels of a file that has several, which is an error otherwise.
+
+    Raises:
+        DataError: the file is missing, corrupt, shorter than it claims, or has several channels.
+    """
+    header = read_header(path)
+    if header.channels > 1 and not downmix:
+        raise DataError(f"audio file {path} has {header.channels} channels; set downmix=true to average them")
+    start = min(round(offset * header.sample_rate), header.samples)
+    stop = header.samples
+    if duration is not None:
+        stop = min(stop, start + round(duration * header.sample_rate))
+    try:
+        wave, _ = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"audio file {path} is corrupt: {error.error_string}") from error
+    if len(wave) != stop - start or len(wave) == 0:
+        raise DataError(f"audio file {path} is corrupt: {len(wave)} of {stop - start} samples can be read")
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
+    if header.sample_rate != sample_rate:
+        mono = soxr.resample(mono, header.sample_rate, sample_rate)
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def change_speed(wave: np.ndarray, factor: float) -> np.ndarray:
+    """Play `wave` `factor` times as fast: tempo and pitch rise together, as on a tape.
+
+    Returns:
+        About ``len(wave) / factor`` samples at the same rate.
+    """
+    return wave if factor == 1.0 else soxr.resample(wave, factor, 1.0)

@@ -1,0 +1,55 @@
+"""Prepare a corpus: ``python -m lightning_novograd.recipes.asr.prepare fsdd --root CLONE --out DIR``.
+
+Training does this by itself for a corpus it finds missing; this command is for preparing one ahead of time (on a
+login node, in an image) or for having it in a folder of your own. The folder holds train.json, dev.json and test.json
+for ``data=manifest`` and all the audio they name.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_novograd.errors import ConfigError, LightningNovoGradError
+from lightning_novograd.recipes.asr.corpora import available_corpora, get_corpus
+from lightning_novograd.recipes.asr.corpora.base import parse_options, prepare_in
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when the corpus is there, 1 with one line on stderr when it cannot be made."""
+    parser = argparse.ArgumentParser(prog="prepare", description=(__doc__ or "").partition("\n")[0])
+    generated = [name for name in available_corpora() if hasattr(get_corpus(name), "build")]
+    parser.add_argument("corpus", choices=generated)
+    parser.add_argument("--root", help="where the source of the corpus lies")
+    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must be new, or hold this corpus")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the corpus, such as train_size=500")
+    arguments = parser.parse_args(argv)
+    try:
+        prepare(arguments.corpus, arguments.out, arguments.root, arguments.options)
+    except LightningNovoGradError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(name: str, out: Path, root: str | None, overrides: Sequence[str] = ()) -> None:
+    """Make the corpus `name` in the folder `out` and print how to train on it."""
+    corpus: Any = get_corpus(name, "corpus")
+    values: dict[str, Any] = {} if root is None else {"root": root}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError("", f"{override!r} is not of the form KEY=VALUE")
+        values[key] = int(value) if value.lstrip("-").isdigit() else value
+    options = parse_options(corpus.options, values, name)
+    manifests = prepare_in(out.expanduser(), corpus.fingerprint(options), partial(corpus.build, options))
+    for split, path in vars(manifests).items():
+        rows = path.read_text(encoding="utf-8").count("\n")
+        print(f"{split}: {rows} utterances in {path}")
+    print("train with: data=manifest " + " ".join(f"data.{split}={path}" for split, path in vars(manifests).items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
