@@ -1,0 +1,175 @@
+"""The base of every learning-rate policy: a pure function of the step as a torch LRScheduler."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_novograd.errors import ConfigError
+
+
+class ScheduleError(ConfigError):
+    """A schedule that cannot exist; `path` is the name of the argument at fault."""
+
+
+class Phase(NamedTuple):
+    """A named stretch of a schedule, both ends included; `last_step` is None where it never ends."""
+
+    name: str
+    first_step: int
+    last_step: int | None
+
+
+class ClosedFormLR(LRScheduler):
+    """`lr = formula(step, base_lr, **arguments)` for each param group, `base_lr` being the group's own initial LR.
+
+    A policy is a pure function and a constructor that checks arguments and passes them on by the function's names::
+
+        class ExponentialLR(ClosedFormLR):
+            formula = staticmethod(lambda step, base_lr, *, gamma: base_lr * gamma**step)
+
+            def __init__(self, optimizer, *, gamma, last_epoch=-1):
+                super().__init__(optimizer, last_epoch=last_epoch, gamma=gamma)
+
+    As with torch's LambdaLR, `step()` sets the LR from the closed form, whatever it was before: schedulers of this kind
+    follow each other in a SequentialLR, but do not multiply in a ChainedScheduler.
+
+    Args:
+        optimizer: any torch Optimizer; `lr` may be a Tensor, which is then written in place.
+        last_epoch: step to continue from, -1 for a new run. Otherwise every group needs `initial_lr`.
+        **arguments: keyword arguments of `formula`; plain Python values, they become part of the state.
+
+    State: `last_epoch`, `_step_count`, `base_lrs`, `_last_lr`, `policy`, `arguments`, all plain Python values.
+
+    Raises:
+        ScheduleError: an argument that cannot work, here or, for a group that `add_param_group` brought without
+            `initial_lr`, in `step`.
+
+    """
+
+    formula: ClassVar[Callable[..., float]]
+
+    def __init__(self, optimizer: Optimizer, *, last_epoch: int = -1, **arguments: Any) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        self.arguments = arguments
+        for index, group in enumerate(optimizer.param_groups):
+            self.check_base_lr(index, float(group.get("initial_lr", group["lr"])))
+        super().__init__(optimizer, last_epoch)
+        # As floats, so that a step with an LR tensor on a GPU does not wait for the GPU.
+        self.base_lrs = [float(lr) for lr in self.base_lrs]
+
+    def check_base_lr(self, index: int, base_lr: float) -> None:
+        """Refuse a base LR that the policy cannot use: here, one below `min_lr`."""
+        min_lr = self.arguments.get("min_lr", 0.0)
+        if min_lr > base_lr:
+            raise ScheduleError(
+                "min_lr", f"{min_lr} is above the learning rate of param group {index}, {base_lr}; must be at most that"
+            )
+
+    def lr_at(self, step: int, base_lr: float) -> float:
+        """The LR that optimizer step number `step` (from 0) sees in a group whose initial LR is `base_lr`."""
+        return type(self).formula(step, base_lr, **self.arguments)
+
+    def phases(self) -> list[Phase]:
+        """The schedule's phases in order, without gaps, from step 0 to the last annealing step."""
+        return []
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The LR of each param group at `last_epoch`."""
+        groups = enumerate(self.optimizer.param_groups)
+        return [self.lr_at(self.last_epoch, self._base_lr(index, group)) for index, group in groups]
+
+    def _base_lr(self, index: int, group: dict[str, Any]) -> float:
+        if index == len(self.base_lrs):
+            if "initial_lr" not in group:
+                raise ScheduleError(
+                    f"param_groups[{index}].initial_lr",
+                    "missing: the group was added after the schedule was built; give add_param_group the LR that the "
+                    "schedule starts from, {'params': ..., 'initial_lr': ...}",
+                )
+            self.check_base_lr(index, float(group["initial_lr"]))
+            self.base_lrs.append(float(group["initial_lr"]))
+        return float(self.base_lrs[index])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is and what it was built with, in plain Python values."""
+        return {
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+            "base_lrs": [float(lr) for lr in self.base_lrs],
+            "_last_lr": [float(lr) for lr in self._last_lr],
+            "policy": type(self).__name__,
+            "arguments": dict(self.arguments),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue at the saved step, with this scheduler's arguments and base LRs.
+
+        Where they differ from the saved ones, the new ones hold from this step on and a warning names them: the LR is
+        the new schedule's at the saved step, which may be a jump. A param group's `lr` is set unless someone else has
+        set it since (the active member of a SequentialLR, a callback).
+
+        Args:
+            state_dict: from `state_dict`; of another scheduler's state only the step and the base LRs are looked at.
+
+        """
+        if "last_epoch" not in state_dict:
+            raise ScheduleError("last_epoch", f"missing in the scheduler state, which has: {', '.join(state_dict)}")
+        saved_base_lrs = [float(lr) for lr in state_dict.get("base_lrs", ())]
+        saved_lrs = [float(lr) for lr in state_dict.get("_last_lr", ())]
+        own_lrs = [float(lr) for lr in self._last_lr]
+        changes = self._changes(state_dict, saved_base_lrs)
+
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
+        self.base_lrs.extend(saved_base_lrs[len(self.base_lrs) :])  # groups that the saved run had added
+        lrs = [float(lr) for lr in self.get_lr()]
+        self._last_lr = []
+        for index, (group, lr) in enumerate(zip(self.optimizer.param_groups, lrs, strict=True)):
+            _set(group, "initial_lr", float(self.base_lrs[index]))
+            if float(group["lr"]) in (*own_lrs[index : index + 1], *saved_lrs[index : index + 1]):
+                _set(group, "lr", lr)
+            old = group["lr"]
+            self._last_lr.append(torch.full_like(old, lr) if isinstance(old, Tensor) else lr)
+        if changes:
+            warnings.warn(
+                f"{type(self).__name__} resumes at step {self.last_epoch} with other settings than it was saved with: "
+                f"{'; '.join(changes)}. The new settings are used from this step on: lr {_listed(saved_lrs)} -> "
+                f"{_listed(lrs)}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _changes(self, state: Mapping[str, Any], saved_base_lrs: list[float]) -> list[str]:
+        policy = state.get("policy", "another scheduler")
+        if policy != type(self).__name__:
+            changes = [f"policy {policy} -> {type(self).__name__}"]
+        else:
+            saved = state["arguments"]
+            changes = [
+                f"{name} {saved.get(name)} -> {value}"
+                for name, value in self.arguments.items()
+                if saved.get(name) != value
+            ]
+        for index, (old_lr, new_lr) in enumerate(zip(saved_base_lrs, self.base_lrs, strict=False)):
+            if not math.isclose(old_lr, float(new_lr), rel_tol=1e-6):  # an LR tensor may be float32
+                changes.append(f"lr of param group {index} {old_lr} -> {new_lr}")
+        return changes
+
+
+def _set(group: dict[str, Any], key: str, value: float) -> None:
+    """Assign, or fill in place: a captured graph reads its LR from that very tensor."""
+    if isinstance(group.get(key), Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values) or "unknown"
