@@ -54,6 +54,11 @@ def placed_like(grad: Tensor, param: Tensor) -> Tensor:
     return grad.redistribute(param.device_mesh, param.placements)
 
 
+def real_view(tensor: Tensor) -> Tensor:
+    """A complex tensor as a real one with a last dimension of two; any other tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = None) -> list[Tensor]:
     r"""The squared L2 norm :math:`\sum_i |x_i|^2` of every tensor; DTensors cost one all-reduce per mesh in all.
 
@@ -70,6 +75,7 @@ def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = N
         >>> import torch
         >>> squared_norms([torch.tensor([3.0, 4.0]), torch.ones(2, 2, dtype=torch.bfloat16)])
         [tensor(25.), tensor(4.)]
+
     """
     norms = _local_squared_norms([local_shard(tensor) for tensor in tensors])
     by_mesh: dict[DeviceMesh, list[int]] = {}
@@ -85,7 +91,7 @@ def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = N
 
 
 def _local_squared_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    tensors = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+    tensors = [real_view(t) for t in tensors]
     if torch.compiler.is_compiling() or any(t.device.type != "cpu" for t in tensors):
         norms: list[Tensor] = [torch.empty(())] * len(tensors)
         by_dtype: dict[tuple[torch.device, torch.dtype], list[int]] = {}

@@ -13,6 +13,7 @@ from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
     _default_to_fused_or_foreach,
+    _device_dtype_check_for_fused,
     _get_capturable_supported_devices,
     _to_scalar,
     _use_grad_for_differentiable,
@@ -23,8 +24,10 @@ from lightning_novograd.optim.layer_norms import (
     is_sharded,
     local_shard,
     placed_like,
+    real_view,
     squared_norms,
 )
+from lightning_novograd.optim.validation import check_options, check_same_parameters, refuse_flattened
 
 __all__ = ["NovoGrad", "novograd"]
 
@@ -57,8 +60,8 @@ class NovoGrad(Optimizer):
         capturable: whether `step` may be captured in a CUDA graph; parameters must be on an accelerator.
         differentiable: whether autograd may run through `step`.
 
-    State per parameter: `exp_avg` (:math:`m`: shape, dtype and layout of the parameter), `exp_avg_sq` (:math:`v`: 0-dim,
-    float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`).
+    State per parameter: `exp_avg` (:math:`m`: shape, dtype and layout of the parameter), `exp_avg_sq` (:math:`v`:
+    0-dim, float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`).
 
     Arithmetic runs in float32 or wider and rounds once when it is stored; `p.grad` is never written. A layer is a
     whole tensor also where it is a DTensor (FSDP2, HSDP, tensor parallel).
@@ -78,6 +81,7 @@ class NovoGrad(Optimizer):
     Ginsburg et al., *Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks*,
     https://arxiv.org/abs/1905.11286. The values are those of NeMo's `Novograd`; `docs/numerics.md` lists where this
     and other implementations differ.
+
     """
 
     def __init__(
@@ -115,7 +119,87 @@ class NovoGrad(Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
         }
+        check_options(defaults)
+        self._layer_shapes: set[torch.Size] = set()
         super().__init__(params, defaults)
+
+    def _check_graph_capture(self) -> None:
+        if hasattr(self, "_accelerator_graph_capture_health_check"):
+            self._accelerator_graph_capture_health_check()
+        else:  # its name before torch 2.12
+            self._cuda_graph_capture_health_check()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves unscaling and skipping to `step`, as it does for torch's fused optimizers."""
+        return all(group["fused"] for group in self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; options that it leaves out take the optimizer's defaults.
+
+        Args:
+            param_group: `params` and options.
+
+        Raises:
+            ValueError: an option out of range, or parameters that are flattened shards.
+
+        """
+        if isinstance(param_group, dict):
+            check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            self._layer_shapes.add(param.shape)
+            refuse_flattened(param, self._layer_shapes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for option, default in self.defaults.items():
+                group.setdefault(option, default)
+        if "_layer_shapes" not in self.__dict__:
+            self._layer_shapes = {param.shape for group in self.param_groups for param in group["params"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; the second moments keep their float32 or float64 also for bf16 parameters.
+
+        Options that the saved groups lack keep the values of this optimizer's defaults.
+
+        Args:
+            state_dict: of this optimizer, or of another with `exp_avg` and a scalar `exp_avg_sq` per parameter.
+
+        Raises:
+            ValueError: the saved groups or states belong to other parameters or to parameters in another order.
+
+        """
+        saved_state: dict[int, dict[str, Any]] = {}
+        saved_ids: list[int] = []
+
+        # The base class casts every state to its parameter's dtype; put the second moments back as they were saved.
+        def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            check_same_parameters(optimizer, state_dict)
+            saved_state.update(state_dict["state"])
+            saved_ids.extend(i for group in state_dict["param_groups"] for i in group["params"])
+
+        def restore(optimizer: Optimizer) -> None:
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            for param, saved_id in zip(params, saved_ids, strict=True):
+                for key in ("exp_avg_sq", "max_exp_avg_sq"):
+                    if key in saved_state.get(saved_id, ()):
+                        optimizer.state[param][key] = (
+                            torch.as_tensor(saved_state[saved_id][key])
+                            .to(param.device, accumulation_dtype(param.dtype), copy=True)
+                            .reshape(())
+                        )
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _init_group(
         self,
@@ -135,6 +219,9 @@ class NovoGrad(Optimizer):
             has_complex |= torch.is_complex(p)
             state = self.state[p]
             if not state:
+                refuse_flattened(p, self._layer_shapes)
+                if group["fused"]:
+                    _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
             if group["amsgrad"] and "max_exp_avg_sq" not in state:
@@ -148,7 +235,7 @@ class NovoGrad(Optimizer):
         return has_complex
 
     @_use_grad_for_differentiable
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one optimization step.
 
         Args:
@@ -156,12 +243,17 @@ class NovoGrad(Optimizer):
 
         Returns:
             What the closure returned, else None.
+
         """
+        self._check_graph_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
+        # All groups are gathered before any is updated: errors change nothing, and the norms of layers that are spread
+        # over processes are summed in one all-reduce for the whole optimizer.
+        gathered = []
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
@@ -169,6 +261,11 @@ class NovoGrad(Optimizer):
             exp_avg_sqs: list[Tensor] = []
             max_exp_avg_sqs: list[Tensor] = []
             has_complex = self._init_group(group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+            gathered.append((params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, has_complex))
+        sharded_norms = _squared_norms_if_sharded([(params, grads) for params, grads, *_ in gathered])
+
+        for group, lists, sq_norms in zip(self.param_groups, gathered, sharded_norms, strict=True):
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, has_complex = lists
             beta1, beta2 = group["betas"]
             novograd(
                 params,
@@ -176,6 +273,7 @@ class NovoGrad(Optimizer):
                 exp_avgs,
                 exp_avg_sqs,
                 max_exp_avg_sqs,
+                grad_sq_norms=sq_norms,
                 foreach=group["foreach"],
                 fused=group["fused"],
                 capturable=group["capturable"],
@@ -205,7 +303,6 @@ def novograd(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     grad_sq_norms: list[Tensor] | None = None,
-    layers: list[Tensor] | None = None,
     foreach: bool | None = None,
     fused: bool | None = None,
     capturable: bool = False,
@@ -226,10 +323,34 @@ def novograd(
     eps: float,
     maximize: bool,
 ) -> None:
-    r"""Functional form of one NovoGrad step over the layers of a param group; see :class:`NovoGrad`."""
+    r"""Functional form of one NovoGrad step over the layers of a param group; see :class:`NovoGrad`.
+
+    Updates `params`, `exp_avgs`, `exp_avg_sqs` and, with `amsgrad`, `max_exp_avg_sqs` in place; never writes `grads`.
+    `grad_sq_norms` are the gradients' squared norms where the caller knows them (for DTensors: of the whole layers).
+    `has_complex` says whether any layer is complex: it is treated as a real one with one more dimension. `grad_scale`
+    (what gradients are to be divided by) and `found_inf` (nonzero: change nothing) are for the fused workers only.
+    """
+    if not params:
+        return
+    if capturable and not torch.compiler.is_compiling():
+        supported = _get_capturable_supported_devices()
+        if not all(p.device.type in supported for p in params):
+            raise AssertionError(f"If capturable=True, params must be on supported devices: {supported}.")
+    layers: list[Tensor] | None = None
+    if any(is_sharded(p) for p in params):
+        if differentiable:
+            raise RuntimeError("NovoGrad does not support differentiable=True with DTensor parameters")
+        layers = params
+        if grad_sq_norms is None:
+            grads = [placed_like(g, p) for g, p in zip(grads, params, strict=True)]
+            grad_sq_norms = squared_norms(grads)
+        params, grads, exp_avgs = ([local_shard(t) for t in tensors] for tensors in (params, grads, exp_avgs))
+    if has_complex:
+        params, grads, exp_avgs = ([real_view(t) for t in tensors] for tensors in (params, grads, exp_avgs))
+
     if foreach is None and fused is None:
         _, foreach = _default_to_fused_or_foreach(params, differentiable, use_fused=False)
-    worker = _multi_tensor_novograd if foreach and not differentiable else _single_tensor_novograd
+    worker = _multi_tensor_novograd if foreach else _single_tensor_novograd
     worker(
         params,
         grads,
@@ -281,8 +402,10 @@ def _single_tensor_novograd(
     capturable: bool,
     differentiable: bool,
 ) -> None:
+    assert grad_scale is None, "grad_scale is for the fused workers"
+    assert found_inf is None, "found_inf is for the fused workers"
     if grad_sq_norms is None:
-        grad_sq_norms = squared_norms(grads, layers)
+        grad_sq_norms = squared_norms(grads)
     averaging = 1 - beta1 if grad_averaging else 1.0
     step_sizes: list[Tensor] | None = None
 
@@ -348,8 +471,10 @@ def _multi_tensor_novograd(
     capturable: bool,
     differentiable: bool,
 ) -> None:
+    assert grad_scale is None, "grad_scale is for the fused workers"
+    assert found_inf is None, "found_inf is for the fused workers"
     if grad_sq_norms is None:
-        grad_sq_norms = squared_norms(grads, layers)
+        grad_sq_norms = squared_norms(grads)
     averaging = 1 - beta1 if grad_averaging else 1.0
 
     for indices in _same_device_and_dtype(params):
@@ -413,3 +538,16 @@ def _same_device_and_dtype(params: Iterable[Tensor]) -> list[list[int]]:
     for index, param in enumerate(params):
         groups.setdefault((param.device, param.dtype), []).append(index)
     return list(groups.values())
+
+
+def _squared_norms_if_sharded(groups: list[tuple[list[Tensor], list[Tensor]]]) -> list[list[Tensor] | None]:
+    """Per group of (params, grads), the gradients' squared norms if any parameter is a DTensor, else None.
+
+    Gradients that are not laid out as their parameters are replaced in the lists.
+    """
+    if not any(is_sharded(param) for params, _ in groups for param in params):
+        return [None] * len(groups)
+    for params, grads in groups:
+        grads[:] = [placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+    sq_norms = iter(squared_norms([grad for _, grads in groups for grad in grads]))
+    return [[next(sq_norms) for _ in grads] for _, grads in groups]

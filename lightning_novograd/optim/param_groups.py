@@ -1,0 +1,195 @@
+"""Rules over parameter names and module types -> param groups."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from lightning_novograd.errors import ConfigError, choices, closest
+
+log = logging.getLogger(__name__)
+
+NORM_TYPES: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+SHORTHANDS = ("bias", "norm", "1d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroupRule:
+    """Options for the parameters that a rule selects; of several rules the first that matches wins.
+
+    Args:
+        match: each a shorthand (`bias`, `norm`, `1d`) or a glob over parameter names; one must match.
+        module_type: globs over the class names of the owning module (its bases count); one must match.
+        options: optimizer arguments that differ in this group; `larc: False` takes it out of LARC.
+        name: of the group, in logs and progress bars.
+        path: where the config has the rule.
+
+    """
+
+    match: tuple[str, ...] = ()
+    module_type: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    path: str = "optim.param_groups"
+
+    @property
+    def label(self) -> str:
+        """The group's name, or what it selects."""
+        return self.name or ",".join((*self.match, *self.module_type))
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One name of a parameter; a shared parameter has several."""
+
+    name: str
+    module: nn.Module
+    ndim: int
+
+    def selected_by(self, pattern: str) -> bool:
+        if pattern == "bias":
+            leaf = self.name.rpartition(".")[2]
+            return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
+        if pattern == "norm":
+            return isinstance(self.module, NORM_TYPES) or "norm" in type(self.module).__name__.casefold()
+        if pattern == "1d":
+            return self.ndim <= 1
+        return fnmatchcase(self.name, pattern)
+
+    def obeys(self, rule: ParamGroupRule) -> bool:
+        types = [base.__name__ for base in type(self.module).__mro__]
+        return (not rule.match or any(self.selected_by(pattern) for pattern in rule.match)) and (
+            not rule.module_type or any(fnmatchcase(t, pattern) for pattern in rule.module_type for t in types)
+        )
+
+
+def build_param_groups(
+    module: nn.Module, rules: Sequence[ParamGroupRule] = (), no_decay: Sequence[str] = (), path: str = "optim"
+) -> list[dict[str, Any]]:
+    """Param groups of `module`: one per rule, what no rule wants, and each split by `no_decay` where that matters.
+
+    Frozen parameters (`requires_grad=False`) are in no group. A shared parameter is in one group, once; where its names
+    would put it into different ones, that is an error. With more than one group, each has a `name`.
+
+    Args:
+        module: whose parameters.
+        rules: first match wins.
+        no_decay: shorthands and globs; the parameters get `weight_decay=0` unless their rule sets one.
+        path: of the optim block, for errors.
+
+    Raises:
+        ConfigError: a rule or a glob of `no_decay` that selects nothing, or nothing that earlier rules left; a shared
+            parameter that two rules want; no trainable parameter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        >>> [(g["name"], len(g["params"])) for g in build_param_groups(model, no_decay=("bias", "norm"))]
+        [('default', 1), ('default, no decay', 3)]
+
+    """
+    uses = _uses(module)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    frozen: list[nn.Parameter] = []
+    for parameter, names in uses.items():
+        if not parameter.requires_grad:
+            frozen.append(parameter)
+            continue
+        index = _rule_of(names, rules)
+        free = index < len(rules) and "weight_decay" in rules[index].options
+        exempt = not free and any(use.selected_by(pattern) for use in names for pattern in no_decay)
+        groups.setdefault((index, exempt), []).append(parameter)
+    if not groups:
+        raise ConfigError(path, f"{type(module).__name__} has no trainable parameters ({len(frozen)} frozen ones)")
+    _check_all_used(uses, rules, {index for index, _ in groups})
+    _check_no_decay(uses, no_decay, path)
+    if frozen:
+        elements = sum(p.numel() for p in frozen)
+        log.info("%d frozen parameters (%d elements) are left out of the optimizer", len(frozen), elements)
+
+    # the default group first: schedulers and loggers that look at one group look at this one
+    order = sorted(groups, key=lambda key: (key[0] != len(rules), key))
+    return [_group(groups[key], rules[key[0]] if key[0] < len(rules) else None, key[1], len(order) > 1) for key in order]
+
+
+def _group(
+    params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool, named: bool
+) -> dict[str, Any]:
+    group: dict[str, Any] = {"params": params, **(rule.options if rule else {})}
+    if exempt:
+        group["weight_decay"] = 0.0
+    if named:
+        group["name"] = (rule.label if rule else "default") + (", no decay" if exempt else "")
+    return group
+
+
+def _uses(module: nn.Module) -> dict[nn.Parameter, list[_Use]]:
+    uses: dict[nn.Parameter, list[_Use]] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for leaf, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            use = _Use(f"{prefix}.{leaf}" if prefix else leaf, owner, parameter.ndim)
+            uses.setdefault(parameter, []).append(use)
+    return uses
+
+
+def _rule_of(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:
+    """Index of the rule that takes a parameter; `len(rules)` if none does."""
+    found: dict[int, str] = {}
+    for use in names:
+        matching = (index for index, rule in enumerate(rules) if use.obeys(rule))
+        found.setdefault(next(matching, len(rules)), use.name)
+    if len(found) > 1:
+        wanted = "; ".join(
+            f"as {name!r} it is in {f'{rules[i].path} ({rules[i].label})' if i < len(rules) else 'no rule'}"
+            for i, name in sorted(found.items())
+        )
+        rule = rules[min(found)]
+        raise ConfigError(f"{rule.path}.match", f"a shared parameter has no unique rule: {wanted}; match all its names")
+    return next(iter(found))
+
+
+def _check_all_used(
+    uses: Mapping[nn.Parameter, list[_Use]], rules: Sequence[ParamGroupRule], used: set[int]
+) -> None:
+    for index, rule in enumerate(rules):
+        if index in used:
+            continue
+        where = f"{rule.path}.match" if rule.match else f"{rule.path}.module_type"
+        wanted = [(p, names) for p, names in uses.items() if any(use.obeys(rule) for use in names)]
+        trainable = [names for p, names in wanted if p.requires_grad]
+        if trainable:
+            shown = ", ".join(sorted({names[0].name for names in trainable})[:5])
+            raise ConfigError(where, f"{rule.label!r} matches only parameters that earlier rules have taken: {shown}")
+        if wanted:
+            log.warning("%s: %r matches only frozen parameters", where, rule.label)
+        elif rule.match:
+            raise ConfigError(where, f"{rule.label!r} matches no parameter{_nearest(rule.match, uses)}")
+        else:
+            types = {type(use.module).__name__ for names in uses.values() for use in names}
+            raise ConfigError(where, f"no parameter belongs to a {rule.label!r}{choices(rule.module_type[0], types)}")
+
+
+def _check_no_decay(uses: Mapping[nn.Parameter, list[_Use]], no_decay: Sequence[str], path: str) -> None:
+    for pattern in no_decay:
+        hit = any(use.selected_by(pattern) for names in uses.values() for use in names)
+        if not hit and pattern not in SHORTHANDS:  # one block serves models with and without biases
+            where = f"{path}.no_decay"
+            raise ConfigError(where, f"{pattern!r} matches no parameter{_nearest((pattern,), uses)}")
+
+
+def _nearest(patterns: Sequence[str], uses: Mapping[nn.Parameter, list[_Use]]) -> str:
+    names = [use.name for found in uses.values() for use in found]
+    for pattern in patterns:
+        if any(name.startswith(f"{pattern}.") for name in names):
+            return f"; did you mean '{pattern}.*'?"
+    candidates = {*names, *SHORTHANDS, *(f"{'.'.join(n.split('.')[:i])}.*" for n in names for i in range(1, n.count(".") + 1))}
+    best = next(filter(None, (closest(pattern, candidates) for pattern in patterns)), None)
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return (f"; did you mean {best!r}?" if best else ".") + f" The module has: {shown}"

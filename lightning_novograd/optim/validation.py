@@ -1,0 +1,71 @@
+"""What NovoGrad refuses: options out of range, pieces of layers, and states of other parameters."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise for options out of range and for workers that exclude each other."""
+    lr, betas = options["lr"], options["betas"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    if not 0.0 <= lr < math.inf:
+        raise ValueError(f"Invalid learning rate: {lr}; allowed: a finite number >= 0")
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}; allowed: two numbers in [0, 1)")
+    for index, beta in enumerate(betas):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}; allowed: a number in [0, 1)")
+    for option in ("eps", "weight_decay", "luc_trust", "luc_eps"):
+        if not 0.0 <= options[option] < math.inf:
+            raise ValueError(f"Invalid {option} value: {options[option]}; allowed: a finite number >= 0")
+    if options["fused"] and options["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if options["differentiable"] and (options["fused"] or options["foreach"]):
+        raise RuntimeError("`fused` and `foreach` do not support `differentiable`")
+
+
+def refuse_flattened(param: Tensor, layer_shapes: set[torch.Size]) -> None:
+    """Raise for pieces of layers laid end to end: the layers, and so their norms, are lost in them."""
+    if getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            "NovoGrad needs whole layers, but this parameter was flattened by FullyShardedDataParallel (FSDP1); use "
+            "FSDP2: torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
+        )
+    # ZeRO-3 marks its parameters; ZeRO-1 and 2 put one-dimensional partitions in the place of what we were given.
+    if hasattr(param, "ds_id") or (param.dim() == 1 and param.shape not in layer_shapes):
+        raise ValueError(
+            f"NovoGrad needs whole layers, but a parameter of shape {tuple(param.shape)} is a flattened partition "
+            "(DeepSpeed ZeRO, or alike); use torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
+        )
+
+
+def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Raise where a state_dict was saved for other parameters; Optimizer itself compares only the groups' sizes."""
+    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
+        return  # Optimizer says what is wrong
+    names, saved_names = ([n for g in gs for n in g.get("param_names", ())] for gs in (groups, saved_groups))
+    if names != saved_names and sorted(names) == sorted(saved_names):
+        first = next(i for i, (name, saved) in enumerate(zip(names, saved_names, strict=True)) if name != saved)
+        raise ValueError(
+            f"loaded state dict holds the parameters in another order: {saved_names[first]!r} where the optimizer has "
+            f"{names[first]!r}; build the optimizer with the same param groups in the same order"
+        )
+    for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+        for position, (param, saved_id) in enumerate(zip(group["params"], saved_group["params"], strict=True)):
+            state = state_dict["state"].get(saved_id)
+            if not state:
+                continue
+            where = f"loaded state dict, parameter {position} of group {index}"
+            if "exp_avg" not in state or "exp_avg_sq" not in state or torch.as_tensor(state["exp_avg_sq"]).numel() != 1:
+                raise ValueError(f"{where}: not a NovoGrad state (a layer's exp_avg and a scalar exp_avg_sq)")
+            if state["exp_avg"].shape != param.shape:
+                raise ValueError(
+                    f"{where}: saved for a parameter of shape {tuple(state['exp_avg'].shape)}, but the optimizer has "
+                    f"{tuple(param.shape)} there; build it with the same param groups in the same order"
+                )
