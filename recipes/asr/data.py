@@ -2,45 +2,56 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.recipes.asr.corpora import DEFAULT_CACHE, available_corpora, get_corpus
-from lightning_novograd.recipes.asr.corpora.base import MISSING, parse_options
-from lightning_novograd.recipes.asr.dataset import SpeechDataset, collate
+from lightning_novograd.recipes.asr.dataset import Batch, SpeechDataset, collate
 from lightning_novograd.recipes.asr.loader import BatchLoader, ResumableLoader
 from lightning_novograd.recipes.asr.manifest import read_manifest
 from lightning_novograd.recipes.asr.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
 from lightning_novograd.recipes.asr.text import Alphabet
+
+__all__ = ["AugmentConfig", "Batch", "DataConfig", "LoadingConfig", "SpeechDataModule"]
 
 log = logging.getLogger(__name__)
 
+MISSING = "???"  # OmegaConf's mark of a value that the user has to give
 
-@dataclass(frozen=True)
-class AugmentConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
     """Augmentation of the training set's waveforms.
 
     Args:
-        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch.
+        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch;
+            null for the recordings as they are.
     """
 
-    speed: tuple[float, ...] = (1.0,)
+    speed: list | None = key(None)
 
-    def __post_init__(self) -> None:
-        if not self.speed or not all(0.5 <= factor <= 2.0 for factor in self.speed):
-            raise ConfigError("data.augment.speed", f"must be factors from 0.5 to 2, not {list(self.speed)}")
+    def check(self) -> None:
+        """Factors are numbers, and not absurd."""
+        for factor in self.factors or (None,):
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.5 <= factor <= 2.0:
+                raise ConfigError("speed", f"must be a list of factors from 0.5 to 2, not {self.speed!r}")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What to draw from."""
+        return (1.0,) if self.speed is None else tuple(self.speed)
 
 
-@dataclass(frozen=True)
-class LoadingConfig:
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig(Section):
     """How a corpus is read; what it is made of is in the options of the corpus.
 
     Args:
@@ -52,25 +63,21 @@ class LoadingConfig:
         min_duration: s; shorter utterances are left out of all sets; null keeps them.
         max_duration: s; likewise for longer ones.
         downmix: average the channels of recordings that have several, which are an error otherwise.
-        augment: of the training set; null for none.
     """
 
-    cache_dir: Path = DEFAULT_CACHE
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    num_workers: int = 0
-    cache_audio: bool = False
-    min_duration: float | None = None
-    max_duration: float | None = None
-    downmix: bool = False
+    cache_dir: str = key(str(DEFAULT_CACHE))
+    batch_size: int = key(32, low=1)
+    eval_batch_size: int | None = key(None, low=1)
+    num_workers: int = key(0, low=0)
+    cache_audio: bool = key(False)
+    min_duration: float | None = key(None, low=0.0)
+    max_duration: float | None = key(None, above=0.0)
+    downmix: bool = key(False)
 
-    def __post_init__(self) -> None:
-        for key, low in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
-            value = getattr(self, key)
-            if value is not None and value < low:
-                raise ConfigError(f"data.{key}", f"must be at least {low}, not {value}")
+    def check(self) -> None:
+        """Some utterances have to be left."""
         if self.min_duration is not None and self.max_duration is not None and self.min_duration > self.max_duration:
-            raise ConfigError("data.min_duration", f"{self.min_duration:g} exceeds max_duration {self.max_duration:g}")
+            raise ConfigError("min_duration", f"{self.min_duration:g} exceeds max_duration {self.max_duration:g}")
 
 
 @dataclass(frozen=True)
@@ -78,39 +85,34 @@ class DataConfig:
     """The `data` group of the config: the corpus, how it is read, and augmentation."""
 
     name: str
-    corpus: Any
-    loading: LoadingConfig = field(default_factory=LoadingConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    corpus: Section
+    loading: LoadingConfig
+    augment: AugmentConfig
 
     @classmethod
-    def from_mapping(cls, cfg: Mapping[str, Any] | DictConfig, path: str = "data") -> "DataConfig":
+    def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":
         """A checked config.
 
-        Keys are `name`, those of `LoadingConfig`, `augment`, and the options of the corpus, side by side.
+        Keys are `name`, `augment`, those of `LoadingConfig` and the options of the corpus, side by side.
 
         Raises:
             ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
         """
-        values = dict(OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg)  # type: ignore
-        name = values.pop("name", MISSING)
-        if not isinstance(name, str) or name == MISSING:
-            raise ConfigError(f"{path}.name", f"is required: one of {', '.join(available_corpora())}")
+        values = {k: v for k, v in plain_mapping(cfg, path).items() if v != MISSING}
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}.name", f"is missing: one of {', '.join(available_corpora())}")
         options = get_corpus(name, f"{path}.name").options
-        of_loading, of_corpus = ({f.name for f in dataclasses.fields(c)} for c in (LoadingConfig, options))
-        allowed = {"name", "augment"} | of_loading | of_corpus
-        for key in values:
-            if key not in allowed:
-                raise ConfigError(f"{path}.{key}", f"unknown key{choices(key, allowed)}")
         augment = values.pop("augment", None) or {}
-        if not isinstance(augment, Mapping):
-            raise ConfigError(
-                f"{path}.augment", f"must be a mapping such as {{speed: [0.9, 1.0, 1.1]}}, not {augment!r}"
-            )
+        of_loading, of_corpus = ({f.name for f in dataclasses.fields(c)} for c in (LoadingConfig, options))
+        for unknown in values.keys() - of_loading - of_corpus:
+            allowed = {"name", "augment"} | of_loading | of_corpus
+            raise ConfigError(f"{path}.{unknown}", f"unknown key{choices(unknown, allowed)}")
         return cls(
             name,
-            parse_options(options, {k: v for k, v in values.items() if k in of_corpus}, path),
-            parse_options(LoadingConfig, {k: v for k, v in values.items() if k in of_loading}, path),
-            parse_options(AugmentConfig, augment, f"{path}.augment"),
+            options.read({k: v for k, v in values.items() if k in of_corpus}, path),
+            LoadingConfig.read({k: v for k, v in values.items() if k in of_loading}, path),
+            AugmentConfig.read(augment, f"{path}.augment"),
         )
 
 
@@ -159,7 +161,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _manifests(self) -> dict[str, Path]:
         corpus = get_corpus(self.config.name)
-        manifests = corpus.prepare(self.config.corpus, self.config.loading.cache_dir.expanduser())
+        manifests = corpus.prepare(self.config.corpus, Path(self.config.loading.cache_dir).expanduser())
         return {split: path for split, path in vars(manifests).items() if path is not None}
 
     def prepare_data(self) -> None:
@@ -178,7 +180,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _read(self, split: str, manifest: Path) -> SpeechDataset:
         loading = self.config.loading
-        speeds = self.config.augment.speed if split == "train" else (1.0,)
+        speeds = self.config.augment.factors if split == "train" else (1.0,)
         frames = self.samples_to_frames
         fastest = max(speeds)
         utterances = read_manifest(

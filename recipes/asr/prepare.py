@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.corpora import available_corpora, get_corpus
-from lightning_novograd.recipes.asr.corpora.base import parse_options, prepare_in
+from lightning_novograd.recipes.asr.corpora.base import prepare_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def prepare(name: str, out: Path, root: str | None, overrides: Sequence[str] = (
         if not equals:
             raise ConfigError("", f"{override!r} is not of the form KEY=VALUE")
         values[key] = int(value) if value.lstrip("-").isdigit() else value
-    options = parse_options(corpus.options, values, name)
+    options = corpus.options.read(values, name)
     manifests = prepare_in(out.expanduser(), corpus.fingerprint(options), partial(corpus.build, options))
     for split, path in vars(manifests).items():
         rows = path.read_text(encoding="utf-8").count("\n")

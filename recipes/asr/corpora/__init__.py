@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.recipes.asr.corpora import fsdd, manifest
-from lightning_novograd.recipes.asr.corpora.base import Corpus, Manifests, parse_options
+from lightning_novograd.recipes.asr.corpora.base import Corpus, Manifests
 
 __all__ = ["Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
 
@@ -55,4 +55,4 @@ def prepare_corpus(
     """
     corpus = get_corpus(name)
     values: Mapping[str, Any] = options if root is None else {"root": root, **options}
-    return corpus.prepare(parse_options(corpus.options, values, "data"), Path(cache_dir).expanduser())
+    return corpus.prepare(corpus.options.read(values, "data"), Path(cache_dir).expanduser())

@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.corpora.base import Manifests, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.section import Section, key
 
+DATASET = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 VERSION = 1  # of the audio; a change of it makes new caches
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOURCE_RATE, SAMPLE_RATE = 8000, 16000
@@ -41,8 +43,8 @@ FILTER_HALF = 32  # taps on each side of the interpolation filter, at the source
 SPLITS = ("train", "dev", "test")
 
 
-@dataclass(frozen=True)
-class FsddOptions:
+@dataclass(frozen=True, kw_only=True)
+class FsddOptions(Section):
     """Where the recordings are, and how many utterances to make of them.
 
     Args:
@@ -54,20 +56,21 @@ class FsddOptions:
         test_size: of the test set.
     """
 
-    root: Path = field(metadata={"help": "a clone of github.com/Jakobovski/free-spoken-digit-dataset"})
-    seed: int = 2020
-    train_size: int = 2000
-    dev_size: int = 200
-    test_size: int = 200
+    root: str = key("")
+    seed: int = key(2020)
+    train_size: int = key(2000, low=1)
+    dev_size: int = key(200, low=1)
+    test_size: int = key(200, low=1)
 
-    def __post_init__(self) -> None:
-        for split in SPLITS:
-            if self.size(split) < 1:
-                raise ConfigError(f"data.{split}_size", f"must be at least 1, not {self.size(split)}")
+    def check(self) -> None:
+        """The recordings cannot be had from anywhere else."""
+        if not self.root:
+            raise ConfigError("root", f"is missing: give a clone of {DATASET}")
 
-    def size(self, split: str) -> int:
-        """Utterances of a split."""
-        return {"train": self.train_size, "dev": self.dev_size, "test": self.test_size}[split]
+    @property
+    def folder(self) -> Path:
+        """`root` as a path."""
+        return Path(self.root).expanduser()
 
 
 class Fsdd:
@@ -82,20 +85,20 @@ class Fsdd:
 
     def fingerprint(self, options: FsddOptions) -> dict[str, Any]:
         """Options, and the names and sizes of the recordings."""
-        files = [f"{path.name} {path.stat().st_size}" for path in find_recordings(options.root).values()]
+        files = [f"{path.name} {path.stat().st_size}" for path in find_recordings(options.folder).values()]
         manifests = [path.read_text(encoding="utf-8") for path in _given_manifests(options).values()]
         source = hashlib.sha256("\n".join(files + manifests).encode()).hexdigest()
         return {"corpus": "fsdd", "version": VERSION, "source": source, **asdict(options), "root": None}
 
     def build(self, options: FsddOptions, folder: Path) -> None:
         """Write manifests and 16 kHz FLAC files."""
-        recordings = Recordings(options.root)
+        recordings = Recordings(options.folder)
         given = _given_manifests(options)
         for split in SPLITS:
             if split in given:
                 entries = [json.loads(line) for line in given[split].read_text(encoding="utf-8").splitlines()]
             else:
-                entries = list(make_entries(split, recordings, options.seed, options.size(split)))
+                entries = list(make_entries(split, recordings, options.seed, getattr(options, f"{split}_size")))
             (folder / "audio" / split).mkdir(parents=True)
             with ThreadPoolExecutor(workers()) as pool:  # numpy and libsndfile let other threads run
                 list(pool.map(partial(_write_audio, folder, recordings), entries))
@@ -107,7 +110,7 @@ def _given_manifests(options: FsddOptions) -> dict[str, Path]:
     """Manifests beside the recordings that stand for what these options would generate."""
     if options != FsddOptions(root=options.root):
         return {}
-    paths = {split: options.root / "connected_digits" / f"{split}.json" for split in SPLITS}
+    paths = {split: options.folder / "connected_digits" / f"{split}.json" for split in SPLITS}
     return paths if all(path.is_file() for path in paths.values()) else {}
 
 
@@ -126,7 +129,7 @@ def find_recordings(root: Path) -> dict[str, Path]:
         raise DataError(
             f"no recordings of the Free Spoken Digit Dataset in {root} (looked for fsdd/recordings and recordings "
             "with files such as 7_theo_12.wav); "
-            "git clone https://github.com/Jakobovski/free-spoken-digit-dataset and give its folder as root"
+            f"git clone {DATASET} and give its folder as root"
         )
     found = {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
     for speaker in SEEN + UNSEEN:

@@ -1,18 +1,32 @@
 """The user's own data: manifests that exist already."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.corpora.base import Manifests
+from lightning_novograd.recipes.asr.section import Section, key
 
 
-@dataclass(frozen=True)
-class ManifestOptions:
-    """Paths of the manifests; without a test set there is no test at the end of a run."""
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions(Section):
+    """Where the manifests are.
 
-    train: Path = field(metadata={"help": "the manifest of the training set"})
-    dev: Path = field(metadata={"help": "the manifest of the development set"})
-    test: Path | None = None
+    Args:
+        train: of the training set.
+        dev: of the development set.
+        test: of the test set; null for none.
+    """
+
+    train: str = key("")
+    dev: str = key("")
+    test: str | None = key(None)
+
+    def check(self) -> None:
+        """Both sets that training needs have to be there."""
+        for split in ("train", "dev"):
+            if not getattr(self, split):
+                raise ConfigError(split, f"is missing: give the path of a manifest, the {split} set")
 
 
 class OwnManifests:
@@ -22,4 +36,5 @@ class OwnManifests:
 
     def prepare(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
         """The manifests as they were given."""
-        return Manifests(options.train, options.dev, options.test)
+        test = Path(options.test).expanduser() if options.test else None
+        return Manifests(Path(options.train).expanduser(), Path(options.dev).expanduser(), test)
