@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class AugmentConfig(Section):
             null for the recordings as they are.
     """
 
-    speed: list | None = key(None)
+    speed: Sequence | None = key(None)
 
     def check(self) -> None:
         """Factors are numbers, and not absurd."""

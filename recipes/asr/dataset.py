@@ -117,12 +117,21 @@ class SpeechDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Pad utterances to the longest of them."""
+    """Pad utterances to the longest of them.
+
+    It copies with numpy: torch would wake its threads for every row, which the model's own may be using.
+    """
     wave_lens = [len(item.wave) for item in items]
     target_lens = [len(item.targets) for item in items]
-    wave_BS = torch.zeros(len(items), max(wave_lens))
-    targets_BU = torch.zeros(len(items), max(target_lens), dtype=torch.long)
+    wave_BS = np.zeros((len(items), max(wave_lens)), dtype=np.float32)
+    targets_BU = np.zeros((len(items), max(target_lens)), dtype=np.int64)
     for row, item in enumerate(items):
-        wave_BS[row, : wave_lens[row]] = torch.from_numpy(item.wave)
-        targets_BU[row, : target_lens[row]] = torch.tensor(item.targets)
-    return Batch(wave_BS, torch.tensor(wave_lens), targets_BU, torch.tensor(target_lens), [i.text for i in items])
+        wave_BS[row, : wave_lens[row]] = item.wave
+        targets_BU[row, : target_lens[row]] = item.targets
+    return Batch(
+        torch.from_numpy(wave_BS),
+        torch.tensor(wave_lens),
+        torch.from_numpy(targets_BU),
+        torch.tensor(target_lens),
+        [item.text for item in items],
+    )
