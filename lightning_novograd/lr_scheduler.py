@@ -18,24 +18,40 @@ Source: NeMo 3.0.0, nemo/core/optim/lr_scheduler.py. Deviations: each param grou
 (NeMo's WarmupAnnealing, and CosineAnnealing with `constant_steps`, give all groups the first group's); and what NeMo
 meets in the middle of a run or not at all (phases that do not fit, `min_lr` above the base LR) is a ScheduleError here,
 at construction.
+
+OpenSeq2Seq's policies come from `openseq2seq_schedules.py`.
 """
 
 from torch.optim import Optimizer
 
 from lightning_novograd import schedules
 from lightning_novograd.closed_form_lr import Phase, ScheduleError
+from lightning_novograd.openseq2seq_schedules import (
+    CosineDecay,
+    ExpDecay,
+    InvPolyDecay,
+    PiecewiseConstant,
+    PolyDecay,
+    TransformerPolicy,
+)
 from lightning_novograd.phased_lr import PhasedLR, flag, number, spans, whole
 
 __all__ = [
     "CosineAnnealing",
+    "CosineDecay",
+    "ExpDecay",
+    "InvPolyDecay",
     "InverseSquareRootAnnealing",
     "NoamAnnealing",
     "NoamHoldAnnealing",
+    "PiecewiseConstant",
+    "PolyDecay",
     "PolynomialDecayAnnealing",
     "PolynomialHoldDecayAnnealing",
     "SquareAnnealing",
     "SquareRootAnnealing",
     "T5InverseSquareRootAnnealing",
+    "TransformerPolicy",
     "WarmupAnnealing",
     "WarmupHoldAnnealLinear",
     "WarmupHoldAnnealOneMinusSquareRoot",
@@ -209,6 +225,7 @@ class NoamHoldAnnealing(PhasedLR):
     """
 
     formula = staticmethod(schedules.noam_hold)
+    needs_warmup = True
 
     def __init__(
         self,
@@ -223,10 +240,6 @@ class NoamHoldAnnealing(PhasedLR):
         min_lr: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        if not warmup_steps and not warmup_ratio:
-            raise ScheduleError(
-                "warmup_steps", f"{warmup_steps}; NoamHoldAnnealing decays relative to its warmup, needs it"
-            )
         super().__init__(
             optimizer,
             last_epoch,
@@ -322,7 +335,9 @@ class InverseSquareRootAnnealing(PhasedLR):
 
 
 class T5InverseSquareRootAnnealing(PhasedLR):
-    """`1 / sqrt(max(s, C))`, an absolute LR: the optimizer's `lr` is not used; `min_lr` after `max_steps`.
+    """T5's schedule `1 / sqrt(max(s, C))`, an absolute LR: the optimizer's `lr` is not used.
+
+    `min_lr` is the LR after `max_steps` and no floor before.
 
     Args:
         optimizer: whose LR to set.

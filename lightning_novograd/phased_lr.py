@@ -36,6 +36,7 @@ class PhasedLR(ClosedFormLR):
     """
 
     main_phase = "anneal"
+    needs_warmup = False
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class PhasedLR(ClosedFormLR):
             if given is None:
                 continue
             steps, source = resolve_steps(name, *given, max_steps)
+            if name == "warmup" and self.needs_warmup and not steps:
+                raise ScheduleError(source, f"no warmup; {type(self).__name__} decays relative to its length")
             taken += steps or 0
             arguments[f"{name}_steps"] = steps if name == "hold" else steps or 0
             if max_steps is not None:
