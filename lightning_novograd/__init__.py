@@ -1,3 +1,73 @@
-from lightning_novograd._version import __version__
+"""NovoGrad, LARC, NeMo's LR schedules and exact large-batch plans for PyTorch Lightning, straight from YAML."""
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_novograd._version import __version__
+from lightning_novograd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from lightning_novograd.batch_plan import BatchPlan, scale_lr, solve_batch_plan
+    from lightning_novograd.config import OptimConfig, parse_optim
+    from lightning_novograd.factory import build_optimizers
+    from lightning_novograd.module import OptimMixin, attach_optimizers, check_same_lightning
+    from lightning_novograd.optim.larc import LARC
+    from lightning_novograd.optim.novograd import NovoGrad
+    from lightning_novograd.registry import (
+        available_optimizers,
+        available_schedulers,
+        register_optimizer,
+        register_scheduler,
+    )
+
+__all__ = [
+    "LARC",
+    "BatchPlan",
+    "ConfigError",
+    "DataError",
+    "NovoGrad",
+    "OptimConfig",
+    "OptimMixin",
+    "__version__",
+    "attach_optimizers",
+    "available_optimizers",
+    "available_schedulers",
+    "build_optimizers",
+    "check_same_lightning",
+    "parse_optim",
+    "register_optimizer",
+    "register_scheduler",
+    "scale_lr",
+    "solve_batch_plan",
+]
+
+# Imported when first used: torch takes a second to import, and the version or an error type should not
+_MODULES = {
+    "LARC": "optim.larc",
+    "BatchPlan": "batch_plan",
+    "NovoGrad": "optim.novograd",
+    "OptimConfig": "config",
+    "OptimMixin": "module",
+    "attach_optimizers": "module",
+    "available_optimizers": "registry",
+    "available_schedulers": "registry",
+    "build_optimizers": "factory",
+    "check_same_lightning": "module",
+    "parse_optim": "config",
+    "register_optimizer": "registry",
+    "register_scheduler": "registry",
+    "scale_lr": "batch_plan",
+    "solve_batch_plan": "batch_plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -116,12 +116,12 @@ def build_param_groups(
 
     # the default group first: schedulers and loggers that look at one group look at this one
     order = sorted(groups, key=lambda key: (key[0] != len(rules), key))
-    return [_group(groups[key], rules[key[0]] if key[0] < len(rules) else None, key[1], len(order) > 1) for key in order]
+    return [
+        _group(groups[key], rules[key[0]] if key[0] < len(rules) else None, key[1], len(order) > 1) for key in order
+    ]
 
 
-def _group(
-    params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool, named: bool
-) -> dict[str, Any]:
+def _group(params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool, named: bool) -> dict[str, Any]:
     group: dict[str, Any] = {"params": params, **(rule.options if rule else {})}
     if exempt:
         group["weight_decay"] = 0.0
@@ -155,9 +155,7 @@ def _rule_of(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:
     return next(iter(found))
 
 
-def _check_all_used(
-    uses: Mapping[nn.Parameter, list[_Use]], rules: Sequence[ParamGroupRule], used: set[int]
-) -> None:
+def _check_all_used(uses: Mapping[nn.Parameter, list[_Use]], rules: Sequence[ParamGroupRule], used: set[int]) -> None:
     for index, rule in enumerate(rules):
         if index in used:
             continue
@@ -189,7 +187,11 @@ def _nearest(patterns: Sequence[str], uses: Mapping[nn.Parameter, list[_Use]]) -
     for pattern in patterns:
         if any(name.startswith(f"{pattern}.") for name in names):
             return f"; did you mean '{pattern}.*'?"
-    candidates = {*names, *SHORTHANDS, *(f"{'.'.join(n.split('.')[:i])}.*" for n in names for i in range(1, n.count(".") + 1))}
+    candidates = {
+        *names,
+        *SHORTHANDS,
+        *(f"{'.'.join(n.split('.')[:i])}.*" for n in names for i in range(1, n.count(".") + 1)),
+    }
     best = next(filter(None, (closest(pattern, candidates) for pattern in patterns)), None)
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return (f"; did you mean {best!r}?" if best else ".") + f" The module has: {shown}"

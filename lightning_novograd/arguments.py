@@ -1,0 +1,208 @@
+"""What a registered class accepts: its constructor arguments, read from its signature and docstring."""
+
+import collections.abc
+import inspect
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_novograd.errors import ConfigError
+
+REQUIRED = inspect.Parameter.empty
+
+# torch writes annotations as strings whose names it imports for type checkers only
+_ANNOTATION_NAMES = {
+    **{name: getattr(typing, name) for name in typing.__all__},
+    **{name: getattr(collections.abc, name) for name in collections.abc.__all__},
+    "LRScheduler": LRScheduler,
+    "Optimizer": Optimizer,
+    "Tensor": torch.Tensor,
+    "torch": torch,
+}
+_SEQUENCES = (list, collections.abc.Iterable, collections.abc.Sequence)
+
+
+class _Mismatch(Exception):
+    """A value that is not of the wanted type."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One constructor argument.
+
+    Args:
+        name: keyword.
+        hint: type annotation; inferred from the default where the class has none.
+        default: `REQUIRED` if there is none.
+        help: its line in the class's docstring.
+
+    """
+
+    name: str
+    hint: Any
+    default: Any = REQUIRED
+    help: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is REQUIRED
+
+    @property
+    def from_data(self) -> bool:
+        """Whether any value of a config file fits (a function does not come from a file)."""
+        return bool(expected(self.hint))
+
+    @property
+    def wanted(self) -> str:
+        """What a value should be: `"expected a number: learning rate"`."""
+        return f"expected {expected(self.hint) or self.hint}" + (f": {self.help}" if self.help else "")
+
+    @property
+    def takes_schedulers(self) -> bool:
+        """Whether the argument is a list of schedulers (`SequentialLR`, `ChainedScheduler`)."""
+        return typing.get_origin(self.hint) in _SEQUENCES and typing.get_args(self.hint) == (LRScheduler,)
+
+    def convert(self, value: Any, path: str) -> Any:
+        """`value`, plain data from a config, as the class wants it: numbers widened, lists made tuples.
+
+        Raises:
+            ConfigError: the value has another type.
+
+        """
+        try:
+            return _convert(value, self.hint)
+        except _Mismatch:
+            wanted = expected(self.hint)
+            if not wanted:
+                problem = (
+                    f"takes a Python object ({self.hint}), which a config cannot hold; register a class that builds it"
+                )
+            else:
+                problem = f"expected {wanted}, got {_shown(value)}"
+            raise ConfigError(path, problem) from None
+
+
+def arguments_of(cls: type, skip: tuple[str, ...]) -> dict[str, Argument]:
+    """The constructor arguments of `cls` in order, without `skip`; `**kwargs` stand for those of the base class."""
+    found: dict[str, Argument] = {}
+    helps = _argument_help(cls)
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        constructor = vars(owner)["__init__"]
+        hints = typing.get_type_hints(constructor, localns=_ANNOTATION_NAMES)
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        for p in parameters:
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in skip or p.name in found:
+                continue
+            found[p.name] = Argument(p.name, hints.get(p.name, _hint_of(p.default)), p.default, helps.get(p.name, ""))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def expected(hint: Any) -> str:
+    """`hint` in words, as far as a config file can hold it: `"a number or null"`; empty if it cannot."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words for words in map(expected, args) if words))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple and Ellipsis not in args:
+        inner = list(dict.fromkeys(_noun(a) for a in args))
+        return f"a list of {len(args)} {inner[0]}s" if len(inner) == 1 else f"a list ({', '.join(inner)})"
+    if origin in _SEQUENCES or origin is tuple:
+        return f"a list of {_noun(args[0])}s" if _noun(args[0]) else ""
+    words: dict[Any, str] = {
+        Any: "a value",
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        type(None): "null",
+        LRScheduler: "a scheduler",
+    }
+    return words.get(hint, "")
+
+
+def _noun(hint: Any) -> str:
+    return expected(hint).removeprefix("a ").removeprefix("an ")
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for member in args:
+            try:
+                return _convert(value, member)
+            except _Mismatch:
+                continue
+        raise _Mismatch
+    if origin is Literal:
+        for choice in args:
+            if type(value) is type(choice) and value == choice:
+                return value
+        raise _Mismatch
+    if origin is tuple and Ellipsis not in args:
+        if not isinstance(value, list | tuple) or len(value) != len(args):
+            raise _Mismatch
+        return tuple(_convert(v, a) for v, a in zip(value, args, strict=True))
+    if origin in _SEQUENCES or origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _Mismatch
+        converted = [_convert(v, args[0]) for v in value]
+        return tuple(converted) if origin is tuple else converted
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # YAML has no other way to write 1e5
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (bool, int, float, str, type(None)) and type(value) is hint:
+        if hint is float and not math.isfinite(value):
+            raise _Mismatch
+        return value
+    raise _Mismatch
+
+
+def _hint_of(default: Any) -> Any:
+    """What an argument without annotation takes, judged by its default."""
+    if default is REQUIRED or default is None:
+        return Any
+    if isinstance(default, tuple):
+        return tuple.__class_getitem__(tuple(_hint_of(v) for v in default))
+    return int | float if type(default) is int else type(default)
+
+
+def _argument_help(cls: type) -> dict[str, str]:
+    """First sentence of each line `name (type): text` of the docstring's Args section."""
+    doc = inspect.getdoc(cls) or ""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.S | re.M)
+    if section is None:
+        return {}
+    helps = {}
+    for match in re.finditer(r"^ {4}(\w+)(?: \(.*?\))?: (.+(?:\n {5,}.+)*)", section[1], re.M):
+        text = " ".join(match[2].split())
+        text = re.sub(r":\w+:`~?([^`]*)`", r"\1", text)
+        helps[match[1]] = re.split(r"(?<=\w)\. |\s*\(default", text)[0].rstrip(". ")
+    return helps
+
+
+def _shown(value: Any) -> str:
+    kinds: dict[type, str] = {dict: "a mapping", list: "a list", tuple: "a list", type(None): "null"}
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return f"the text {value!r}"
+        return f"the text {value!r} (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+    kind = kinds.get(type(value), "")
+    return f"{kind} {value!r}" if kind and value is not None else (kind or repr(value))

@@ -1,0 +1,128 @@
+"""Checked config + module -> optimizer, LARC around it, and Lightning's LR scheduler dict."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_novograd.config import parse_optim
+from lightning_novograd.construct import needs_length, new_larc, new_optimizer, new_scheduler
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.optim.param_groups import build_param_groups
+from lightning_novograd.optim_block import SchedConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, as far as that is known.
+
+    Args:
+        steps: optimizer steps, >= 1; None: unknown.
+        source: where that comes from, or why it is unknown; shown to the user.
+        epochs: of the run; None: unknown.
+        steps_per_epoch: optimizer steps in one epoch; None: unknown.
+
+    """
+
+    steps: int | None
+    source: str
+    epochs: int | None = None
+    steps_per_epoch: int | None = None
+
+
+def build_optimizers(
+    cfg: Any, module: nn.Module, *, max_steps: int | RunLength | Callable[[], int | RunLength] | None = None
+) -> dict[str, Any]:
+    """Optimizer and scheduler of the optim block `cfg`, as Lightning's `configure_optimizers` returns them.
+
+    Args:
+        cfg: an `OptimConfig`, or whatever `parse_optim` takes.
+        module: whose parameters are optimized.
+        max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
+            called at most once, after everything else is built, and only if the length is needed.
+
+    Returns:
+        `{"optimizer": ...}`, and with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`.
+
+    Raises:
+        ConfigError: a block that does not parse or does not fit the module or the length of the run.
+
+    Example:
+        >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 9}}
+        >>> built = build_optimizers(block, nn.Linear(2, 1), max_steps=100)
+        >>> built["lr_scheduler"]["scheduler"].get_last_lr(), built["lr_scheduler"]["interval"]
+        ([0.01], 'step')
+
+    """
+    config = parse_optim(cfg)
+    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path)
+    params = groups if len(groups) > 1 or len(groups[0]) > 1 else groups[0]["params"]
+    optimizer = new_optimizer(config.name, params, config.args, config.path)
+    if config.larc is not None:
+        optimizer = new_larc(optimizer, config.larc.args, f"{config.path}.larc")
+    built: dict[str, Any] = {"optimizer": optimizer}
+    if config.sched is not None:
+        built["lr_scheduler"] = _lr_scheduler(config.sched, optimizer, max_steps)
+    return built
+
+
+def _lr_scheduler(
+    sched: SchedConfig, optimizer: Optimizer, max_steps: int | RunLength | Callable[[], int | RunLength] | None
+) -> dict[str, Any]:
+    length, source = _length(sched, max_steps) if needs_length(sched) else (None, "")
+    entry: dict[str, Any] = {
+        "scheduler": new_scheduler(sched, optimizer, length, source),
+        "interval": sched.interval,
+        "frequency": sched.frequency,
+        "strict": sched.strict,
+        "reduce_on_plateau": sched.reduce_on_plateau,
+    }
+    if sched.monitor is not None:
+        entry["monitor"] = sched.monitor
+    if sched.log_name is not None:
+        entry["name"] = sched.log_name
+    if _is_rank_zero():
+        known = f" over {length} {sched.interval}s ({source})" if length is not None else ""
+        log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, known)
+    return entry
+
+
+def _length(
+    sched: SchedConfig, max_steps: int | RunLength | Callable[[], int | RunLength] | None
+) -> tuple[int | None, str]:
+    """What the scheduler counts to, steps or epochs, and where that comes from."""
+    if sched.max_steps is not None:
+        return sched.max_steps, f"{sched.path}.max_steps"
+    if sched.interval == "epoch" and sched.max_epochs is not None:
+        return sched.max_epochs, f"{sched.path}.max_epochs"
+    asked = max_steps() if callable(max_steps) else max_steps
+    run = asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "nobody gave a length")
+    if sched.max_epochs is not None:
+        if run.steps_per_epoch is None:
+            raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
+        source = f"{sched.path}.max_epochs={sched.max_epochs} x {run.steps_per_epoch} steps per epoch"
+        return sched.max_epochs * run.steps_per_epoch, source
+    length = run.steps if sched.interval == "step" else run.epochs
+    if length is None and _required(sched):
+        raise ConfigError(
+            f"{sched.path}.max_{sched.interval}s",
+            f"{sched.name} needs the length of the run, which is unknown: {run.source}; set it here",
+        )
+    return length, run.source
+
+
+def _required(sched: SchedConfig) -> bool:
+    """Whether the scheduler cannot do without a length: it has no default, or only one that refuses to work."""
+    entry = sched.entry
+    return entry.arguments[str(entry.length)].required or entry.length != "max_steps"
+
+
+def _is_rank_zero() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
