@@ -67,19 +67,23 @@ def load_audio(
     Raises:
         DataError: the file is missing, corrupt, shorter than it claims, or has several channels.
     """
-    header = read_header(path)
-    if header.channels > 1 and not downmix:
-        raise DataError(f"audio file {path} has {header.channels} channels; set downmix=true to average them")
-    start = min(round(offset * header.sample_rate), header.samples)
-    stop = header.samples
-    if duration is not None:
-        stop = min(stop, start + round(duration * header.sample_rate))
+    if not path.is_file():
+        raise DataError(f"audio file {path} does not exist")
     try:
-        wave, _ = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as file:
+            header = Header(file.frames, file.samplerate, file.channels)
+            start = min(round(offset * header.sample_rate), header.samples)
+            wanted = header.samples - start
+            if duration is not None:
+                wanted = min(wanted, round(duration * header.sample_rate))
+            file.seek(start)
+            wave = file.read(wanted, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(f"audio file {path} is corrupt: {error.error_string}") from error
-    if len(wave) != stop - start or len(wave) == 0:
-        raise DataError(f"audio file {path} is corrupt: {len(wave)} of {stop - start} samples can be read")
+    if header.channels > 1 and not downmix:
+        raise DataError(f"audio file {path} has {header.channels} channels; set downmix=true to average them")
+    if len(wave) != wanted or wanted <= 0:
+        raise DataError(f"audio file {path} is corrupt: {len(wave)} of {wanted} samples can be read")
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if header.sample_rate != sample_rate:
         mono = soxr.resample(mono, header.sample_rate, sample_rate)

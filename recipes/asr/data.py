@@ -164,6 +164,11 @@ class SpeechDataModule(LightningDataModule):
         manifests = corpus.prepare(self.config.corpus, Path(self.config.loading.cache_dir).expanduser())
         return {split: path for split, path in vars(manifests).items() if path is not None}
 
+    @property
+    def has_test_set(self) -> bool:
+        """Whether the corpus has one (your own manifests need not)."""
+        return "test" in self._manifests()
+
     def prepare_data(self) -> None:
         """Make the corpus if it is not there."""
         self._manifests()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, choices
-from lightning_novograd.recipes.asr.corpora import fsdd, manifest
+from lightning_novograd.recipes.asr.corpora import espeak_digits, fsdd, manifest
 from lightning_novograd.recipes.asr.corpora.base import Corpus, Manifests
 
 __all__ = ["Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
@@ -13,6 +13,7 @@ __all__ = ["Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
 DEFAULT_CACHE = Path("~/.cache/lightning_novograd")
 
 _CORPORA: dict[str, Corpus] = {
+    "espeak_digits": espeak_digits.EspeakDigits(),
     "fsdd": fsdd.Fsdd(),
     "manifest": manifest.OwnManifests(),
 }

@@ -27,6 +27,7 @@ import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.corpora.base import Manifests, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.corpora.rng import randint, seed_of, shuffled
 from lightning_novograd.recipes.asr.section import Section, key
 
 DATASET = "https://github.com/Jakobovski/free-spoken-digit-dataset"
@@ -175,10 +176,10 @@ def make_entries(split: str, recordings: Recordings, seed: int, count: int) -> I
     decks = {speaker: _Deck(split, speaker, recordings.paths, seed) for speaker in speakers}
     for i in range(count):
         speaker = speakers[i % len(speakers)]
-        utterance_seed = _seed_of(seed, split, i)
+        utterance_seed = seed_of(seed, split, i)
         rng = random.Random(utterance_seed)
-        names = [decks[speaker].draw() for _ in range(_randint(rng, *DIGITS))]
-        gaps_ms = [_randint(rng, *GAP_MS) for _ in range(len(names) + 1)]
+        names = [decks[speaker].draw() for _ in range(randint(rng, *DIGITS))]
+        gaps_ms = [randint(rng, *GAP_MS) for _ in range(len(names) + 1)]
         silent = rng.random() < SILENT_SHARE
         noise_db = round(NOISE_DB[0] + rng.random() * (NOISE_DB[1] - NOISE_DB[0]), 1)
         samples = sum(len(recordings[name]) for name in names) + sum(map(_gap_samples, gaps_ms))
@@ -203,25 +204,13 @@ class _Deck:
             return who == speaker and (split == "test" or (int(index) in OFFICIAL_TEST) == (split == "dev"))
 
         self._all = [name for name in names if belongs(name)]
-        self._rng = random.Random(_seed_of(seed, split, speaker))
+        self._rng = random.Random(seed_of(seed, split, speaker))
         self._left: list[str] = []
 
     def draw(self) -> str:
         if not self._left:
-            self._left = list(self._all)
-            for i in reversed(range(1, len(self._left))):
-                j = _randint(self._rng, 0, i)
-                self._left[i], self._left[j] = self._left[j], self._left[i]
+            self._left = shuffled(self._rng, self._all)
         return self._left.pop()
-
-
-def _seed_of(*names: object) -> int:
-    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:4], "big")
-
-
-def _randint(rng: random.Random, low: int, high: int) -> int:
-    """Uniform in low..high, both included, from `random` alone: its stream is the one Python promises to keep."""
-    return low + int(rng.random() * (high - low + 1))
 
 
 def _gap_samples(ms: int) -> int:
