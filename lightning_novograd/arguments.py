@@ -26,6 +26,12 @@ _ANNOTATION_NAMES = {
     "Tensor": torch.Tensor,
     "torch": torch,
 }
+# Docstrings have formulas in TeX; tables and terminals do not
+_SYMBOLS = {
+    **{rf"\{name}": chr(0x3B1 + index) for index, name in enumerate(("alpha", "beta", "gamma", "delta", "epsilon"))},
+    **{r"\lambda": "λ", r"\mu": "μ", r"\tau": "τ"},
+    **{r"\ge": "≥", r"\le": "≤", r"\in": "∈", r"\|": "‖", r"\min": "min", r"\max": "max"},
+}
 _SEQUENCES = (list, collections.abc.Iterable, collections.abc.Sequence)
 
 
@@ -127,6 +133,7 @@ def expected(hint: Any) -> str:
         int: "an integer",
         float: "a number",
         str: "a text",
+        dict: "a mapping",
         type(None): "null",
         LRScheduler: "a scheduler",
     }
@@ -166,7 +173,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return int(value)  # YAML has no other way to write 1e5
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (bool, int, float, str, type(None)) and type(value) is hint:
+    if hint in (bool, int, float, str, dict, type(None)) and type(value) is hint:
         if hint is float and not math.isfinite(value):
             raise _Mismatch
         return value
@@ -192,6 +199,7 @@ def _argument_help(cls: type) -> dict[str, str]:
     for match in re.finditer(r"^ {4}(\w+)(?: \(.*?\))?: (.+(?:\n {5,}.+)*)", section[1], re.M):
         text = " ".join(match[2].split())
         text = re.sub(r":\w+:`~?([^`]*)`", r"\1", text)
+        text = re.sub(r"\\(?:[a-z]+|\|)", lambda symbol: _SYMBOLS.get(symbol[0], symbol[0]), text)
         helps[match[1]] = re.split(r"(?<=\w)\. |\s*\(default", text)[0].rstrip(". ")
     return helps
 

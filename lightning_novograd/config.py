@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -11,7 +11,15 @@ from lightning_novograd.arguments import Argument
 from lightning_novograd.construct import SchedulerSpec, needs_length, new_larc, new_scheduler, probe
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.param_groups import ParamGroupRule
-from lightning_novograd.optim_block import LarcConfig, OptimConfig, SchedConfig
+from lightning_novograd.optim_block import (
+    LARC_KEYS,
+    OPTIM_KEYS,
+    RULE_KEYS,
+    SCHED_KEYS,
+    LarcConfig,
+    OptimConfig,
+    SchedConfig,
+)
 from lightning_novograd.plain import to_plain
 from lightning_novograd.registry import LARC, Entry, get_optimizer, get_scheduler
 
@@ -25,34 +33,6 @@ _SCHED_ALIASES = {"t_max_epochs": "max_epochs"}
 _NEMO_RUNTIME_KEYS = ("iters_per_batch", "t_accumulate_grad_batches", "t_limit_train_batches", "t_num_workers")
 # OpenSeq2Seq's names -> ours
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
-
-_OPTIM_FIELDS = {
-    "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
-    "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
-    "larc": Argument("larc", Any, None, "LARC's arguments, or true for its defaults"),
-    "no_decay": Argument("no_decay", list[str] | str | None, None, "parameters without weight decay"),
-    "param_groups": Argument("param_groups", list[Any] | None, None, "rules, first match wins"),
-    "sched": Argument("sched", Any, None, "the learning-rate schedule"),
-}
-_SCHED_FIELDS = {
-    "max_steps": Argument("max_steps", int | None, None, "optimizer steps of the schedule; null: of the run"),
-    "max_epochs": Argument("max_epochs", int | None, None, "the same in epochs (NeMo: t_max_epochs)"),
-    "interval": Argument("interval", Literal["step", "epoch"] | None, None, "null: the scheduler's own"),
-    "frequency": Argument("frequency", int, 1, "step it every so many intervals"),
-    "monitor": Argument("monitor", str | None, None, "metric for ReduceLROnPlateau"),
-    "reduce_on_plateau": Argument("reduce_on_plateau", bool | None, None, "null: as the scheduler is"),
-    "strict": Argument("strict", bool, True, "a monitor that is not logged is an error"),
-    "log_name": Argument("log_name", str | None, None, "name for LearningRateMonitor (Lightning's `name`)"),
-}
-_RULE_FIELDS = {
-    "match": Argument("match", list[str] | str | None, None, "bias, norm, 1d, or globs over parameter names"),
-    "module_type": Argument("module_type", list[str] | str | None, None, "globs over class names of modules"),
-    "name": Argument("name", str, "", "of the group, in logs"),
-    "larc": Argument("larc", bool, True, "false: LARC leaves the group alone"),
-}
-_LARC_FIELDS = {
-    "allow_grad_clip": Argument("allow_grad_clip", bool, False, "LARC and gradient clipping together are meant"),
-}
 
 
 def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
@@ -78,7 +58,7 @@ def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
     block = _Block.of(to_plain(cfg, path), path)
     entry = get_optimizer(block.take_name("optimizer"), f"{path}.name")
     block.unpack_legacy_args(entry.name)
-    fields, args = block.split(_OPTIM_FIELDS, entry.arguments)
+    fields, args = block.split(OPTIM_KEYS, entry.arguments)
     optimizer = probe(entry.name, args, path)
     rules = tuple(
         _rule(rule, f"{path}.param_groups[{index}]", entry.name, args, optimizer)
@@ -182,7 +162,7 @@ def _sched(value: Any, path: str, optimizer: Optimizer) -> SchedConfig | None:
     for key in _NEMO_RUNTIME_KEYS:
         if block.values.pop(key, None) is not None:
             raise ConfigError(block.paths[key], "NeMo fills this in at run time, here the trainer is asked; remove it")
-    fields, args = _scheduler_args(block, entry, _SCHED_FIELDS)
+    fields, args = _scheduler_args(block, entry, SCHED_KEYS)
     sched = SchedConfig(
         name=entry.name,
         args=args,
@@ -262,7 +242,7 @@ def _rule(value: Any, path: str, name: str, args: Mapping[str, Any], optimizer: 
     block = _Block.of(value, path)
     arguments = get_optimizer(name).arguments
     per_group = {key: argument for key, argument in arguments.items() if key in optimizer.defaults}
-    fields, options = block.split(_RULE_FIELDS, {k: replace(a, default=None) for k, a in per_group.items()})
+    fields, options = block.split(RULE_KEYS, {k: replace(a, default=None) for k, a in per_group.items()})
     match, module_type = _texts(fields["match"]), _texts(fields["module_type"])
     if not match and not module_type:
         raise ConfigError(f"{path}.match", "missing; which parameters? bias, norm, 1d, globs, or module_type")
@@ -290,7 +270,7 @@ def _larc(value: Any, path: str, optimizer: Optimizer) -> LarcConfig | None:
             raise ConfigError(block.paths["larc_mode"], f"{mode!r} is unknown{choices(mode, modes)}")
         block.values["larc_mode"] = modes[mode]
     block.rename(_LARC_ALIASES)
-    fields, args = block.split(_LARC_FIELDS, LARC.arguments)
+    fields, args = block.split(LARC_KEYS, LARC.arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in _sched
         new_larc(optimizer, args, path)

@@ -68,13 +68,14 @@ def build_optimizers(
         optimizer = new_larc(optimizer, config.larc.args, f"{config.path}.larc")
     built: dict[str, Any] = {"optimizer": optimizer}
     if config.sched is not None:
-        built["lr_scheduler"] = _lr_scheduler(config.sched, optimizer, max_steps)
+        built["lr_scheduler"] = build_scheduler(config.sched, optimizer, max_steps)
     return built
 
 
-def _lr_scheduler(
-    sched: SchedConfig, optimizer: Optimizer, max_steps: int | RunLength | Callable[[], int | RunLength] | None
+def build_scheduler(
+    sched: SchedConfig, optimizer: Optimizer, max_steps: int | RunLength | Callable[[], int | RunLength] | None = None
 ) -> dict[str, Any]:
+    """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build_optimizers`."""
     length, source = _length(sched, max_steps) if needs_length(sched) else (None, "")
     entry: dict[str, Any] = {
         "scheduler": new_scheduler(sched, optimizer, length, source),
@@ -102,7 +103,7 @@ def _length(
     if sched.interval == "epoch" and sched.max_epochs is not None:
         return sched.max_epochs, f"{sched.path}.max_epochs"
     asked = max_steps() if callable(max_steps) else max_steps
-    run = asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "nobody gave a length")
+    run = asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "it was not given")
     if sched.max_epochs is not None:
         if run.steps_per_epoch is None:
             raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")

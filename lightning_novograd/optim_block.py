@@ -1,9 +1,10 @@
-"""The optim block: what it may say, as frozen dataclasses of plain Python values."""
+"""The optim block: its keys beside the arguments of the classes it names, and what parsing makes of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_novograd.arguments import Argument
 from lightning_novograd.construct import SchedulerSpec
 from lightning_novograd.optim.param_groups import ParamGroupRule
 
@@ -77,3 +78,32 @@ class OptimConfig:
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
     path: str = "optim"
+
+
+OPTIM_KEYS = {
+    "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
+    "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
+    "larc": Argument("larc", dict | bool | None, None, "LARC's arguments, or true for its defaults"),
+    "no_decay": Argument("no_decay", list[str] | str | None, None, "parameters without weight decay"),
+    "param_groups": Argument("param_groups", list[dict] | None, None, "rules, first match wins"),
+    "sched": Argument("sched", dict | None, None, "the learning-rate schedule"),
+}
+SCHED_KEYS = {
+    "max_steps": Argument("max_steps", int | None, None, "optimizer steps of the schedule; null: of the run"),
+    "max_epochs": Argument("max_epochs", int | None, None, "the same in epochs (NeMo: t_max_epochs)"),
+    "interval": Argument("interval", Literal["step", "epoch"] | None, None, "null: the scheduler's own"),
+    "frequency": Argument("frequency", int, 1, "step it every so many intervals"),
+    "monitor": Argument("monitor", str | None, None, "metric for ReduceLROnPlateau"),
+    "reduce_on_plateau": Argument("reduce_on_plateau", bool | None, None, "null: as the scheduler is"),
+    "strict": Argument("strict", bool, True, "a monitor that is not logged is an error"),
+    "log_name": Argument("log_name", str | None, None, "name for LearningRateMonitor (Lightning's `name`)"),
+}
+RULE_KEYS = {
+    "match": Argument("match", list[str] | str | None, None, "bias, norm, 1d, or globs over parameter names"),
+    "module_type": Argument("module_type", list[str] | str | None, None, "globs over class names of modules"),
+    "name": Argument("name", str, "", "of the group, in logs"),
+    "larc": Argument("larc", bool, True, "false: LARC leaves the group alone"),
+}
+LARC_KEYS = {
+    "allow_grad_clip": Argument("allow_grad_clip", bool, False, "LARC and gradient clipping together are meant"),
+}

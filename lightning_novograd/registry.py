@@ -263,6 +263,16 @@ _NEMO_SCHEDULERS: dict[str, tuple[str, ...]] = {
     "WarmupHoldAnnealOneMinusSquareRoot": (),
     "WarmupHoldAnnealLinear": (),
 }
+# OpenSeq2Seq's policies, as far as NeMo's do not cover them, with the names they have there
+_OPENSEQ2SEQ_SCHEDULERS = {
+    "PiecewiseConstant": "piecewise_constant",
+    "ExpDecay": "exp_decay",
+    "PolyDecay": "poly_decay",
+    "CosineDecay": "cosine_decay",
+    "TransformerPolicy": "transformer_policy",
+    "InvPolyDecay": "inv_poly_decay",
+}
+_TAKE_MAX_STEPS = {*_NEMO_SCHEDULERS, "PolyDecay", "CosineDecay", "InvPolyDecay"}
 # torch's per-batch schedulers, by their documentation, and the arguments that are the length of a run
 _TORCH_PER_STEP = {"OneCycleLR", "CyclicLR"}
 _TORCH_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
@@ -273,9 +283,14 @@ def _add_built_in() -> None:
     for name, cls in vars(torch.optim).items():
         if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
             _OPTIMIZERS.add(Entry(name, "optimizer", cls))
-    for name, aliases in _NEMO_SCHEDULERS.items():
-        target = f"lightning_novograd.lr_scheduler:{name}"
-        _SCHEDULERS.add(Entry(name, "scheduler", target, aliases, length="max_steps"))
+    ours: dict[str, dict[str, tuple[str, ...]]] = {
+        "lr_scheduler": _NEMO_SCHEDULERS,
+        "openseq2seq_schedules": {name: (alias,) for name, alias in _OPENSEQ2SEQ_SCHEDULERS.items()},
+    }
+    for module, schedulers in ours.items():
+        for name, aliases in schedulers.items():
+            length = "max_steps" if name in _TAKE_MAX_STEPS else None
+            _SCHEDULERS.add(Entry(name, "scheduler", f"lightning_novograd.{module}:{name}", aliases, length=length))
     for name in torch_schedulers.__all__:
         cls = getattr(torch_schedulers, name)
         if cls is not torch_schedulers.LRScheduler:
