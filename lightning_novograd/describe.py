@@ -157,7 +157,7 @@ def _names(title: str, entries: Iterable[Entry]) -> str:
 
 
 def _is_ours(entry: Entry) -> bool:
-    return isinstance(entry.target, str) and entry.target.startswith("lightning_novograd.")
+    return entry.cls.__module__.startswith("lightning_novograd.")
 
 
 def _settable(entry: Entry) -> list[Argument]:

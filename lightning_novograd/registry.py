@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
+from lightning_novograd import lr_scheduler
 from lightning_novograd.arguments import Argument, arguments_of
 from lightning_novograd.errors import ConfigError, choices
 
@@ -246,33 +247,18 @@ def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:
 
 LARC = Entry("LARC", "wrapper", "lightning_novograd.optim.larc:LARC")
 
-# NeMo's policies and the short names of the common ones
-_NEMO_SCHEDULERS: dict[str, tuple[str, ...]] = {
-    "WarmupPolicy": ("warmup",),
-    "WarmupHoldPolicy": (),
-    "SquareAnnealing": (),
-    "SquareRootAnnealing": (),
+# Short names of the common ones, and OpenSeq2Seq's names of its own
+_ALIASES: dict[str, tuple[str, ...]] = {
     "CosineAnnealing": ("cosine",),
-    "NoamAnnealing": (),
-    "NoamHoldAnnealing": (),
-    "WarmupAnnealing": (),
-    "InverseSquareRootAnnealing": (),
-    "T5InverseSquareRootAnnealing": (),
     "PolynomialDecayAnnealing": ("polynomial",),
-    "PolynomialHoldDecayAnnealing": (),
-    "WarmupHoldAnnealOneMinusSquareRoot": (),
-    "WarmupHoldAnnealLinear": (),
+    "WarmupPolicy": ("warmup",),
+    "PiecewiseConstant": ("piecewise_constant",),
+    "ExpDecay": ("exp_decay",),
+    "PolyDecay": ("poly_decay",),
+    "CosineDecay": ("cosine_decay",),
+    "TransformerPolicy": ("transformer_policy",),
+    "InvPolyDecay": ("inv_poly_decay",),
 }
-# OpenSeq2Seq's policies, as far as NeMo's do not cover them, with the names they have there
-_OPENSEQ2SEQ_SCHEDULERS = {
-    "PiecewiseConstant": "piecewise_constant",
-    "ExpDecay": "exp_decay",
-    "PolyDecay": "poly_decay",
-    "CosineDecay": "cosine_decay",
-    "TransformerPolicy": "transformer_policy",
-    "InvPolyDecay": "inv_poly_decay",
-}
-_TAKE_MAX_STEPS = {*_NEMO_SCHEDULERS, "PolyDecay", "CosineDecay", "InvPolyDecay"}
 # torch's per-batch schedulers, by their documentation, and the arguments that are the length of a run
 _TORCH_PER_STEP = {"OneCycleLR", "CyclicLR"}
 _TORCH_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
@@ -283,14 +269,8 @@ def _add_built_in() -> None:
     for name, cls in vars(torch.optim).items():
         if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
             _OPTIMIZERS.add(Entry(name, "optimizer", cls))
-    ours: dict[str, dict[str, tuple[str, ...]]] = {
-        "lr_scheduler": _NEMO_SCHEDULERS,
-        "openseq2seq_schedules": {name: (alias,) for name, alias in _OPENSEQ2SEQ_SCHEDULERS.items()},
-    }
-    for module, schedulers in ours.items():
-        for name, aliases in schedulers.items():
-            length = "max_steps" if name in _TAKE_MAX_STEPS else None
-            _SCHEDULERS.add(Entry(name, "scheduler", f"lightning_novograd.{module}:{name}", aliases, length=length))
+    for name in lr_scheduler.__all__:
+        register_scheduler(name, getattr(lr_scheduler, name), aliases=_ALIASES.get(name, ()))
     for name in torch_schedulers.__all__:
         cls = getattr(torch_schedulers, name)
         if cls is not torch_schedulers.LRScheduler:
