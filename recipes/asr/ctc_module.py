@@ -41,15 +41,13 @@ def ctc_loss(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_l
 class CTCModule(OptimMixin, pl.LightningModule):
     """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
 
-    The submodules ``preprocessor``, ``encoder`` and ``decoder`` have NeMo's state-dict keys.
-    Logs ``train_loss``, ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error
+    The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``, ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error
     rates as fractions, summed over all ranks.
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.
         optim: the optim block, see ``docs/optim_block.md``; None for a module that is only evaluated.
         num_samples: transcripts shown in the log after each validation.
-        spec_augment: arguments of :class:`SpecAugment`, or None.
 
     Raises:
         ConfigError: a key of `model` or `optim` is unknown, misspelt, or has an impossible value.

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, choices
@@ -98,6 +99,8 @@ class DataConfig:
         Raises:
             ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
         """
+        if OmegaConf.is_config(cfg):
+            cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if not OmegaConf.is_missing(cfg, k)])
         values = {k: v for k, v in plain_mapping(cfg, path).items() if v != MISSING}
         name = values.pop("name", None)
         if not isinstance(name, str):

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from lightning_novograd.batch_plan import BatchPlan
 from lightning_novograd.recipes.asr.callbacks import CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.ctc_module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.data import SpeechDataModule
-from lightning_novograd.recipes.asr.settings import LOGGERS, RunSettings, parse_settings
+from lightning_novograd.recipes.asr.data import DataConfig, SpeechDataModule
+from lightning_novograd.recipes.asr.settings import LOGGERS, RunSettings, plan_batches
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +36,28 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         DataError: a manifest or its audio cannot be used.
     """
     started = time.perf_counter()
-    settings = parse_settings(cfg)
-    plan = settings.batch_plan()
+    settings = RunSettings.read(cfg, "")
+    data_config = DataConfig.from_mapping(settings.data)
+    plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module = CTCModule(settings.model, settings.optim, num_samples=settings.num_samples)
-    data = build_data(settings, plan, module)
+    data = SpeechDataModule(
+        data_config,
+        module.alphabet,
+        samples_to_frames=module.model.output_lengths,
+        sample_rate=module.model.config.preprocessor.sample_rate,
+        seed=settings.seed,
+        batch_size=plan.per_device_batch_size,
+    )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
     trainer = build_trainer(settings, plan, run_dir, [checkpoints, rate, curves])
 
     trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
-    weights = checkpoints.best_model_path if settings.checkpoint.test == "best" else None
-    metrics: dict[str, Any] = {}
-    for evaluate in (trainer.validate, trainer.test):
-        [measured] = evaluate(module, datamodule=data, ckpt_path=weights, verbose=False)
-        metrics.update(measured)
-    results = {
-        **{name: metrics[name] for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")},
+    results: dict[str, Any] = {
+        **measure(trainer, module, data, checkpoints.best_model_path if settings.checkpoint.test == "best" else None),
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -69,9 +72,21 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return results
 
 
-def build_data(settings: RunSettings, plan: BatchPlan, module: CTCModule) -> SpeechDataModule:
-    """The data module, with batches as the plan wants them and frames as the model counts them."""
-    raise NotImplementedError
+def measure(
+    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
+) -> dict[str, float | None]:
+    """Error rates of the dev and the test set; None for those of a test set that the corpus does not have.
+
+    Args:
+        trainer: after `fit`.
+        module: with the weights of the last step.
+        data: the corpus.
+        checkpoint: weights to measure instead.
+    """
+    [metrics] = trainer.validate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    if data.has_test_set:
+        metrics |= trainer.test(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+    return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
 
 
 def build_checkpoints(settings: RunSettings, run_dir: Path) -> pl_callbacks.ModelCheckpoint:
@@ -87,9 +102,7 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> pl_callbacks.Mode
     )
 
 
-def build_trainer(
-    settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]
-) -> pl.Trainer:
+def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """The Trainer of the ``trainer`` block, with the plan's accumulation and the run's loggers."""
     loggers = build_loggers(settings, run_dir)
     if loggers:
@@ -129,4 +142,6 @@ def report(results: dict[str, Any], run_dir: Path) -> None:
     )
     for split in ("dev", "test"):
         wer, cer = results[f"{split}_wer"], results[f"{split}_cer"]
+        if wer is None:
+            continue
         log.info("%-4s WER %6.2f %%   CER %6.2f %%", split, 100 * wer, 100 * cer)

@@ -1,126 +1,149 @@
 """The run's own part of the config: everything in ``conf/asr.yaml`` that is not optim, model or data."""
 
-import dataclasses
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from omegaconf import DictConfig, OmegaConf
 
 from lightning_novograd.batch_plan import BatchPlan, solve_batch_plan
 from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.section import Section, join, key
+
+# the name in the config -> the class in lightning.pytorch.loggers
+LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 
 _TRAINER_ARGUMENTS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-# arguments of the Trainer that the recipe sets itself, and where the user says them instead
+# arguments of the Trainer that the recipe sets itself, and where the user says it instead
 _TRAINER_RESERVED = {
-    "logger": "the logger group",
-    "callbacks": "the checkpoint block",
-    "default_root_dir": "hydra.run.dir",
-    "use_distributed_sampler": "nothing: the data module's sampler knows its rank",
+    "logger": "use the logger group",
+    "callbacks": "use the checkpoint block",
+    "default_root_dir": "use hydra.run.dir",
+    "use_distributed_sampler": "the data module's sampler knows its rank",
+    "gradient_clip_val": "use optim.grad_clip_norm or optim.grad_clip_value",
+    "gradient_clip_algorithm": "use optim.grad_clip_norm or optim.grad_clip_value",
 }
 
 
-@dataclass(frozen=True)
-class CheckpointSettings:
-    """Which checkpoints are kept, and which one the test set sees."""
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Section):
+    """The ``checkpoint`` block.
 
-    save_top_k: int = 2
-    test: Literal["last", "best"] = "last"
+    Args:
+        save_top_k: checkpoints kept by dev WER; -1 keeps all. The last one is always kept.
+        test: whether the test set sees the weights of the ``"last"`` or of the ``"best"`` epoch.
+    """
+
+    save_top_k: int = key(2, low=-1)
+    test: str = key("last", allowed=("last", "best"))
+
+    def check(self) -> None:
+        """The best epoch must have been kept."""
+        if self.test == "best" and self.save_top_k == 0:
+            raise ConfigError("save_top_k", "must not be 0 where checkpoint.test is 'best'")
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """A checked ``conf/asr.yaml``, plain Python throughout."""
+@dataclass(frozen=True, kw_only=True)
+class LargeBatchSettings(Section):
+    """The ``large_batch`` block.
 
-    model: dict[str, Any]
-    data: dict[str, Any]
-    optim: dict[str, Any]
-    trainer: dict[str, Any]
-    logger: dict[str, dict[str, Any]] = field(default_factory=dict)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    seed: int = 1
-    global_batch_size: int | None = None
-    resume_from: str | None = None
-    num_samples: int = 3
+    Args:
+        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to.
+    """
 
-    def __post_init__(self) -> None:
-        check_keys(self.trainer, _TRAINER_ARGUMENTS, "trainer")
-        for key in sorted(set(self.trainer) & set(_TRAINER_RESERVED)):
-            raise ConfigError(f"trainer.{key}", f"is set by the recipe; use {_TRAINER_RESERVED[key]}")
+    global_batch_size: int | None = key(None, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Section):
+    """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
+
+    Args:
+        model: see :meth:`JasperCTC.from_config`.
+        data: see :class:`DataConfig`.
+        optim: see ``docs/optim_block.md``.
+        trainer: arguments of Lightning's ``Trainer``.
+        logger: loggers by name (csv, tensorboard, wandb), with their arguments.
+        checkpoint: see :class:`CheckpointSettings`.
+        large_batch: see :class:`LargeBatchSettings`.
+        seed: of initialization, shuffling, dropout.
+        resume_from: checkpoint of a run to continue.
+        num_samples: transcripts shown after each validation.
+    """
+
+    model: dict = key()
+    data: dict = key()
+    optim: dict = key()
+    trainer: dict = key()
+    logger: dict = key()
+    checkpoint: dict = key()
+    large_batch: dict = key()
+    seed: int = key(1, low=0)
+    resume_from: str | None = key(None)
+    num_samples: int = key(3, low=0)
+
+    def check(self) -> None:
+        """Every block has known keys only, and those that the recipe sets are left to it."""
+        check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
         check_keys(self.logger, LOGGERS, "logger")
-        if self.checkpoint.test not in ("last", "best"):
-            raise ConfigError("checkpoint.test", f"must be 'last' or 'best', not {self.checkpoint.test!r}")
-        if self.checkpoint.test == "best" and self.checkpoint.save_top_k == 0:
-            raise ConfigError("checkpoint.save_top_k", "must not be 0 where checkpoint.test is 'best'")
-
-    def batch_plan(self) -> BatchPlan:
-        """Split the global batch over devices, nodes and accumulation, exactly.
-
-        Raises:
-            ConfigError: it does not divide; the message names sizes that work.
-        """
-        per_device, accumulate = self.data["batch_size"], self.trainer.get("accumulate_grad_batches", 1)
-        devices, nodes = num_devices(self.trainer), self.trainer.get("num_nodes", 1)
-        if self.global_batch_size is None:
-            size = per_device * devices * nodes * accumulate
-            return BatchPlan(size, per_device, devices, nodes, accumulate)
-        if accumulate != 1:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches",
-                f"is {accumulate}, but large_batch.global_batch_size={self.global_batch_size} already decides the "
-                "accumulation; set one of them",
-            )
-        return solve_batch_plan(
-            self.global_batch_size, devices=devices, num_nodes=nodes, per_device_batch_size=per_device
-        )
+        object.__setattr__(self, "checkpoint", CheckpointSettings.read(self.checkpoint, "checkpoint"))
+        object.__setattr__(self, "large_batch", LargeBatchSettings.read(self.large_batch, "large_batch"))
 
 
-LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
+def check_keys(
+    mapping: Mapping[str, Any], allowed: Iterable[str], path: str, reserved: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse unknown keys, with the nearest match, and reserved ones, with what to use instead."""
+    for name in mapping:
+        if name in reserved:
+            raise ConfigError(join(path, name), f"is set by the recipe; {reserved[name]}")
+        if name not in allowed:
+            raise ConfigError(join(path, name), f"unknown key{choices(name, allowed)}")
 
 
-def parse_settings(cfg: DictConfig | Mapping[str, Any]) -> RunSettings:
-    """Check the top level of the config and make it plain Python.
+def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan:
+    """Split the global batch over devices, nodes and accumulation, exactly.
+
+    Args:
+        settings: whose ``large_batch`` and ``trainer`` blocks count.
+        per_device_batch_size: utterances of one micro-batch.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a block is no mapping; interpolations that do not resolve.
+        ConfigError: it does not divide (the message names sizes that do), or the accumulation is given twice.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
-    assert isinstance(plain, dict)
-    large_batch = plain.pop("large_batch", None) or {}
-    allowed = {f.name for f in dataclasses.fields(RunSettings)} - {"global_batch_size"} | {"large_batch"}
-    check_keys(plain, allowed, "")
-    check_keys(large_batch, {"global_batch_size"}, "large_batch")
-    for block in ("model", "data", "optim", "trainer"):
-        if not isinstance(plain.get(block), dict):
-            raise ConfigError(block, f"must be a mapping, not {plain.get(block)!r}")
-    checkpoint = plain.pop("checkpoint", None) or {}
-    check_keys(checkpoint, {f.name for f in dataclasses.fields(CheckpointSettings)}, "checkpoint")
-    return RunSettings(
-        **{**plain, "logger": plain.get("logger") or {}},
-        checkpoint=CheckpointSettings(**checkpoint),
-        global_batch_size=large_batch.get("global_batch_size"),
-    )
+    accumulate = settings.trainer.get("accumulate_grad_batches", 1)
+    devices, nodes = count_devices(settings.trainer), settings.trainer.get("num_nodes", 1)
+    size = settings.large_batch.global_batch_size
+    if size is None:
+        size = per_device_batch_size * devices * nodes * accumulate
+    elif accumulate != 1:
+        problem = f"is {accumulate}, but large_batch.global_batch_size={size} decides the accumulation; give one of them"
+        raise ConfigError("trainer.accumulate_grad_batches", problem)
+    return solve_batch_plan(size, devices=devices, num_nodes=nodes, per_device_batch_size=per_device_batch_size)
 
 
-def num_devices(trainer: Mapping[str, Any]) -> int:
-    """Devices per node that ``trainer.devices`` means, as the Trainer counts them."""
+def count_devices(trainer: Mapping[str, Any]) -> int:
+    """Devices per node that ``trainer.devices`` means, counted as the Trainer does.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    name = trainer.get("accelerator", "auto")
     devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices)
     if isinstance(devices, int) and devices > 0:
         return devices
-    if isinstance(devices, (list, tuple)):
-        return len(devices)
-    accelerator = trainer.get("accelerator", "auto")
-    if accelerator not in AcceleratorRegistry:
-        raise ConfigError("trainer.devices", f"{devices!r} needs a trainer.accelerator; give the number of devices")
-    count = AcceleratorRegistry.get(accelerator).auto_device_count()
+    if name == "auto":
+        name = "gpu" if AcceleratorRegistry.get("cuda").is_available() else "cpu"
+    name = "cuda" if name == "gpu" else name
+    if devices not in ("auto", -1, "-1") or name not in AcceleratorRegistry:
+        raise ConfigError("trainer.devices", f"must be a number of devices, a list of them or 'auto', not {devices!r}")
+    accelerator = AcceleratorRegistry.get(name)
+    count = accelerator.auto_device_count() if accelerator.is_available() else 0
+    if count < 1:
+        raise ConfigError("trainer.devices", f"{devices!r}: this machine has no device for accelerator={name}")
     return count
-
-
-def check_keys(mapping: Mapping[str, Any], allowed: Any, path: str) -> None:
-    """Refuse a key that is not in `allowed`, with the nearest match."""
-    for key in mapping:
-        if key not in allowed:
-            raise ConfigError(f"{path}.{key}" if path else str(key), f"unknown key {key!r}{choices(key, allowed)}")

@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_novograd import LightningNovoGradError
+from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.run import run
 
 

@@ -1,0 +1,182 @@
+"""The recipe from its config to its results, and what users are told when something is wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_module
+
+from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
+from lightning_novograd.recipes.asr.run import run
+
+QUICK = [
+    "model=quartznet_small",
+    "data=manifest",
+    "data.batch_size=4",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=false",
+    "+trainer.enable_model_summary=false",
+]
+RESULTS = {
+    "dev_wer",
+    "test_wer",
+    "dev_cer",
+    "test_cer",
+    "epochs",
+    "optimizer_steps",
+    "global_batch_size",
+    "utt_per_s",
+    "wall_s",
+    "model_parameters",
+    "optimizer",
+}
+
+
+def manifests(path: Path) -> list[str]:
+    return [f"data.{split}={path}" for split in ("train", "dev", "test")]
+
+
+def train(run_dir: Path, overrides: list[str]) -> dict:
+    with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
+        return run(compose("asr", overrides=QUICK + overrides), run_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_corpus, tmp_path_factory) -> tuple[Path, dict]:
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, train(run_dir, manifests(tiny_corpus))
+
+
+def test_results(finished):
+    run_dir, results = finished
+    assert json.loads((run_dir / "results.json").read_text()) == results
+    assert set(results) == RESULTS
+    assert (results["epochs"], results["optimizer_steps"], results["global_batch_size"]) == (2, 8, 4)
+    assert (results["optimizer"], results["model_parameters"]) == ("novograd", 211165)
+    assert all(results[name] >= 0 for name in RESULTS - {"optimizer"})
+
+
+def test_everything_is_in_the_run_folder(finished):
+    run_dir, _ = finished
+    names = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
+    assert {"results.json", "curves.png", "metrics.csv", "checkpoints/last.ckpt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert len([name for name in names if name.startswith("checkpoints/epoch=")]) == 2
+
+
+def test_metrics_csv_has_the_curves(finished):
+    run_dir, _ = finished
+    with (run_dir / "metrics.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames
+    assert {"train_loss", "train_wer", "dev_wer", "dev_cer", "test_wer", "utt_per_s", "lr-NovoGrad"} <= set(columns)
+
+
+def test_checkpoint_loads_as_data(finished):
+    run_dir, _ = finished
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(finished, tiny_corpus, tmp_path):
+    run_dir, results = finished
+    [first_epoch] = (run_dir / "checkpoints").glob("epoch=000-*.ckpt")
+    resumed = train(tmp_path, [*manifests(tiny_corpus), f"resume_from='{first_epoch}'"])
+    assert resumed["optimizer_steps"] == results["optimizer_steps"]
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (tmp_path, run_dir)
+    )
+    for name, expected in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], expected, rtol=0, atol=0, msg=name)
+
+
+def command(*overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "asr" / "train.py"), *QUICK, *overrides],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_ddp_command_with_accumulation(tiny_corpus, tmp_path):
+    done = command(
+        *manifests(tiny_corpus),
+        "trainer=ddp_cpu",
+        "trainer.devices=2",
+        "data.batch_size=2",
+        "large_batch.global_batch_size=8",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["global_batch_size"], results["optimizer_steps"]) == (8, 4)
+    assert "test WER" in "".join(done.stdout.splitlines(keepends=True)[-3:])
+
+
+def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
+    done = command("+optim.momentun=0.9", f"hydra.run.dir={tmp_path}", "data.train=x", "data.dev=x")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("ConfigError: optim.momentun: unknown key")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["optim.name=novagrad"], ConfigError, r"^optim\.name: unknown optimizer 'novagrad'; did you mean 'NovoGrad'"),
+        (["+optim.wieght_decay=1"], ConfigError, r"^optim\.wieght_decay: unknown key; did you mean 'weight_decay'"),
+        (["+optim.sched.warmup_step=1"], ConfigError, r"^optim\.sched\.warmup_step: .*'warmup_steps'"),
+        (
+            ["optim.sched.warmup_steps=99", "optim.sched.warmup_ratio=null"],
+            ConfigError,
+            r"^optim\.sched\.warmup_steps: .*99.*8 optimizer steps",
+        ),
+        (["+trainer.max_epoch=1"], ConfigError, r"^trainer\.max_epoch: unknown key; did you mean 'max_epochs'"),
+        (["+data.bach_size=1"], ConfigError, r"^data\.bach_size: unknown key; did you mean 'batch_size'"),
+        (["data.name=fssd"], ConfigError, r"^data\.name: unknown corpus 'fssd'; did you mean 'fsdd'"),
+        (
+            ["+model.encoder.jasper.1.kernal=3"],
+            ConfigError,
+            r"^model\.encoder\.jasper\[1\]\.kernal: unknown key; did you mean 'kernel'",
+        ),
+        (["model.decoder.feat_in=100"], ConfigError, r"^model\.decoder\.feat_in: .*100.*256"),
+        (["model.preprocessor.features=80"], ConfigError, r"64.*80|80.*64"),
+        (["large_batch.global_batch_size=10"], ConfigError, r"^large_batch\.global_batch_size: .*10.*8.*12"),
+        (["large_batch.global_batch_size=32"], LightningNovoGradError, r"16 utterances, fewer than one global batch"),
+    ],
+)
+def test_bad_config(tiny_corpus, tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        train(tmp_path, manifests(tiny_corpus) + overrides)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (None, r"train\.json.*(no such file|does not exist|not found|missing)"),
+        ("{oops", r"train\.json:2: .*JSON"),
+        ('{"audio_filepath": "a.flac", "duration": 1.0}', r"train\.json:2: .*text"),
+        ('{"audio_filepath": "nowhere.flac", "duration": 1.0, "text": "a"}', r"train\.json:2: .*nowhere\.flac"),
+        ('{"audio_filepath": "corrupt.flac", "duration": 1.0, "text": "a"}', r"train\.json:2: .*corrupt\.flac"),
+        ('{"audio_filepath": "a.flac", "duration": 1.0, "text": "7 3 1"}', r"train\.json:2: .*'7'"),
+        ('{"audio_filepath": "a.flac", "duration": 1.0, "text": "%s"}' % ("aa" * 40), r"train\.json:2: .*too short"),
+    ],
+    ids=["missing manifest", "not JSON", "no text", "no audio", "corrupt audio", "alphabet", "too short for its text"],
+)
+def test_bad_data(tiny_corpus, tmp_path, line, message):
+    manifest = tmp_path / "train.json"
+    (tmp_path / "corrupt.flac").write_bytes(b"fLaC, or not")
+    (tmp_path / "a.flac").symlink_to(tiny_corpus.parent / "0.flac")
+    if line is not None:
+        good = json.loads(tiny_corpus.read_text().splitlines()[0])
+        line = line.replace('"duration": 1.0', f'"duration": {good["duration"]}')
+        good["audio_filepath"] = "a.flac"
+        manifest.write_text(json.dumps(good) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message):
+        train(tmp_path, manifests(manifest))

@@ -1,0 +1,59 @@
+"""Every YAML in conf/ composes, and says nothing that the code it configures does not know."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from lightning_novograd.config import parse_optim
+from lightning_novograd.recipes.asr.data import DataConfig
+from lightning_novograd.recipes.asr.model import JasperCTC
+from lightning_novograd.recipes.asr.settings import RunSettings
+
+CONF = ROOT / "conf"
+GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
+        yield
+
+
+def composed(override: str):
+    return compose("asr", overrides=[override, "data.root=recordings"] if "fsdd" in override else [override])
+
+
+def test_every_group_of_the_design_has_options():
+    groups = {name.split("/")[0] for name in GROUPS}
+    assert groups == {"optim", "sched", "model", "data", "trainer", "logger", "experiment"}
+
+
+def test_the_default_config_composes():
+    cfg = compose("asr")
+    assert (cfg.data.name, cfg.optim.name, cfg.trainer.devices) == ("espeak_digits", "novograd", 1)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_yaml_composes_and_is_understood(name, monkeypatch):
+    group, option = name.split("/", 1)
+    prefix = "+" if group == "experiment" else ""
+    cfg = composed(f"{prefix}{group}={option}")
+    settings = RunSettings.read(cfg, "")
+    assert parse_optim(settings.optim).name
+    assert settings.trainer["accelerator"] in ("cpu", "gpu")
+    if group == "data" and option != "manifest":  # the user's own manifests have no default
+        assert DataConfig.from_mapping(settings.data).name == option
+    if group == "model":
+        import torch
+
+        with torch.device("meta"):
+            assert JasperCTC.from_config(settings.model).alphabet.labels[0] == " "
+
+
+def test_yaml_files_hold_plain_data():
+    for path in CONF.glob("**/*.yaml"):
+        assert "_target_" not in Path(path).read_text(), path
+        OmegaConf.load(path)
