@@ -1,6 +1,7 @@
 """Against a real nemo_toolkit, which pins older Lightning and Hydra versions and so has an environment of its own:
 `make test-nemo`. Elsewhere these tests are skipped."""
 
+import copy
 import json
 
 import pytest
@@ -203,6 +204,27 @@ def test_replace_serves_nemos_own_names(manifest, tmp_path):
     state = {"optimizer": model._optimizer.state_dict(), "scheduler": model._scheduler["scheduler"].state_dict()}
     torch.save(state, tmp_path / "state.pt")
     torch.load(tmp_path / "state.pt", weights_only=True)
+
+
+def test_continues_from_nemos_optimizer_state():
+    def steps(model, optimizer, count, seed):
+        data = torch.Generator().manual_seed(seed)
+        for _ in range(count):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6, generator=data)).square().mean().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    their_optimizer = Novograd(theirs.parameters(), **NOVOGRAD)
+    steps(theirs, their_optimizer, 5, seed=1)
+    ours = copy.deepcopy(theirs)
+    our_optimizer = NovoGrad(ours.parameters(), lr=1.0)
+    our_optimizer.load_state_dict(copy.deepcopy(their_optimizer.state_dict()))
+    for model, optimizer in ((theirs, their_optimizer), (ours, our_optimizer)):
+        steps(model, optimizer, 5, seed=2)
+    for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
