@@ -161,6 +161,7 @@ class SpeechDataModule(LightningDataModule):
         self.batch_size = batch_size or config.loading.batch_size
         self.eval_batch_size = config.loading.eval_batch_size or self.batch_size
         self.datasets: dict[str, SpeechDataset] = {}
+        self._loaders: list[BatchLoader] = []
 
     def _manifests(self) -> dict[str, Path]:
         corpus = get_corpus(self.config.name)
@@ -226,7 +227,9 @@ class SpeechDataModule(LightningDataModule):
         sampler = GlobalBatchSampler(
             dataset.durations, self.batch_size, accumulate=accumulate, seed=self.seed, shuffle=shuffle, **self._place()
         )
-        return ResumableLoader(dataset, sampler, collate, **self._loading())
+        loader = ResumableLoader(dataset, sampler, collate, **self._loading())
+        self._loaders.append(loader)
+        return loader
 
     def val_dataloader(self) -> BatchLoader:
         """The development set, every utterance once."""
@@ -245,7 +248,14 @@ class SpeechDataModule(LightningDataModule):
             raise ConfigError(f"data.{split}", f"the corpus {self.config.name} has no {split} set")
         dataset = self.datasets[split]
         sampler = EvalBatchSampler(dataset.durations, self.eval_batch_size, **self._place())
-        return BatchLoader(dataset, sampler, collate, **self._loading())
+        loader = BatchLoader(dataset, sampler, collate, **self._loading())
+        self._loaders.append(loader)
+        return loader
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of all worker processes."""
+        while self._loaders:
+            self._loaders.pop().close()
 
     def _place(self) -> dict[str, int]:
         if self.trainer is None:

@@ -1,6 +1,7 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -45,7 +46,8 @@ class BatchLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self._loader: DataLoader = DataLoader(
+        self._new_loader = partial(
+            DataLoader,
             dataset,
             batch_sampler=_WithEpoch(sampler),
             collate_fn=collate,
@@ -53,12 +55,20 @@ class BatchLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
+        self._loader = self._new_loader()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._loader)
+
+    def close(self) -> None:
+        """Let go of the worker processes; iterating again starts new ones.
+
+        Left to the garbage collector, which may come while other workers are being started, they take seconds to end.
+        """
+        self._loader = self._new_loader()
 
 
 class ResumableLoader(BatchLoader):
