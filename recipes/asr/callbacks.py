@@ -1,24 +1,21 @@
-"""What a run shows of itself: utterances per second, and the curves at its end."""
+"""What a run shows of itself (utterances per second, curves), and its random numbers."""
 
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_novograd.recipes.asr.data import Batch
 
 
 class UtteranceRate(pl.Callback):
-    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``.
+    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``."""
 
-    Args:
-        every_n_batches: batches between two values in the log.
-    """
-
-    def __init__(self, every_n_batches: int = 10) -> None:
-        self.every_n_batches = every_n_batches
+    def __init__(self) -> None:
         self.utterances = 0
         self.seconds = 0.0
         self._since: float | None = None
@@ -60,8 +57,27 @@ class UtteranceRate(pl.Callback):
         self.utterances += len(batch.texts) * trainer.world_size
         self._stop()
         self._start()
-        if batch_idx % self.every_n_batches == 0:
-            pl_module.log("utt_per_s", self.mean, prog_bar=True, batch_size=len(batch.texts))
+        pl_module.log("utt_per_s", self.mean, prog_bar=True, batch_size=len(batch.texts))
+
+
+class BatchSeed(pl.Callback):
+    """Makes the random numbers of a batch (dither, dropout, masks) depend on seed, epoch, batch and rank alone.
+
+    A resumed run so draws what the uninterrupted one would have drawn; checkpoints hold no generator states.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Seed torch's generators."""
+        place = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
 
 class CurveRecorder(pl.Callback):

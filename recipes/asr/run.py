@@ -13,7 +13,7 @@ from lightning.pytorch import loggers as pl_loggers
 from omegaconf import DictConfig
 
 from lightning_novograd.batch_plan import BatchPlan
-from lightning_novograd.recipes.asr.callbacks import CurveRecorder, UtteranceRate
+from lightning_novograd.recipes.asr.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.ctc_module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.data import DataConfig, SpeechDataModule
 from lightning_novograd.recipes.asr.settings import LOGGERS, RunSettings, plan_batches
@@ -52,7 +52,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
-    trainer = build_trainer(settings, plan, run_dir, [checkpoints, rate, curves])
+    trainer = build_trainer(settings, plan, run_dir, [BatchSeed(settings.seed), checkpoints, rate, curves])
 
     trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
