@@ -20,7 +20,8 @@ class OptimCLI(LightningCLI):
     ``pip install "jsonargparse[signatures]"``.
 
     LARC, param groups, clipping and a schedule of another length need an optim block: give it to a model that is an
-    ``OptimMixin``, ``--model.optim.name=novograd``, under any CLI.
+    ``OptimMixin`` and has an argument ``optim: dict[str, Any]``, under any CLI. jsonargparse takes such a dict apart by
+    one level: ``--model.optim.name=novograd --model.optim.lr=0.05 --model.optim.sched='{name: cosine}'``.
 
     Raises:
         ConfigError: the optimizer or the schedule is not in the registry or refuses an argument.
