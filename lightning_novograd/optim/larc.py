@@ -1,32 +1,32 @@
 """LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step."""
 
 import inspect
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_novograd.errors import choices
-from lightning_novograd.optim.layer_norms import (
-    accumulation_dtype,
-    cpu_squared_norm,
-    is_sharded,
-    local_shard,
-    placed_like,
-    real_view,
-    squared_norms,
+from lightning_novograd.optim.larc_maths import (
+    Scratch,
+    cachefuls,
+    decay_and_scale,
+    gradient_factors,
+    numbers,
+    same_device_and_dtype,
+    shorten_step,
+    squared_norms_and_distances,
+    update_factors,
 )
+from lightning_novograd.optim.larc_options import OPTIONS, TARGETS, check_options, larc_arguments_from_openseq2seq
+from lightning_novograd.optim.layer_norms import is_sharded, local_shard, placed_like, real_view, squared_norms
 from lightning_novograd.optim.novograd import NovoGrad
 
 __all__ = ["LARC", "larc_arguments_from_openseq2seq"]
-
-TARGETS = ("auto", "gradient", "update")
-OPTIONS = ("larc", "larc_trust_coefficient", "larc_clip", "larc_eps", "larc_min_update")
 
 # A gradient scaled by c scales the steps of these by c: scaling the gradient controls the step.
 _FOLLOW_GRADIENT_SCALE = (torch.optim.SGD, torch.optim.ASGD)
@@ -45,6 +45,8 @@ _UNDO_GRADIENT_SCALE = (
     torch.optim.RMSprop,
     torch.optim.Rprop,
 )
+# What these do to a layer depends on that layer alone.
+_LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
 
 ParamGroup = dict[str, Any]
 
@@ -53,7 +55,8 @@ class LARC(Optimizer):
     r"""Layer-wise adaptive rate control: keeps every layer's step small against the layer's weights.
 
     A layer is one parameter tensor :math:`w` with gradient :math:`g`; :math:`\gamma` and :math:`\lambda` are its
-    group's `lr` and `weight_decay`, :math:`\tau` is `trust_coefficient` and :math:`\mu` is `min_update`. A layer's factor is
+    group's `lr` and `weight_decay`, :math:`\tau` is `trust_coefficient` and :math:`\mu` is `min_update`.
+    A layer's factor is
 
     .. math::
         r &= \tau \|w\| / (s + \epsilon) \\
@@ -69,7 +72,8 @@ class LARC(Optimizer):
       size of its own gradients (NovoGrad, Adam and kin) undoes a scaling of them.
 
     Where the weights, the gradient or (target update) the step of a layer are all zero, :math:`f = 1`: weights can
-    leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. A zero gradient is not decayed with target gradient.
+    leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. With target gradient, a zero gradient
+    is not decayed.
 
     Args:
         optimizer: the optimizer to wrap, which keeps `param_groups`, `state` and `defaults` for both.
@@ -87,7 +91,8 @@ class LARC(Optimizer):
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
     on the CPU it is kept between steps, because fresh memory costs more than the arithmetic.
 
-    `p.grad` and `weight_decay` are what they were when `step` returns or raises.
+    When `step` returns or raises, `weight_decay` is what it was, and so is `p.grad`: with target gradient even if the
+    wrapped optimizer writes into the gradients that it gets.
 
     Raises:
         TypeError: `optimizer` is no torch Optimizer or evaluates its closure several times (LBFGS).
@@ -138,7 +143,7 @@ class LARC(Optimizer):
             "larc_min_update": min_update,
         }
         for group in optimizer.param_groups:
-            _check_options({**options, **group})
+            check_options({**options, **group})
         # As copies and unpickled ones begin; the base's __init__ would put new param_groups and state into both.
         self.__setstate__({"optimizer": optimizer, "target": target})
         self.defaults.update(options)
@@ -180,7 +185,7 @@ class LARC(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.factors: list[tuple[list[Tensor], Tensor]] = []
-        self._buffers: dict[Tensor, Tensor] = {}
+        self._scratch = Scratch()
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -197,7 +202,7 @@ class LARC(Optimizer):
 
         """
         if isinstance(param_group, dict):
-            _check_options({**self.defaults, **param_group})
+            check_options({**self.defaults, **param_group})
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,15 +243,24 @@ class LARC(Optimizer):
         Returns:
             What the closure returned, else None.
 
+        Raises:
+            RuntimeError: sparse gradients.
+
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._complete_groups()
+        for group in self.param_groups:
+            if group["larc"] and any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+                raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
         self.factors = []
-        groups = self._controlled_groups()
-        with self._scaled_gradients(groups) if self.target == "gradient" else self._scaled_updates(groups):
-            self.optimizer.step()
+        scaled = self._scaled_gradients if self.target == "gradient" else self._scaled_updates
+        with closing(self._pieces()) as pieces:
+            for groups in pieces:
+                with scaled([group for group in groups if group["larc"]]):
+                    self.optimizer.step()
         return loss
 
     def _complete_groups(self, options: list[ParamGroup] | None = None) -> None:
@@ -254,46 +268,63 @@ class LARC(Optimizer):
             for option in OPTIONS:
                 group.setdefault(option, self.defaults[option] if options is None else options[index][option])
 
-    def _controlled_groups(self) -> list[tuple[ParamGroup, list[Tensor]]]:
-        """The groups under control, each with those of its layers that have a gradient."""
-        groups = []
-        for group in self.param_groups:
-            layers = [p for p in group["params"] if p.grad is not None] if group["larc"] else []
-            if any(p.grad.layout != torch.strided for p in layers):
-                raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
-            if layers:
-                groups.append((group, layers))
-        return groups
+    def _pieces(self) -> Generator[list[ParamGroup], None, None]:
+        """The wrapped optimizer's param groups: all at once or, where it shows nowhere, a cacheful of layers at a time.
+
+        Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
+        """
+        optimizer, groups = self.optimizer, self.optimizer.param_groups
+        if not self._divisible():
+            yield groups
+            return
+        try:
+            for group in groups:
+                for layers in cachefuls(group["params"]):
+                    optimizer.param_groups = [{**group, "params": layers}]
+                    yield optimizer.param_groups
+        finally:
+            optimizer.param_groups = groups
+
+    def _divisible(self) -> bool:
+        """Whether steps on some layers at a time are one step on all of them, to the layers and to onlookers."""
+        optimizer = self.optimizer
+        onlookers = (
+            optimizer._optimizer_step_pre_hooks,
+            optimizer._optimizer_step_post_hooks,
+            _global_optimizer_pre_hooks,
+            _global_optimizer_post_hooks,
+            "step" in vars(optimizer),  # patched, by an LR scheduler for one
+        )
+        return (
+            not any(onlookers)
+            and type(optimizer) in _LAYER_BY_LAYER
+            and all(
+                p.device.type == "cpu" and not is_sharded(p) for group in self.param_groups for p in group["params"]
+            )
+        )
 
     @contextmanager
-    def _scaled_gradients(self, groups: list[tuple[ParamGroup, list[Tensor]]]) -> Iterator[None]:
-        """Inside, the layers have scaled and decayed copies of their gradients, and `weight_decay` is 0."""
-        layers = [p for _, params in groups for p in params]
+    def _scaled_gradients(self, groups: list[ParamGroup]) -> Iterator[None]:
+        """Inside, layers have scaled and decayed copies of their gradients, and `weight_decay` is 0."""
+        layers = [p for group in groups for p in _with_gradient(group)]
         originals = [p.grad for p in layers]
         grads = [placed_like(grad, p) for grad, p in zip(originals, layers, strict=True) if grad is not None]
         sq_norms = squared_norms([*layers, *grads])
-        scaled = list(grads)
-        for group, indices in _same_device_and_dtype(groups):
+        scaled = self._scratch.like(grads)
+        for group, indices in _by_group(groups):
             weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
             grad_norms = torch.stack([sq_norms[len(layers) + i] for i in indices]).sqrt()
             weight_decay = group.get("weight_decay", 0.0)
-            lengths = grad_norms + weight_decay * weight_norms + group["larc_eps"]
-            if group["larc_clip"]:
-                lengths = _lr(group, lengths) * lengths
-            factors = _factors(group, weight_norms, lengths, (weight_norms, grad_norms))
+            factors = gradient_factors(
+                weight_norms, grad_norms, weight_decay=weight_decay, **_options(group, grad_norms)
+            )
             self.factors.append(([layers[i] for i in indices], factors))
             # A factor of 0 keeps a zero gradient free of decay, as in apex.
-            for i, factor in zip(indices, _unbind(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
-                if weight_decay == 0 and isinstance(factor, float) and factor == 1:
-                    continue
-                scaled[i] = self._buffer(layers[i], grads[i])
-                out, grad, weight = local_shard(scaled[i]), local_shard(grads[i]), local_shard(layers[i])
-                if weight_decay == 0:
-                    torch.mul(grad, factor, out=out)
-                else:
-                    torch.add(grad, weight, alpha=weight_decay, out=out).mul_(factor)
+            for i, factor in zip(indices, numbers(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
+                out, grad, weight = (local_shard(t[i]) for t in (scaled, grads, layers))
+                decay_and_scale(out, grad, weight, weight_decay, factor)
 
-        decays = [(group, group["weight_decay"]) for group, _ in groups if "weight_decay" in group]
+        decays = [(group, group["weight_decay"]) for group in groups if "weight_decay" in group]
         try:
             for group, _ in decays:
                 group["weight_decay"] = 0.0
@@ -307,128 +338,51 @@ class LARC(Optimizer):
                 group["weight_decay"] = weight_decay
 
     @contextmanager
-    def _scaled_updates(self, groups: list[tuple[ParamGroup, list[Tensor]]]) -> Iterator[None]:
-        """What the layers' weights change by inside is scaled afterwards."""
-        layers = [p for _, params in groups for p in params]
-        weights = [real_view(local_shard(p)) for p in layers]
-        before = [real_view(local_shard(self._buffer(p, p))) for p in layers]
-        torch._foreach_copy_(before, weights)
+    def _scaled_updates(self, groups: list[ParamGroup]) -> Iterator[None]:
+        """The way that weights go inside is scaled afterwards."""
+        layers = [p for group in groups for p in _with_gradient(group)]
+        if not layers:
+            yield
+            return
+        *copies, difference = self._scratch.like([*layers, max(layers, key=Tensor.numel)])
+        before = [real_view(local_shard(p)) for p in copies]
+        after = [real_view(local_shard(p)) for p in layers]
+        torch._foreach_copy_(before, after)
         yield
-        sq_norms = _squared_norms_and_distances(before, weights, layers)
-        for group, indices in _same_device_and_dtype(groups):
+        sq_norms, sq_steps = squared_norms_and_distances(before, after, layers, difference)
+        for group, indices in _by_group(groups):
             weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
-            step_norms = torch.stack([sq_norms[len(layers) + i] for i in indices]).sqrt()
-            lr = _lr(group, step_norms)
-            bounds = weight_norms if group["larc_clip"] else lr * weight_norms
-            factors = _factors(group, bounds, step_norms + lr * group["larc_eps"], (weight_norms, step_norms))
+            step_norms = torch.stack([sq_steps[i] for i in indices]).sqrt()
+            factors = update_factors(weight_norms, step_norms, **_options(group, step_norms))
             self.factors.append(([layers[i] for i in indices], factors))
-            for i, factor in zip(indices, _unbind(factors), strict=True):
-                if isinstance(factor, float) and factor == 1:
-                    continue
-                _interpolate(before[i], weights[i], factor)
-
-    def _buffer(self, param: Tensor, like: Tensor) -> Tensor:
-        """Memory for a tensor like `like`; the same at every step on the CPU, whose allocator is slow."""
-        if like.device.type != "cpu" or is_sharded(like):
-            return torch.empty_like(like)
-        buffer = self._buffers.get(param)
-        if buffer is None or (buffer.dtype, buffer.shape, buffer.stride()) != (like.dtype, like.shape, like.stride()):
-            buffer = self._buffers[param] = torch.empty_like(like)
-        return buffer
+            for i, factor in zip(indices, numbers(factors), strict=True):
+                if not (isinstance(factor, float) and factor == 1):
+                    shorten_step(before[i], after[i], factor)
 
 
-def larc_arguments_from_openseq2seq(params: Mapping[str, Any]) -> dict[str, Any]:
-    r"""The arguments of :class:`LARC` for OpenSeq2Seq's `larc_params`.
-
-    Args:
-        params: `larc_eta` (required), `larc_mode` ("clip" or "scale"), `min_update`, `epsilon`.
-
-    Returns:
-        Keyword arguments of LARC. Keys left out take OpenSeq2Seq's defaults: "clip", 1e-7, 1e-7.
-
-    Raises:
-        ValueError: an unknown or missing key, or an unknown mode.
-
-    Example:
-        >>> larc_arguments_from_openseq2seq({"larc_eta": 0.001, "larc_mode": "scale"})
-        {'trust_coefficient': 0.001, 'clip': False, 'eps': 1e-07, 'min_update': 1e-07, 'target': 'gradient'}
-
-    OpenSeq2Seq's gradients contain the weight decay. With `weight_decay` in the optimizer instead,
-    :math:`\|g\| + \lambda \|w\|` bounds the norm of their sum, so the factor is apex's, which is never larger.
-
-    """
-    known, modes = ("larc_eta", "larc_mode", "min_update", "epsilon"), ("clip", "scale")
-    for key in params:
-        if key not in known:
-            raise ValueError(f"unknown LARC parameter {key!r}{choices(key, known)}")
-    if "larc_eta" not in params:
-        raise ValueError(f"larc_eta is missing; given: {', '.join(params) or 'nothing'}")
-    mode = params.get("larc_mode", "clip")
-    if mode not in modes:
-        raise ValueError(f"Invalid larc_mode: {mode!r}{choices(mode, modes)}")
-    return {
-        "trust_coefficient": params["larc_eta"],
-        "clip": mode == "clip",
-        "eps": params.get("epsilon", 1e-7),
-        "min_update": params.get("min_update", 1e-7),
-        "target": "gradient",
-    }
+def _with_gradient(group: ParamGroup) -> list[Tensor]:
+    return [p for p in group["params"] if p.grad is not None]
 
 
-def _factors(group: ParamGroup, bounds: Tensor, lengths: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
-    """One factor per layer, decided on the device: `trust_coefficient * bounds / lengths`, clipped."""
-    weight_norms, step_norms = norms
-    min_update = group["larc_min_update"]
-    factors = (group["larc_trust_coefficient"] * bounds / lengths).clamp(min=min_update)
-    factors = factors.masked_fill(weight_norms == 0, min_update if min_update > 0 else 1.0)
-    factors = factors.masked_fill(step_norms == 0, 1.0)
-    return factors.clamp(max=1.0) if group["larc_clip"] else factors
-
-
-def _lr(group: ParamGroup, like: Tensor) -> float | Tensor:
-    lr = group["lr"]
-    return lr.reshape(()).to(like) if isinstance(lr, Tensor) else lr
-
-
-def _unbind(factors: Tensor) -> Sequence[float | Tensor]:
-    """Numbers on the CPU, where looking at them costs nothing; elsewhere 0-dim tensors."""
-    return factors.tolist() if factors.device.type == "cpu" else factors.unbind()
-
-
-def _same_device_and_dtype(groups: list[tuple[ParamGroup, list[Tensor]]]) -> Iterator[tuple[ParamGroup, list[int]]]:
-    """Per group, indices of layers (counted through all groups) whose norms can be stacked."""
+def _by_group(groups: list[ParamGroup]) -> Iterator[tuple[ParamGroup, list[int]]]:
+    """Groups with indices of those of their layers, counted through all groups, whose norms can be stacked."""
     start = 0
-    for group, params in groups:
-        buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, p in enumerate(params, start):
-            buckets.setdefault((p.device, accumulation_dtype(p.dtype)), []).append(index)
-        for indices in buckets.values():
-            yield group, indices
-        start += len(params)
+    for group in groups:
+        layers = _with_gradient(group)
+        for indices in same_device_and_dtype(layers):
+            yield group, [start + index for index in indices]
+        start += len(layers)
 
 
-def _squared_norms_and_distances(before: list[Tensor], after: list[Tensor], layers: list[Tensor]) -> list[Tensor]:
-    """The squared norms of `before`, then those of `after - before`; all of whole layers."""
-    if any(b.device.type != "cpu" or is_sharded(p) for b, p in zip(before, layers, strict=True)):
-        return squared_norms([*before, *torch._foreach_sub(after, before)], [*layers, *layers])
-    # One layer at a time: its difference is still in the cache when its norm is taken.
-    scratch: dict[torch.dtype, Tensor] = {}
-    for b in before:
-        if b.dtype not in scratch or scratch[b.dtype].numel() < b.numel():
-            scratch[b.dtype] = b.new_empty(b.numel())
-    distances = []
-    for a, b in zip(after, before, strict=True):
-        difference = scratch[b.dtype][: b.numel()].view(b.shape)
-        distances.append(cpu_squared_norm(torch.sub(a, b, out=difference)))
-    return [*map(cpu_squared_norm, before), *distances]
-
-
-def _interpolate(start: Tensor, end: Tensor, factor: float | Tensor) -> None:
-    """`end = start + factor * (end - start)`, exactly `end` for a factor of 1 and `start` for 0; rounded once."""
-    if isinstance(factor, float) or end.dtype == factor.dtype:
-        torch.lerp(start, end, factor, out=end)
-    else:
-        end.copy_(torch.lerp(start.to(factor.dtype), end.to(factor.dtype), factor))
+def _options(group: ParamGroup, like: Tensor) -> dict[str, Any]:
+    lr = group["lr"]
+    return {
+        "lr": lr.reshape(()).to(like) if isinstance(lr, Tensor) else lr,
+        "trust_coefficient": group["larc_trust_coefficient"],
+        "clip": group["larc_clip"],
+        "eps": group["larc_eps"],
+        "min_update": group["larc_min_update"],
+    }
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -450,15 +404,3 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                 "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
                 "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
             )
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    for option in group:
-        if option.startswith("larc") and option not in OPTIONS:
-            raise ValueError(f"unknown option {option!r}{choices(option, OPTIONS)}")
-    for option in ("larc", "larc_clip"):
-        if not isinstance(group[option], bool):
-            raise TypeError(f"Invalid {option} value: {group[option]!r}; allowed: True, False")
-    for option in ("larc_trust_coefficient", "larc_eps", "larc_min_update"):
-        if not 0.0 <= group[option] < math.inf:
-            raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a finite number >= 0")

@@ -1,0 +1,61 @@
+"""The options of LARC: in param groups, in its constructor and under OpenSeq2Seq's names."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_novograd.errors import choices
+
+TARGETS = ("auto", "gradient", "update")
+OPTIONS = ("larc", "larc_trust_coefficient", "larc_clip", "larc_eps", "larc_min_update")
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise for options of a param group that are unknown or out of range."""
+    for option in group:
+        if option.startswith("larc") and option not in OPTIONS:
+            raise ValueError(f"unknown option {option!r}{choices(option, OPTIONS)}")
+    for option in ("larc", "larc_clip"):
+        if not isinstance(group[option], bool):
+            raise TypeError(f"Invalid {option} value: {group[option]!r}; allowed: True, False")
+    for option in ("larc_trust_coefficient", "larc_eps", "larc_min_update"):
+        if not 0.0 <= group[option] < math.inf:
+            raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a finite number >= 0")
+
+
+def larc_arguments_from_openseq2seq(params: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The arguments of :class:`LARC` for OpenSeq2Seq's `larc_params`.
+
+    Args:
+        params: `larc_eta` (required), `larc_mode` ("clip" or "scale"), `min_update`, `epsilon`.
+
+    Returns:
+        Keyword arguments of LARC. Keys left out take OpenSeq2Seq's defaults: "clip", 1e-7, 1e-7.
+
+    Raises:
+        ValueError: an unknown or missing key, or an unknown mode.
+
+    Example:
+        >>> larc_arguments_from_openseq2seq({"larc_eta": 0.001, "larc_mode": "scale"})
+        {'trust_coefficient': 0.001, 'clip': False, 'eps': 1e-07, 'min_update': 1e-07, 'target': 'gradient'}
+
+    OpenSeq2Seq's gradients contain the weight decay. With `weight_decay` in the optimizer instead,
+    :math:`\|g\| + \lambda \|w\|` bounds the norm of their sum, so the factor is apex's, which is never larger.
+
+    """
+    known, modes = ("larc_eta", "larc_mode", "min_update", "epsilon"), ("clip", "scale")
+    for key in params:
+        if key not in known:
+            raise ValueError(f"unknown LARC parameter {key!r}{choices(key, known)}")
+    if "larc_eta" not in params:
+        raise ValueError(f"larc_eta is missing; given: {', '.join(params) or 'nothing'}")
+    mode = params.get("larc_mode", "clip")
+    if mode not in modes:
+        raise ValueError(f"Invalid larc_mode: {mode!r}{choices(mode, modes)}")
+    return {
+        "trust_coefficient": params["larc_eta"],
+        "clip": mode == "clip",
+        "eps": params.get("epsilon", 1e-7),
+        "min_update": params.get("min_update", 1e-7),
+        "target": "gradient",
+    }
