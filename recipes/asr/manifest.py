@@ -195,6 +195,10 @@ def _read_headers(utterances: list[Utterance], downmix: bool, bad: dict[int, str
 def _check_header(utterance: Utterance, header: Header, downmix: bool) -> None:
     if header.channels > 1 and not downmix:
         raise DataError(f"audio file {utterance.audio} has {header.channels} channels; set downmix=true to average")
+    if utterance.offset is not None and utterance.offset >= header.seconds:
+        raise DataError(
+            f"offset is {utterance.offset:g} s, but the audio file {utterance.audio} lasts {header.seconds:g} s"
+        )
     stated = utterance.duration if utterance.offset is None else utterance.offset + utterance.duration
     excess = stated - header.seconds
     if excess > DURATION_TOLERANCE or (utterance.offset is None and -excess > DURATION_TOLERANCE):
