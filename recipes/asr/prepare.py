@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_novograd.errors import ConfigError, LightningNovoGradError
+from omegaconf import OmegaConf
+
+from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.corpora import available_corpora, get_corpus
 from lightning_novograd.recipes.asr.corpora.base import prepare_in
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", help="where the source of the corpus lies")
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must be new, or hold this corpus")
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the corpus, such as train_size=500")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         prepare(arguments.corpus, arguments.out, arguments.root, arguments.options)
     except LightningNovoGradError as error:
@@ -37,13 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(name: str, out: Path, root: str | None, overrides: Sequence[str] = ()) -> None:
     """Make the corpus `name` in the folder `out` and print how to train on it."""
     corpus: Any = get_corpus(name, "corpus")
-    values: dict[str, Any] = {} if root is None else {"root": root}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError("", f"{override!r} is not of the form KEY=VALUE")
-        values[key] = int(value) if value.lstrip("-").isdigit() else value
-    options = corpus.options.read(values, name)
+    given = {} if root is None else {"root": root}
+    options = corpus.options.read(OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides))), name)
     manifests = prepare_in(out.expanduser(), corpus.fingerprint(options), partial(corpus.build, options))
     for split, path in vars(manifests).items():
         rows = path.read_text(encoding="utf-8").count("\n")

@@ -55,5 +55,5 @@ def prepare_corpus(
         'dev.json'
     """
     corpus = get_corpus(name)
-    values: Mapping[str, Any] = options if root is None else {"root": root, **options}
+    values: Mapping[str, Any] = options if root is None else {"root": str(root), **options}
     return corpus.prepare(corpus.options.read(values, "data"), Path(cache_dir).expanduser())

@@ -1,0 +1,42 @@
+"""The command that prepares a corpus."""
+
+import pytest
+
+from lightning_novograd.recipes.asr.prepare import main
+
+SIZES = ["train_size=3", "dev_size=2", "test_size=1"]
+
+
+def test_a_corpus_in_a_folder_of_ones_own(shared_data, tmp_path, capsys):
+    arguments = ["fsdd", "--root", str(shared_data), "--out", str(tmp_path / "digits"), *SIZES]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"dev: 2 utterances in {tmp_path}/digits/dev.json" in printed
+    assert f"train with: data=manifest data.train={tmp_path}/digits/train.json" in printed
+    assert len(list((tmp_path / "digits" / "audio" / "train").iterdir())) == 3
+    assert main(arguments) == 0, "once it is there it stays"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fsdd"], "error: fsdd.root: is missing: give a clone of https://"),
+        (["fsdd", "--root", "nowhere"], "error: no recordings of the Free Spoken Digit Dataset in nowhere"),
+        (["fsdd", "--root", ".", "trainsize=3"], "error: fsdd.trainsize: unknown key; did you mean 'train_size'?"),
+        (["fsdd", "--root", ".", "train_size"], "error: fsdd.train_size: must be a whole number, not None"),
+        (["fsdd", "--root", ".", "train_size=few"], "error: fsdd.train_size: must be a whole number, not 'few'"),
+    ],
+    ids=["no root", "no recordings", "unknown option", "no value", "wrong type"],
+)
+def test_errors_are_one_line(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(message)
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_corpora_that_are_made(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["manifest", "--out", str(tmp_path)])
+    assert "invalid choice: 'manifest'" in capsys.readouterr().err
