@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd import schedules
 from lightning_novograd.closed_form_lr import Phase, ScheduleError
+from lightning_novograd.exponential_schedule import WarmupHoldAnnealExponential
 from lightning_novograd.openseq2seq_schedules import (
     CosineDecay,
     ExpDecay,
@@ -53,6 +54,7 @@ __all__ = [
     "T5InverseSquareRootAnnealing",
     "TransformerPolicy",
     "WarmupAnnealing",
+    "WarmupHoldAnnealExponential",
     "WarmupHoldAnnealLinear",
     "WarmupHoldAnnealOneMinusSquareRoot",
     "WarmupHoldPolicy",

@@ -28,15 +28,12 @@ REQUIRED = {
     "data/fsdd": ["data.root=recordings"],
     "data/manifest": ["data.train=train.json", "data.dev=dev.json"],
     "experiment/fsdd_novograd": ["data.root=recordings"],
-    "sched/from_optim": ["optim=paper/jasper_8k"],
 }
 
 
 def composed(name: str):
     group, option = name.split("/", 1)
     overrides = [f"{group}={option}", *REQUIRED.get(name, [])]
-    if group == "optim" and "/" in option:  # presets bring their own schedule
-        overrides.append("sched=from_optim")
     return compose("asr", overrides=overrides)
 
 
@@ -61,6 +58,16 @@ def test_every_yaml_composes_and_is_understood(name):
     if group == "model":
         with torch.device("meta"):
             assert JasperCTC.from_config(settings.model).alphabet.labels[0] == " "
+
+
+def test_a_preset_keeps_its_own_schedule():
+    sched = compose("asr", overrides=["optim=paper/transformer_big"]).optim.sched
+    assert (sched.name, sched.warmup_steps, sched.warmup_ratio) == ("CosineAnnealing", 4000, None)
+
+
+def test_a_chosen_schedule_replaces_the_default():
+    assert compose("asr", overrides=["sched=polynomial"]).optim.sched.name == "PolynomialDecayAnnealing"
+    assert compose("asr", overrides=["sched=constant"]).optim.sched is None
 
 
 def test_yaml_files_hold_plain_data():

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "T5InverseSquareRootAnnealing": {"max_steps": 30, "constant_steps": 5},
     "TransformerPolicy": {"d_model": 16, "warmup_steps": 5, "max_lr": 0.01},
     "WarmupAnnealing": {"max_steps": 30, "warmup_steps": 5},
+    "WarmupHoldAnnealExponential": {"max_steps": 30, "gamma": 0.9, "num_decays": 6, "warmup_steps": 5, "hold_steps": 4},
     "WarmupHoldAnnealLinear": {"max_steps": 30, "warmup_steps": 5, "hold_ratio": 0.2},
     "WarmupHoldAnnealOneMinusSquareRoot": {"max_steps": 30, "warmup_steps": 5, "hold_steps": 4},
     "WarmupHoldPolicy": {"max_steps": 30, "warmup_steps": 5, "hold_steps": 4},

@@ -8,7 +8,11 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 
 from lightning_novograd import build_optimizers, parse_optim
-from lightning_novograd.lr_scheduler import CosineAnnealing, PolynomialDecayAnnealing
+from lightning_novograd.lr_scheduler import (
+    CosineAnnealing,
+    PolynomialDecayAnnealing,
+    WarmupHoldAnnealExponential,
+)
 
 OPTIM = ROOT / "conf" / "optim"
 
@@ -28,6 +32,8 @@ PUBLISHED = {
     "nvidia/openseq2seq_jasper_10x5dr": (0.02, (0.95, 0.98), 0.001, None, PolynomialDecayAnnealing),
     "nvidia/openseq2seq_quartznet_15x5": (0.01, (0.95, 0.5), 0.001, 1000, CosineAnnealing),
 }
+# epochs: all, warmup, hold
+EXPONENTIAL = {"nvidia/quartznet_15x5": (260, 2, 140), "nvidia/jasper_10x5dr": (440, 2, 140)}
 MIN_LR = {CosineAnnealing: 0.0, PolynomialDecayAnnealing: 1e-5}
 STEPS = 100_000
 
@@ -44,7 +50,7 @@ def lr_at(schedule, step):
 
 def test_every_preset_is_in_the_table():
     files = {p.relative_to(OPTIM).with_suffix("").as_posix() for p in OPTIM.glob("*/*.yaml")}
-    assert files == set(PUBLISHED)
+    assert files == {*PUBLISHED, *EXPONENTIAL}
 
 
 # OpenSeq2Seq put LARC's gradient rule around NovoGrad, which is worth a warning
@@ -80,7 +86,29 @@ def test_openseq2seqs_jasper_has_its_larc(preset):
     }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 244])
+@pytest.mark.parametrize("name", EXPONENTIAL)
+def test_nvidias_exponential_schedule(preset, name, steps_per_epoch):
+    epochs, warmup, hold = EXPONENTIAL[name]
+    config = parse_optim(preset(name))
+    assert config.args == {"lr": 0.01, "betas": (0.95, 0.0), "weight_decay": 0.001, "grad_averaging": False}
+    built = build_optimizers(config, torch.nn.Linear(2, 1), max_steps=epochs * steps_per_epoch)
+    schedule = built["lr_scheduler"]["scheduler"]
+    assert type(schedule) is WarmupHoldAnnealExponential
+    assert built["lr_scheduler"]["interval"] == "step"
+
+    # as its training loop has it: the LR is set after a step, from that step's number and epoch, both from 1
+    warmup_steps, hold_end = warmup * steps_per_epoch, (warmup + hold) * steps_per_epoch
+    for step in range(1, epochs * steps_per_epoch):
+        epoch = 1 + (step - 1) // steps_per_epoch
+        if step < warmup_steps:
+            factor = (step + 1) / (warmup_steps + 1)
+        else:
+            factor = 1.0 if step < hold_end else 0.981 ** (epoch - warmup - hold)
+        assert lr_at(schedule, step) == pytest.approx(max(0.01 * factor, 1e-5), rel=1e-12), step
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *EXPONENTIAL])
 def test_comments_name_the_source(name):
     text = (OPTIM / f"{name}.yaml").read_text()
     assert re.search(r"^# .*https://(arxiv\.org/abs/1905\.11286|github\.com/NVIDIA/)", text, re.MULTILINE)
