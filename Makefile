@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all test-nemo lint format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -35,5 +35,21 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# NeMo 3.0.0 pins older versions of Lightning and Hydra: an environment of its own (2.2 GB), this package without its
+# requirements in it. Not part of CI.
+NEMO_VENV ?= .venv-nemo
+NEMO_PYTHON := $(NEMO_VENV)/bin/python
+
+$(NEMO_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(NEMO_VENV)
+	$(NEMO_PYTHON) -m pip install -q --upgrade pip 'setuptools>=77'
+	$(NEMO_PYTHON) -m pip install -q torch==2.13.0
+	$(NEMO_PYTHON) -m pip install -q torch==2.13.0 'nemo_toolkit[asr]==3.0.0' pytest
+	$(NEMO_PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+test-nemo: $(NEMO_VENV)/.installed
+	OMP_NUM_THREADS=1 $(NEMO_PYTHON) -m pytest tests/nemo
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEMO_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis
