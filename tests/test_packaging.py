@@ -58,7 +58,8 @@ def test_every_python_package_is_listed_for_shipping(dist):
 
 def test_sdist_builds_without_the_repository(dist):
     [sdist] = dist.glob("*.tar.gz")
-    names = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"pyproject.toml", "LICENSE", "README.md", "conf/asr.yaml", "recipes/asr/train.py"} <= names
 
 

@@ -41,8 +41,9 @@ def ctc_loss(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_l
 class CTCModule(OptimMixin, pl.LightningModule):
     """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
 
-    The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``, ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error
-    rates as fractions, summed over all ranks.
+    The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
+    ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions,
+    summed over all ranks.
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.

@@ -120,7 +120,9 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
     if size is None:
         size = per_device_batch_size * devices * nodes * accumulate
     elif accumulate != 1:
-        problem = f"is {accumulate}, but large_batch.global_batch_size={size} decides the accumulation; give one of them"
+        problem = (
+            f"is {accumulate}, but large_batch.global_batch_size={size} decides the accumulation; give one of them"
+        )
         raise ConfigError("trainer.accumulate_grad_batches", problem)
     return solve_batch_plan(size, devices=devices, num_nodes=nodes, per_device_batch_size=per_device_batch_size)
 

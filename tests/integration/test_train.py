@@ -147,7 +147,11 @@ def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
             r"^model\.encoder\.jasper\[1\]\.kernal: unknown key; did you mean 'kernel'",
         ),
         (["model.decoder.feat_in=100"], ConfigError, r"^model\.decoder\.feat_in: .*100.*256"),
-        (["+model.encoder.feat_in=80"], ConfigError, r"^model\.encoder\.feat_in: 80 .* preprocessor\.features gives 64"),
+        (
+            ["+model.encoder.feat_in=80"],
+            ConfigError,
+            r"^model\.encoder\.feat_in: 80 .* preprocessor\.features gives 64",
+        ),
         (["large_batch.global_batch_size=10"], ConfigError, r"^large_batch\.global_batch_size: .*10.*8.*12"),
         (["large_batch.global_batch_size=32"], LightningNovoGradError, r"16 utterances, fewer than one global batch"),
     ],
@@ -166,7 +170,10 @@ def test_bad_config(tiny_corpus, tmp_path, overrides, error, message):
         ('{"audio_filepath": "nowhere.flac", "duration": 1.0, "text": "a"}', r"train\.json:2: .*nowhere\.flac"),
         ('{"audio_filepath": "corrupt.flac", "duration": 1.0, "text": "a"}', r"train\.json:2: .*corrupt\.flac"),
         ('{"audio_filepath": "a.flac", "duration": 1.0, "text": "7 3 1"}', r"train\.json:2: .*'7'"),
-        ('{"audio_filepath": "a.flac", "duration": 1.0, "text": "%s"}' % ("aa" * 40), r"train\.json:2: .* 49 output frames, but .* needs 159"),
+        (
+            '{"audio_filepath": "a.flac", "duration": 1.0, "text": "%s"}' % ("aa" * 40),
+            r"train\.json:2: .* 49 output frames, but .* needs 159",
+        ),
     ],
     ids=["missing manifest", "not JSON", "no text", "no audio", "corrupt audio", "alphabet", "too short for its text"],
 )
