@@ -52,12 +52,14 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
-    trainer = build_trainer(settings, plan, run_dir, [BatchSeed(settings.seed), checkpoints, rate, curves])
+    trainer = build_trainer(settings, plan, run_dir, [BatchSeed(settings.seed), rate, curves, *checkpoints])
 
     trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
     results: dict[str, Any] = {
-        **measure(trainer, module, data, checkpoints.best_model_path if settings.checkpoint.test == "best" else None),
+        **measure(
+            trainer, module, data, checkpoints[0].best_model_path if settings.checkpoint.test == "best" else None
+        ),
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -89,10 +91,11 @@ def measure(
     return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
 
 
-def build_checkpoints(settings: RunSettings, run_dir: Path) -> pl_callbacks.ModelCheckpoint:
-    """Top-k by dev WER, and the last."""
-    return pl_callbacks.ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
+def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks.ModelCheckpoint]:
+    """Top-k by dev WER and the last epoch's; then, if wanted, the newest inside an epoch."""
+    folder = run_dir / "checkpoints"
+    by_epoch = pl_callbacks.ModelCheckpoint(
+        dirpath=folder,
         filename="epoch={epoch:03d}-dev_wer={dev_wer:.4f}",
         auto_insert_metric_name=False,
         monitor="dev_wer",
@@ -100,6 +103,12 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> pl_callbacks.Mode
         save_top_k=settings.checkpoint.save_top_k,
         save_last=True,
     )
+    if settings.checkpoint.every_n_steps is None:
+        return [by_epoch]
+    by_step = pl_callbacks.ModelCheckpoint(
+        dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
+    )
+    return [by_epoch, by_step]
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -33,11 +33,13 @@ class CheckpointSettings(Section):
     """The ``checkpoint`` block.
 
     Args:
-        save_top_k: checkpoints kept by dev WER; -1 keeps all. The last one is always kept.
+        save_top_k: checkpoints kept by dev WER; -1 keeps all. That of the last epoch is always kept.
+        every_n_steps: optimizer steps between checkpoints inside an epoch, of which the newest is kept; None: none.
         test: whether the test set sees the weights of the ``"last"`` or of the ``"best"`` epoch.
     """
 
     save_top_k: int = key(2, low=-1)
+    every_n_steps: int | None = key(None, low=1)
     test: str = key("last", allowed=("last", "best"))
 
     def check(self) -> None:

@@ -105,6 +105,32 @@ def command(*overrides: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
+def test_killed_run_goes_on_inside_the_epoch(finished, tiny_corpus, tmp_path):
+    run_dir, _ = finished
+    killed, resumed = tmp_path / "killed", tmp_path / "resumed"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "recipes" / "asr" / "train.py"), *QUICK, *manifests(tiny_corpus)),
+            *("trainer.max_epochs=1000", "optim.sched.max_steps=8", "checkpoint.every_n_steps=3"),
+            f"hydra.run.dir={killed}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not list(killed.glob("checkpoints/step=*3.ckpt")) and process.poll() is None:
+        pass
+    process.kill()
+    assert process.wait() == -9
+    [newest] = killed.glob("checkpoints/step=*.ckpt")
+    train(resumed, [*manifests(tiny_corpus), f"resume_from='{newest}'"])
+    ours, theirs = (torch.load(d / "checkpoints" / "last.ckpt", weights_only=True) for d in (resumed, run_dir))
+    assert ours["global_step"] == theirs["global_step"] == 8
+    for name, expected in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], expected, rtol=0, atol=0, msg=name)
+
+
 def test_ddp_command_with_accumulation(tiny_corpus, tmp_path):
     done = command(
         *manifests(tiny_corpus),
