@@ -197,7 +197,7 @@ class SpeechDataModule(LightningDataModule):
             self.alphabet,
             sample_rate=self.sample_rate,
             # fast audio is short audio
-            samples_to_frames=None if frames is None else lambda samples: frames((samples / fastest).long()),
+            samples_to_frames=None if frames is None else lambda samples: frames((samples.double() / fastest).long()),
             min_duration=loading.min_duration,
             max_duration=loading.max_duration,
             downmix=loading.downmix,

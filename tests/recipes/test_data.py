@@ -104,6 +104,38 @@ def test_cached_audio_is_the_audio(make_data):
         assert torch.equal(a.wave_BS, b.wave_BS)
 
 
+def test_an_epoch_iterated_to_its_end_is_followed_by_the_next(make_data):
+    data = make_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    first, second = ([batch.texts for batch in loader] for _ in range(2))
+    assert len(first) == len(second) == len(loader) == 3
+    assert first != second
+    again = data.train_dataloader()
+    again.sampler.set_epoch(1)
+    assert [batch.texts for batch in again] == second
+
+
+@pytest.mark.parametrize("where", ["cache", "worker"])
+def test_audio_that_breaks_off_is_named_with_its_line(manifests, tmp_path, where):
+    """Its header is good, so only decoding finds it."""
+    audio = speech_files.write_audio(tmp_path / "a.flac", 2.0)
+    audio.write_bytes(audio.read_bytes()[:20000])
+    bad = speech_files.write_manifest(
+        tmp_path / "bad.json", [{"audio_filepath": str(audio), "duration": 2.0, "text": "seven"}]
+    )
+    cfg = {"name": "manifest", "train": str(bad), "dev": str(manifests["dev"]), "batch_size": 1}
+    cfg |= {"cache_audio": True} if where == "cache" else {"num_workers": 1}
+    data = SpeechDataModule(DataConfig.from_mapping(cfg), ALPHABET)
+
+    def load():
+        data.setup("fit")
+        list(data.train_dataloader())
+
+    with pytest.raises(DataError, match=rf"{bad}:1: audio file .*a\.flac is corrupt"):
+        load()
+
+
 def test_every_dev_utterance_is_evaluated_once(make_data, tmp_path):
     listener = fit(make_data(), tmp_path, max_epochs=1, num_sanity_val_steps=0)
     assert sorted(listener.evaluated) == sorted(f"zero {speech_files.DIGITS[i]}" for i in range(DEV))

@@ -105,6 +105,12 @@ def test_no_rank_always_has_the_long_ones():
     assert set(longest) == {0, 1, 2, 3}
 
 
+def test_no_micro_batch_always_has_the_long_ones():
+    """BatchNorm's running statistics favour the last micro-batch."""
+    everything = [step for epoch in range(5) for step in steps(8, accumulate=4, epoch=epoch)]
+    assert {int(np.argmax([padded([batch]) for batch in rank])) for [rank] in everything} == {0, 1, 2, 3}
+
+
 def test_without_shuffling_every_epoch_is_the_same():
     first, second = (steps(8, accumulate=2, epoch=epoch, shuffle=False) for epoch in (0, 1))
     assert [sorted(flat(s)) for s in first] == [sorted(flat(s)) for s in second]
