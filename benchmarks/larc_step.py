@@ -1,0 +1,81 @@
+"""How long is a step under LARC, compared with the wrapped optimizer's own step?
+
+Both step on layers of the shapes of a QuartzNet with random gradients, in turns; the table has each one's median and
+their ratio.
+
+python benchmarks/larc_step.py --model quartznet_15x5 --threads 4
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim.larc import LARC
+from lightning_novograd.recipes.asr.model import JasperCTC
+
+MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
+OPTIMIZERS = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "SGD, fused": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True),
+    "NovoGrad": lambda params: NovoGrad(params, lr=0.01, betas=(0.95, 0.25), weight_decay=1e-3),
+    "NovoGrad, luc": lambda params: NovoGrad(params, lr=0.01, betas=(0.95, 0.25), weight_decay=1e-3, luc=True),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=1e-3),
+    "AdamW, fused": lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True),
+    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=1e-4),
+}
+
+
+def make_params(shapes, device):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(0.05 * torch.randn(shape, device=device)) for shape in shapes]
+    for p in params:
+        p.grad = 0.01 * torch.randn_like(p)
+    return params
+
+
+def seconds(optimizer, device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="quartznet_15x5", choices=sorted(path.stem for path in MODELS.glob("*.yaml"))
+    )
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = JasperCTC.from_config(yaml.safe_load((MODELS / f"{args.model}.yaml").read_text()))
+    shapes = [p.shape for p in model.parameters()]
+    elements = sum(shape.numel() for shape in shapes)
+    print(
+        f"{args.model}: {len(shapes)} layers, {elements / 1e6:.1f} M weights, {args.threads} threads, {args.device}\n"
+    )
+    print("| optimizer | target | layers clipped | step, ms | under LARC, ms | ratio |")
+    print("|---|---|---|---|---|---|")
+    for name, build in OPTIMIZERS.items():
+        for trust_coefficient in (1e-4, 10.0):
+            bare = build(make_params(shapes, args.device))
+            larc = LARC(build(make_params(shapes, args.device)), trust_coefficient)
+            times = [(seconds(bare, args.device), seconds(larc, args.device)) for _ in range(args.steps + 3)][3:]
+            clipped = torch.cat([factors < 1 for _, factors in larc.factors]).float().mean()
+            alone, wrapped = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+            row = f"{name} | {larc.target} | {clipped:.0%} | {alone:.2f} | {wrapped:.2f} | {wrapped / alone:.2f}"
+            print(f"| {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
