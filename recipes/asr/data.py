@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, choices
@@ -24,8 +23,6 @@ from lightning_novograd.recipes.asr.text import Alphabet
 __all__ = ["AugmentConfig", "Batch", "DataConfig", "LoadingConfig", "SpeechDataModule"]
 
 log = logging.getLogger(__name__)
-
-MISSING = "???"  # OmegaConf's mark of a value that the user has to give
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +96,7 @@ class DataConfig:
         Raises:
             ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
         """
-        if OmegaConf.is_config(cfg):
-            cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if not OmegaConf.is_missing(cfg, k)])
-        values = {k: v for k, v in plain_mapping(cfg, path).items() if v != MISSING}
+        values = plain_mapping(cfg, path)
         name = values.pop("name", None)
         if not isinstance(name, str):
             raise ConfigError(f"{path}.name", f"is missing: one of {', '.join(available_corpora())}")

@@ -233,7 +233,7 @@ def test_faster_playing_counts_in_the_check_of_lengths(manifests):
     [
         pytest.param({"name": None}, "data.name: is missing: one of espeak_digits, fsdd, manifest", id="no name"),
         pytest.param({"name": "manifst"}, "data.name: unknown corpus 'manifst'; did you mean 'manifest'?", id="corpus"),
-        pytest.param({"train": "???"}, "data.train: is missing: give the path of a manifest", id="required"),
+        pytest.param({"train": None}, "data.train: is missing: give the path of a manifest", id="required"),
         pytest.param({"root": "x"}, "data.root: unknown key. Allowed: augment, batch_size,", id="other corpus's key"),
         pytest.param({"batchsize": 2}, "data.batchsize: unknown key; did you mean 'batch_size'?", id="misspelt"),
         pytest.param({"batch_size": 0}, "data.batch_size: must be at least 1, not 0", id="range"),

@@ -57,7 +57,7 @@ class FsddOptions(Section):
         test_size: of the test set.
     """
 
-    root: str = key("")
+    root: str | None = key(None)
     seed: int = key(2020)
     train_size: int = key(2000, low=1)
     dev_size: int = key(200, low=1)
@@ -71,7 +71,7 @@ class FsddOptions(Section):
     @property
     def folder(self) -> Path:
         """`root` as a path."""
-        return Path(self.root).expanduser()
+        return Path(self.root or "").expanduser()
 
 
 class Fsdd:

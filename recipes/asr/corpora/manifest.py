@@ -18,8 +18,8 @@ class ManifestOptions(Section):
         test: of the test set; null for none.
     """
 
-    train: str = key("")
-    dev: str = key("")
+    train: str | None = key(None)
+    dev: str | None = key(None)
     test: str | None = key(None)
 
     def check(self) -> None:
@@ -37,4 +37,4 @@ class OwnManifests:
     def prepare(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
         """The manifests as they were given."""
         test = Path(options.test).expanduser() if options.test else None
-        return Manifests(Path(options.train).expanduser(), Path(options.dev).expanduser(), test)
+        return Manifests(Path(options.train or "").expanduser(), Path(options.dev or "").expanduser(), test)
