@@ -516,6 +516,53 @@ def test_no_value_on_the_device_is_looked_at(clip, target):
         factors.tolist()
 
 
+LAYOUTS = {
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+    "strided": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "expanded gradient": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("target", ["gradient", "update"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layout_of_the_memory_does_not_matter(layout, target):
+    start, grad = torch.randn(2, 3, 4, 5, 2, generator=torch.Generator().manual_seed(0))
+    if layout == "expanded gradient":
+        grad = torch.tensor(0.5).expand(start.shape)
+    other, other_grad = start.clone(), grad.clone(memory_format=torch.contiguous_format)
+    weight = torch.nn.Parameter(LAYOUTS[layout](start))
+    weight.grad = LAYOUTS[layout](grad)
+    strides = weight.stride()
+    expected = torch.nn.Parameter(other)
+    expected.grad = other_grad
+    for p in (weight, expected):
+        larc = LARC(SGD([p], lr=0.1, momentum=0.9, weight_decay=0.01), trust_coefficient=1e-3, target=target)
+        larc.step()
+        larc.step()
+    assert weight.stride() == strides
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-8, check_stride=False)
+
+
+@pytest.mark.parametrize("target", ["gradient", "update"])
+def test_layers_of_no_and_of_one_element(target):
+    empty, scalar = torch.nn.Parameter(torch.zeros(0, 3)), torch.nn.Parameter(torch.tensor(2.0))
+    empty.grad, scalar.grad = torch.zeros(0, 3), torch.tensor(100.0)
+    LARC(SGD([empty, scalar], lr=0.1), trust_coefficient=0.01, target=target).step()
+    torch.testing.assert_close(scalar.detach(), torch.tensor(1.98))
+
+
+@pytest.mark.parametrize("target", ["gradient", "update"])
+def test_layers_of_several_dtypes_share_a_group(target):
+    params = [*make_params(dtype=torch.float64), *make_params(dtype=torch.bfloat16), *make_params()]
+    larc = LARC(SGD(params, lr=0.1), trust_coefficient=0.01, target=target)
+    run(larc, params, 2)
+    assert sum(len(factors) for _, factors in larc.factors) == len(params)
+    references = make_params(dtype=torch.float64)
+    run(LARC(SGD(references, lr=0.1), trust_coefficient=0.01, target=target), references, 2)
+    assert_same(params[:3], references)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
 @pytest.mark.parametrize("target", ["gradient", "update"])
 def test_other_dtypes_follow_float32(dtype, target):
