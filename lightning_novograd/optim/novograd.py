@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
     _to_scalar,
     _use_grad_for_differentiable,
 )
+from torch.utils._triton import has_triton
 
 from lightning_novograd.optim.layer_norms import (
     accumulation_dtype,
@@ -349,8 +350,11 @@ def novograd(
         params, grads, exp_avgs = ([real_view(t) for t in tensors] for tensors in (params, grads, exp_avgs))
 
     if foreach is None and fused is None:
-        _, foreach = _default_to_fused_or_foreach(params, differentiable, use_fused=False)
-    worker = _multi_tensor_novograd if foreach else _single_tensor_novograd
+        fused, foreach = _default_worker(params, differentiable)
+    if fused and not torch.compiler.is_compiling():
+        worker: Callable[..., None] = _fused_novograd
+    else:
+        worker = _multi_tensor_novograd if foreach or fused else _single_tensor_novograd
     worker(
         params,
         grads,
@@ -515,6 +519,49 @@ def _multi_tensor_novograd(
         if weights[0] is not params[indices[0]]:
             torch._foreach_copy_(take(params), weights)
             torch._foreach_copy_(take(exp_avgs), moments)
+
+
+def _fused_novograd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    grad_sq_norms: list[Tensor] | None,
+    layers: list[Tensor] | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    **options: Any,
+) -> None:
+    """Hand the layers to the fused worker of their device; `options` are the keyword arguments of all workers."""
+    lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms, layers)
+    for device in {param.device.type: None for param in params}:
+        indices = [i for i, param in enumerate(params) if param.device.type == device]
+        taken = lists if len(indices) == len(params) else [ts and [ts[i] for i in indices] for ts in lists]
+        _fused_worker(device)(*taken, grad_scale, found_inf, **options)
+
+
+def _fused_worker(device: str) -> Callable[..., None]:
+    if device == "cpu":
+        from lightning_novograd.optim.fused_cpu import _fused_cpu_novograd
+
+        return _fused_cpu_novograd
+    if device == "cuda" and has_triton():
+        from lightning_novograd.optim.fused_cuda import _fused_cuda_novograd
+
+        return _fused_cuda_novograd
+    raise RuntimeError(f"`fused=True` needs parameters on CPU, or on CUDA with Triton; found {device}: leave it unset")
+
+
+def _default_worker(params: list[Tensor], differentiable: bool) -> tuple[bool, bool]:
+    """(fused, foreach) for the fastest worker that is correct for these parameters."""
+    if differentiable or not all(type(param) in (Tensor, torch.nn.Parameter) for param in params):
+        return False, False
+    if torch.compiler.is_compiling():
+        return False, True
+    devices = {param.device.type for param in params}
+    fused = devices <= {"cpu", "cuda"} and ("cuda" not in devices or has_triton())
+    return fused, not fused and _default_to_fused_or_foreach(params, differentiable)[1]
 
 
 def _clipped_step_sizes(

@@ -13,6 +13,7 @@ CASES = [case["name"] for case in json.loads((GOLDEN / "novograd_float64.json").
 WORKERS = {
     "single": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
+    "fused": {"fused": True},
     "default": {},
 }
 
