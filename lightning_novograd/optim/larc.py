@@ -227,8 +227,10 @@ class LARC(Optimizer):
             result = pre_hook(self, state_dict)
             state_dict = state_dict if result is None else result
         options = [{option: group[option] for option in OPTIONS} for group in self.param_groups]
+        saved = state_dict["param_groups"]
+        if len(saved) == len(options):
+            state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
         self.optimizer.load_state_dict(state_dict)
-        self._complete_groups(options)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -263,10 +265,10 @@ class LARC(Optimizer):
                     self.optimizer.step()
         return loss
 
-    def _complete_groups(self, options: list[ParamGroup] | None = None) -> None:
-        for index, group in enumerate(self.param_groups):
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
             for option in OPTIONS:
-                group.setdefault(option, self.defaults[option] if options is None else options[index][option])
+                group.setdefault(option, self.defaults[option])
 
     def _pieces(self) -> Generator[list[ParamGroup], None, None]:
         """The wrapped optimizer's param groups: all at once or, where it shows nowhere, a cacheful of layers at a time.
@@ -293,7 +295,7 @@ class LARC(Optimizer):
             optimizer._optimizer_step_post_hooks,
             _global_optimizer_pre_hooks,
             _global_optimizer_post_hooks,
-            "step" in vars(optimizer),  # patched, by an LR scheduler for one
+            "step" in vars(optimizer),  # patched to see every call
         )
         return (
             not any(onlookers)

@@ -134,16 +134,38 @@ def test_state_dict_round_trip_continues_bit_for_bit(inner):
     assert_same_state(larc, resumed)
 
 
-@pytest.mark.parametrize("through", ["wrapper", "wrapped"])
-def test_state_of_a_bare_optimizer_loads_and_leaves_the_options_alone(through):
+@every_inner
+def test_state_of_a_bare_optimizer_loads_and_leaves_the_options_alone(inner):
     params = make_params()
-    bare = SGD(params, lr=0.3, momentum=0.9)
+    groups = [{"params": params[:1]}, {"params": params[1:2]}, {"params": params[2:]}]
+    bare = INNER[inner]([dict(group, lr=0.3) for group in groups])
     run(bare, params, 1)
-    larc = LARC(SGD(params, lr=0.1, momentum=0.9), trust_coefficient=0.005)
-    (larc if through == "wrapper" else larc.optimizer).load_state_dict(bare.state_dict())
+    saved = bare.state_dict()
+    larc = LARC(INNER[inner]([groups[0], {**groups[1], "larc": False}, {**groups[2], "larc_clip": False}]), 0.005)
+    larc.load_state_dict(saved)
     run(larc, params, 1)
-    group = larc.param_groups[0]
-    assert (group["lr"], group["larc_trust_coefficient"]) == (0.3, 0.005)
+    keys = ("lr", "larc", "larc_clip", "larc_trust_coefficient")
+    options = [tuple(group[key] for key in keys) for group in larc.param_groups]
+    assert options == [(0.3, True, True, 0.005), (0.3, False, True, 0.005), (0.3, True, False, 0.005)]
+    assert "larc" not in saved["param_groups"][0]
+
+
+@every_inner
+def test_state_of_a_bare_optimizer_loads_into_the_wrapped_one(inner):
+    params = make_params()
+    bare = INNER[inner](params)
+    run(bare, params, 1)
+    larc = LARC(INNER[inner](params), trust_coefficient=0.005)
+    larc.optimizer.load_state_dict(bare.state_dict())
+    run(larc, params, 1)
+    assert larc.param_groups[0]["larc_trust_coefficient"] == 0.005
+
+
+def test_a_state_with_other_groups_is_refused():
+    params = make_params()
+    larc = LARC(SGD(params, lr=0.1))
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        larc.load_state_dict(SGD([{"params": [p]} for p in params], lr=0.1).state_dict())
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
@@ -489,6 +511,17 @@ def test_a_cacheful_at_a_time_and_all_at_once_are_the_same(inner, cacheful, monk
     assert_same(params, others)
     assert_same_state(pieces, whole)
     assert torch.equal(torch.cat([f for _, f in pieces.factors]), torch.cat([f for _, f in whole.factors]))
+
+
+def test_whoever_patches_the_step_of_the_wrapped_optimizer_sees_one_call(monkeypatch):
+    monkeypatch.setattr("lightning_novograd.optim.larc_maths._CACHEFUL", 1)
+    params = make_params()
+    larc = LARC(SGD(params, lr=0.1))
+    calls = []
+    step = larc.optimizer.step
+    larc.optimizer.step = lambda: calls.append(1) or step()
+    run(larc, params, 2)
+    assert len(calls) == 2
 
 
 @every_inner
