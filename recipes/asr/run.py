@@ -13,6 +13,7 @@ from lightning.pytorch import loggers as pl_loggers
 from omegaconf import DictConfig
 
 from lightning_novograd.batch_plan import BatchPlan
+from lightning_novograd.callbacks import LayerMonitor
 from lightning_novograd.recipes.asr.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.ctc_module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.data import DataConfig, SpeechDataModule
@@ -52,7 +53,10 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
-    trainer = build_trainer(settings, plan, run_dir, [BatchSeed(settings.seed), rate, curves, *checkpoints])
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, *checkpoints]
+    if settings.layer_monitor is not None:
+        callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
+    trainer = build_trainer(settings, plan, run_dir, callbacks)
 
     trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 

@@ -74,6 +74,7 @@ class RunSettings(Section):
         seed: of initialization, shuffling, dropout.
         resume_from: checkpoint of a run to continue.
         num_samples: transcripts shown after each validation.
+        layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
     """
 
     model: dict = key()
@@ -86,6 +87,7 @@ class RunSettings(Section):
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
     num_samples: int = key(3, low=0)
+    layer_monitor: int | None = key(None, low=1)
 
     def check(self) -> None:
         """Every block has known keys only, and those that the recipe sets are left to it."""

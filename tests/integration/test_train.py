@@ -51,7 +51,7 @@ def train(run_dir: Path, overrides: list[str]) -> dict:
 @pytest.fixture(scope="module")
 def finished(tiny_corpus, tmp_path_factory) -> tuple[Path, dict]:
     run_dir = tmp_path_factory.mktemp("run")
-    return run_dir, train(run_dir, manifests(tiny_corpus))
+    return run_dir, train(run_dir, [*manifests(tiny_corpus), "layer_monitor=2"])
 
 
 def test_results(finished):
@@ -66,7 +66,7 @@ def test_results(finished):
 def test_everything_is_in_the_run_folder(finished):
     run_dir, _ = finished
     names = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
-    assert {"results.json", "curves.png", "metrics.csv", "checkpoints/last.ckpt"} <= names
+    assert {"results.json", "curves.png", "layers.png", "metrics.csv", "checkpoints/last.ckpt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert len([name for name in names if name.startswith("checkpoints/epoch=")]) == 2
 
