@@ -1,9 +1,11 @@
 """NovoGrad in float64, written as its formulas and nothing else: what every worker is compared with."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 class ReferenceNovoGrad:
@@ -11,8 +13,8 @@ class ReferenceNovoGrad:
 
     def __init__(
         self,
-        params: list[Tensor],
-        lr: float = 1e-3,
+        params: Sequence[Tensor],
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.95, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -31,7 +33,7 @@ class ReferenceNovoGrad:
         self.grad_averaging, self.amsgrad, self.maximize = grad_averaging, amsgrad, maximize
         self.luc, self.luc_trust, self.luc_eps = luc, luc_trust, luc_eps
 
-    def step(self, grads: list[Tensor | None]) -> None:
+    def step(self, grads: Sequence[Tensor | None]) -> None:
         beta1, beta2 = self.betas
         for i, grad in enumerate(grads):
             if grad is None:
@@ -57,6 +59,16 @@ class ReferenceNovoGrad:
                 ratio = self.luc_trust * w.norm().item() / (m.norm().item() + self.luc_eps)
                 step_size = min(ratio, step_size)
             self.params[i] = w - step_size * m
+
+    def adopt(self, params: Sequence[Tensor], optimizer: Optimizer) -> None:
+        """Take over the stored, rounded values of an optimizer, so that its next step can be judged alone."""
+        for i, param in enumerate(params):
+            state = optimizer.state.get(param)
+            self.params[i] = _float64(param)
+            if state:
+                self.exp_avgs[i] = _float64(state["exp_avg"])
+                self.exp_avg_sqs[i] = state["exp_avg_sq"].item()
+                self.max_exp_avg_sqs[i] = state["max_exp_avg_sq"].item() if self.amsgrad else 0.0
 
 
 def _float64(tensor: Tensor) -> Tensor:

@@ -420,15 +420,18 @@ def _single_tensor_novograd(
         second_moment = torch.where(exp_avg_sq == 0, sq_norm, beta2 * exp_avg_sq + (1 - beta2) * sq_norm)
         exp_avg_sq.copy_(second_moment)
         if amsgrad:
-            second_moment = torch.maximum(max_exp_avg_sqs[i], second_moment)
+            maximum = max_exp_avg_sqs[i].clone() if differentiable else max_exp_avg_sqs[i]
+            second_moment = torch.maximum(maximum, second_moment)
             max_exp_avg_sqs[i].copy_(second_moment)
         denom = second_moment.sqrt() + eps
         # With eps = 0, a layer that never saw a nonzero gradient has g / d = 0 / 0; it shall not move.
         grad_factor = (-averaging if maximize else averaging) / denom.masked_fill(denom == 0, torch.inf)
 
-        # Half precision is widened (the others are not copied) and rounds once, when it is stored below.
+        # Half precision is widened (the others are not copied) and rounds once, when it is stored below. Autograd needs
+        # copies: it keeps what it will multiply with.
         dtype = accumulation_dtype(param.dtype)
-        grad, moment, weight = grads[i].to(dtype), exp_avgs[i].to(dtype), param.to(dtype)
+        grad = grads[i].to(dtype)
+        moment, weight = (t.to(dtype, copy=differentiable) for t in (exp_avgs[i], param))
         moment.mul_(beta1).addcmul_(grad, grad_factor)
         if weight_decay != 0:
             moment.add_(weight, alpha=averaging * weight_decay)
@@ -436,12 +439,13 @@ def _single_tensor_novograd(
         weights.append(weight)
 
     if luc:
-        step_sizes = _clipped_step_sizes(weights, moments, layers, lr, luc_trust, luc_eps)
+        measured = [weight.clone() for weight in weights] if differentiable else weights
+        step_sizes = _clipped_step_sizes(measured, moments, layers, lr, luc_trust, luc_eps)
     for i, param in enumerate(params):
         moment, weight = moments[i], weights[i]
         step_size = lr if step_sizes is None else step_sizes[i]
         if isinstance(step_size, Tensor):
-            weight.addcmul_(moment.clone() if differentiable else moment, step_size.to(weight), value=-1)
+            weight.addcmul_(moment, step_size.to(weight), value=-1)
         else:
             weight.add_(moment, alpha=-step_size)
         if weight is not param:
