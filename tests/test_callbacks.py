@@ -99,11 +99,9 @@ def test_values_are_those_of_a_plain_loop(tmp_path):
 
 
 def test_clip_fraction_counts_all_steps_since_the_last_record(tmp_path):
-    build = (
-        lambda params: LARC(  # noqa: E731
-            torch.optim.SGD([{"params": params[:2]}, {"params": params[2:], "larc": False}], lr=0.1)
-        )
-    )
+    def build(params):
+        return LARC(torch.optim.SGD([{"params": params[:2]}, {"params": params[2:], "larc": False}], lr=0.1))
+
     module = Net(build)
     counted = []
 
