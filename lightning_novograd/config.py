@@ -215,10 +215,8 @@ def _check_sched(sched: SchedConfig, said_plateau: bool | None) -> None:
     """What no single key shows."""
     entry, path = sched.entry, sched.path
     if said_plateau is not None and said_plateau != sched.reduce_on_plateau:
-        is_plateau = "is always" if sched.reduce_on_plateau else "is never"
-        raise ConfigError(
-            f"{path}.reduce_on_plateau", f"{said_plateau}, but {sched.name} {is_plateau} stepped that way"
-        )
+        does = "does" if sched.reduce_on_plateau else "does not"
+        raise ConfigError(f"{path}.reduce_on_plateau", f"{said_plateau}, but {sched.name} {does} watch a metric")
     if sched.reduce_on_plateau and sched.monitor is None:
         raise ConfigError(f"{path}.monitor", f"missing; {sched.name} needs the name of a logged metric")
     if sched.frequency < 1:

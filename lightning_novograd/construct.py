@@ -71,7 +71,7 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
     }
     if entry.length is not None and length is not None:
         args[entry.length] = length
-    given = f" (the run has {length} optimizer steps: {source})" if length is not None and source else ""
+    given = f" (the length of the run is {length}: {source})" if length is not None and source else ""
     try:
         return entry.cls(optimizer, **args) if _optimizer_first(entry) else entry.cls(optimizer=optimizer, **args)
     except ConfigError as error:

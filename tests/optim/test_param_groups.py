@@ -1,0 +1,214 @@
+"""Rules over names and module types -> param groups."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.optim.param_groups import ParamGroupRule, build_param_groups
+
+
+class RootMeanSquareNorm(nn.Module):
+    """A normalization layer that torch does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2, 2))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv1d(3, 4, 5), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1, bias=False))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.recurrent = nn.LSTM(4, 4)
+        self.norm = RootMeanSquareNorm()
+        self.decoder = nn.Linear(4, 7)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def named(model: nn.Module, groups: list[dict]) -> dict[str, list[str]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {group.get("name", ""): [names[parameter] for parameter in group["params"]] for group in groups}
+
+
+def rule(*match: str, path: str = "optim.param_groups[0]", **options) -> ParamGroupRule:
+    return ParamGroupRule(match=match, options=options, path=path)
+
+
+def test_without_rules_there_is_one_group_without_a_name():
+    model = Net()
+    (group,) = build_param_groups(model)
+    assert group.keys() == {"params"}
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("no_decay", "names"),
+    [
+        pytest.param(
+            ["bias"],
+            "encoder.0.bias encoder.1.bias attention.in_proj_bias attention.out_proj.bias recurrent.bias_ih_l0 "
+            "recurrent.bias_hh_l0 decoder.bias",
+            id="bias",
+        ),
+        pytest.param(["norm"], "encoder.1.weight encoder.1.bias norm.scale", id="norm"),
+        pytest.param(
+            ["1d"],
+            "gain encoder.0.bias encoder.1.weight encoder.1.bias attention.in_proj_bias attention.out_proj.bias "
+            "recurrent.bias_ih_l0 recurrent.bias_hh_l0 decoder.bias",
+            id="1d",
+        ),
+        pytest.param(["decoder.*", "gain"], "gain decoder.weight decoder.bias", id="globs"),
+        pytest.param(["encoder.?.weight"], "encoder.0.weight encoder.1.weight encoder.2.weight", id="one character"),
+    ],
+)
+def test_no_decay(no_decay, names):
+    model = Net()
+    decay, exempt = build_param_groups(model, no_decay=no_decay)
+    assert (decay["name"], exempt["name"], exempt["weight_decay"]) == ("default", "default, no decay", 0.0)
+    assert "weight_decay" not in decay
+    assert set(named(model, [exempt])["default, no decay"]) == set(names.split())
+    assert len(decay["params"]) + len(exempt["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d, nn.InstanceNorm1d, nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm])
+def test_norm_knows_torchs_normalization_layers(layer):
+    affine = {"affine": True} if layer is nn.InstanceNorm1d else {}
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), layer(2, **affine))
+    _, exempt = build_param_groups(model, no_decay=["norm"])
+    assert list(map(id, exempt["params"])) == list(map(id, model[1].parameters()))
+
+
+@pytest.mark.parametrize("shorthand", ["bias", "norm", "1d"])
+def test_a_shorthand_may_match_nothing(shorthand):
+    (group,) = build_param_groups(nn.Linear(2, 2, bias=False), no_decay=[shorthand])
+    assert len(group["params"]) == 1
+
+
+def test_rules_in_order_the_first_that_matches_wins():
+    model = Net()
+    rules = [
+        rule("encoder.0.*", lr=1.0),
+        rule("encoder.*", lr=2.0, path="optim.param_groups[1]"),
+        ParamGroupRule(module_type=("LSTM",), options={"lr": 3.0}, name="memory"),
+    ]
+    groups = build_param_groups(model, rules)
+    assert [group.get("lr") for group in groups] == [None, 1.0, 2.0, 3.0]
+    assert [group["name"] for group in groups] == ["default", "encoder.0.*", "encoder.*", "memory"]
+    assert named(model, groups)["encoder.*"] == ["encoder.1.weight", "encoder.1.bias", "encoder.2.weight"]
+    assert {name.split(".")[0] for name in named(model, groups)["memory"]} == {"recurrent"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"),
+    [
+        (ParamGroupRule(module_type=("Conv*",)), "encoder.0.weight encoder.0.bias encoder.2.weight"),
+        (ParamGroupRule(module_type=("_BatchNorm",)), "encoder.1.weight encoder.1.bias"),
+        (ParamGroupRule(module_type=("Linear",), match=("*.weight",)), "attention.out_proj.weight decoder.weight"),
+        (ParamGroupRule(match=("bias",), module_type=("Conv*", "LSTM")), "encoder.0.bias recurrent.bias_ih_l0 "
+         "recurrent.bias_hh_l0"),
+        (ParamGroupRule(match=("gain",)), "gain"),
+    ],
+    ids=["glob over types", "base class", "type and name", "type and shorthand", "exact name"],
+)  # fmt: skip
+def test_selectors(selector, names):
+    model = Net()
+    *_, group = build_param_groups(model, [selector])
+    assert set(named(model, [group])[selector.label]) == set(names.split())
+
+
+def test_no_decay_splits_rules_but_a_rules_own_weight_decay_stays():
+    model = Net()
+    rules = [rule("encoder.*", lr=1.0), rule("decoder.*", weight_decay=0.5, path="optim.param_groups[1]")]
+    groups = {group["name"]: group for group in build_param_groups(model, rules, no_decay=["bias"])}
+    assert list(groups) == ["default", "default, no decay", "encoder.*", "encoder.*, no decay", "decoder.*"]
+    assert (groups["encoder.*, no decay"]["lr"], groups["encoder.*, no decay"]["weight_decay"]) == (1.0, 0.0)
+    assert (groups["decoder.*"]["weight_decay"], len(groups["decoder.*"]["params"])) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("rules", "no_decay", "path", "problem"),
+    [
+        pytest.param([rule("decodr.*")], [], "optim.param_groups[0].match", "did you mean 'decoder.*'?", id="misspelt"),
+        pytest.param([rule("encoder")], [], "optim.param_groups[0].match", "did you mean 'encoder.*'?", id="no star"),
+        pytest.param(
+            [rule("encoder.*"), rule("encoder.0.*", path="optim.param_groups[1]")],
+            [],
+            "optim.param_groups[1].match",
+            "matches only parameters that earlier rules have taken: encoder.0.bias, encoder.0.weight",
+            id="taken",
+        ),
+        pytest.param(
+            [ParamGroupRule(module_type=("Linaer",), path="optim.param_groups[0]")],
+            [],
+            "optim.param_groups[0].module_type",
+            "did you mean 'Linear'?",
+            id="type",
+        ),
+        pytest.param([], ["bias", "decoder.wieght"], "optim.no_decay", "did you mean 'decoder.weight'?", id="no_decay"),
+    ],
+)
+def test_what_selects_nothing_is_an_error(rules, no_decay, path, problem):
+    with pytest.raises(ConfigError) as caught:
+        build_param_groups(Net(), rules, no_decay)
+    assert caught.value.path == path
+    assert problem in caught.value.problem
+
+
+def test_frozen_parameters_are_left_out_with_one_line(caplog):
+    model = Net()
+    model.encoder.requires_grad_(False)
+    with caplog.at_level(logging.INFO, "lightning_novograd"):
+        groups = build_param_groups(model, [rule("decoder.*", lr=1.0)], no_decay=["bias"])
+    assert not [name for names in named(model, groups).values() for name in names if name.startswith("encoder")]
+    (record,) = caplog.records
+    assert record.getMessage() == "5 frozen parameters (88 elements) are left out of the optimizer"
+
+
+def test_a_rule_for_frozen_parameters_only_is_said_not_refused(caplog):
+    model = Net()
+    model.encoder.requires_grad_(False)
+    groups = build_param_groups(model, [rule("encoder.*", lr=1.0)])
+    assert len(groups) == 1
+    assert "'encoder.*' matches only frozen parameters" in caplog.text
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ConfigError, match=r"Linear has no trainable parameters \(2 frozen ones\)"):
+        build_param_groups(nn.Linear(2, 2).requires_grad_(False))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+
+
+def test_a_shared_parameter_is_in_one_group_once():
+    model = Tied()
+    groups = build_param_groups(model, [rule("embedding.*", "head.weight", lr=1.0)], no_decay=["head.*"])
+    assert named(model, groups) == {
+        "default, no decay": ["head.bias"],
+        "embedding.*,head.weight, no decay": ["embedding.weight"],
+    }
+
+
+@pytest.mark.parametrize("pattern", ["head.*", "embedding.*"])
+def test_a_shared_parameter_under_two_rules_is_an_error(pattern):
+    with pytest.raises(ConfigError, match="a shared parameter has no unique rule") as caught:
+        build_param_groups(Tied(), [rule(pattern, lr=1.0)])
+    assert caught.value.path == "optim.param_groups[0].match"
+    for words in ("'embedding.weight'", "'head.weight'", "in no rule", f"optim.param_groups[0] ({pattern})"):
+        assert words in caught.value.problem
+
+
+def test_a_shared_module_counts_once():
+    layer = nn.Linear(2, 2)
+    model = nn.ModuleDict({"left": layer, "right": layer})
+    (group,) = build_param_groups(model)
+    assert list(map(id, group["params"])) == list(map(id, layer.parameters()))
