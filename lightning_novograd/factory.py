@@ -1,21 +1,20 @@
 """Checked config + module -> optimizer, LARC around it, and Lightning's LR scheduler dict."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_novograd.config import parse_optim
 from lightning_novograd.construct import needs_length, new_larc, new_optimizer, new_scheduler
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.param_groups import build_param_groups
 from lightning_novograd.optim_block import SchedConfig
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ def build_optimizers(
         ConfigError: a block that does not parse or does not fit the module or the length of the run.
 
     Example:
-        >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 9}}
+        >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
         >>> built = build_optimizers(block, nn.Linear(2, 1), max_steps=100)
         >>> built["lr_scheduler"]["scheduler"].get_last_lr(), built["lr_scheduler"]["interval"]
-        ([0.01], 'step')
+        ([0.05], 'step')
 
     """
     config = parse_optim(cfg)
@@ -88,9 +87,8 @@ def build_scheduler(
         entry["monitor"] = sched.monitor
     if sched.log_name is not None:
         entry["name"] = sched.log_name
-    if _is_rank_zero():
-        known = f" over {length} {sched.interval}s ({source})" if length is not None else ""
-        log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, known)
+    known = f" over {length} {sched.interval}s ({source})" if length is not None else ""
+    log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, known)
     return entry
 
 
@@ -122,8 +120,3 @@ def _required(sched: SchedConfig) -> bool:
     """Whether the scheduler cannot do without a length: it has no default, or only one that refuses to work."""
     entry = sched.entry
     return entry.arguments[str(entry.length)].required or entry.length != "max_steps"
-
-
-def _is_rank_zero() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -6,13 +6,13 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import Container, OmegaConf
 from torch.optim import Optimizer
 
 from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.factory import build_optimizers
 from lightning_novograd.optim_block import OptimConfig
-from lightning_novograd.plain import to_plain
 from lightning_novograd.run_length import run_length
 from lightning_novograd.step_count import StepCount
 
@@ -102,8 +102,8 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: save the block among the hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
         hparams = checkpoint.get("hyper_parameters")
-        if isinstance(hparams, dict) and "optim" in hparams and not isinstance(hparams["optim"], OptimConfig):
-            hparams["optim"] = to_plain(hparams["optim"], "optim")
+        if isinstance(hparams, dict) and isinstance(hparams.get("optim"), Container):
+            hparams["optim"] = OmegaConf.to_container(hparams["optim"], resolve=True)
 
 
 def attach_optimizers(module: Any, cfg: Any) -> Any:

@@ -13,7 +13,7 @@ MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACK
 
 # Lower layers first; a module imports only from its own layer and those before
 LAYERS = [
-    {"_version", "errors"},
+    {"_version", "errors", "log"},
     {"optim", "arguments", "batch_plan", "closed_form_lr", "phased_lr", "schedules", "lr_scheduler"}
     | {"exponential_schedule", "openseq2seq_schedules", "plotting"},
     {"registry"},

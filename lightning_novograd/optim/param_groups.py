@@ -1,6 +1,5 @@
 """Rules over parameter names and module types -> param groups."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from lightning_novograd.errors import ConfigError, choices, closest
+from lightning_novograd.log import rank_zero_logger
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,

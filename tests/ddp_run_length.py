@@ -1,0 +1,10 @@
+"""A fit on two processes over gloo; each says how long its schedule is and how many steps it made."""
+
+from tiny_fit import Net, loader, trainer
+
+if __name__ == "__main__":
+    net = Net({"name": "sgd", "sched": {"name": "cosine"}})
+    run = trainer(max_epochs=3, devices=2, strategy="ddp", accumulate_grad_batches=2)
+    run.fit(net, loader(14))  # 7 per process: 4 batches, 2 steps per epoch
+    length = run.lr_scheduler_configs[0].scheduler.arguments["max_steps"]
+    print(f"rank {run.global_rank}: length {length}, steps {len(net.lrs)}", flush=True)

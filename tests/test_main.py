@@ -1,0 +1,160 @@
+"""`python -m lightning_novograd`: describe, plot-schedule, and the page that describe writes."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from lightning_novograd import describe
+from lightning_novograd.__main__ import main
+from lightning_novograd.optim_block import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
+from lightning_novograd.registry import available_optimizers, available_schedulers, get_optimizer, get_scheduler
+
+PINNED = f"torch=={torch.__version__.split('+')[0]}" in (ROOT / "constraints.txt").read_text()
+
+
+def lines_of(capsys, *argv):
+    assert main(list(argv)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_describe_lists_everything_with_one_line_each(capsys):
+    lines = lines_of(capsys, "describe")
+    described = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if len(line.split()) > 1}
+    assert {*available_optimizers(), *available_schedulers()} <= described.keys()
+    assert described["NovoGrad"].startswith("Stochastic gradient descent with layer-wise normalized gradients")
+
+
+def test_describe_an_optimizer(capsys):
+    lines = lines_of(capsys, "describe", "optimizer", "novograd")
+    assert (lines[0], "https://arxiv.org/abs/1905.11286" in lines[2]) == ("NovoGrad", True)
+    rows = {line.split()[0]: line for line in lines[4:]}
+    assert list(rows) == list(get_optimizer("novograd").arguments)
+    assert re.search(r"betas +list of 2 numbers +\[0\.95, [0-9.]+\] +\S", rows["betas"])
+
+
+def test_describe_a_scheduler(capsys):
+    lines = lines_of(capsys, "describe", "scheduler", "COSINE")
+    assert (lines[0], lines[2]) == ("CosineAnnealing", "  also called cosine")
+    assert [line.split()[0] for line in lines if line.startswith("  max_steps")] == ["max_steps"]
+    assert "the run's" in next(line for line in lines if line.startswith("  max_steps"))
+    assert not [line for line in lines if "last_epoch" in line]
+
+
+@pytest.mark.parametrize("name", [n for n in available_schedulers() if "Annealing" in n or "Policy" in n])
+def test_every_argument_of_our_schedulers_has_its_line_of_help(name):
+    rows = describe.details(get_scheduler(name)).split("\n\n")[1].splitlines()
+    assert all(len(re.split(r" {2,}", row.strip())) >= 3 for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["describe", "optimizer", "novagrad"], "unknown optimizer 'novagrad'; did you mean 'NovoGrad'?"),
+        (["plot-schedule", "nowhere.yaml", "--out", "lr.png"], "nowhere.yaml: cannot be read: No such file"),
+    ],
+)
+def test_user_errors_are_one_line_and_status_2(argv, message, capsys):
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+@pytest.mark.parametrize("argv", [[], ["describe", "scheduler", "a", "b"], ["plot-schedule"]])
+def test_wrong_usage_shows_the_usage(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: python -m lightning_novograd" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module():
+    run = subprocess.run(
+        [sys.executable, "-m", "lightning_novograd", "describe"], capture_output=True, text=True, check=True
+    )
+    assert "CosineAnnealing" in run.stdout
+
+
+# ---------------------------------------------------------------------------------------------- docs/optim_block.md
+
+
+@pytest.mark.skipif(not PINNED, reason="the page lists the classes of the torch version in constraints.txt")
+def test_the_page_is_current():
+    page = (ROOT / "docs" / "optim_block.md").read_text()
+    assert page == describe.markdown(), "run: python -m lightning_novograd describe --markdown > docs/optim_block.md"
+
+
+def test_the_page_has_every_key_and_is_well_formed(capsys):
+    page = "\n".join(lines_of(capsys, "describe", "--markdown"))
+    for key in (*OPTIM_KEYS, *SCHED_KEYS, *RULE_KEYS, *LARC_KEYS):
+        assert f"| `{key}` | " in page
+    for line in page.splitlines():
+        assert not line.startswith("| `") or line.count("|") == 5, line
+    assert "\\" not in page
+
+
+# ---------------------------------------------------------------------------------------------- plot-schedule
+
+CONFIGS = {
+    "own block": "{name: novograd, lr: 0.1, sched: {name: cosine, warmup_steps: 5, max_steps: 40}}",
+    "optim": "optim: {name: sgd, sched: {name: WarmupPolicy, max_steps: 40}}",
+    "model.optim": "model: {optim: {name: sgd, lr: 1, sched: {name: cosine, max_steps: 40}}}",
+    "groups": "{name: sgd, lr: 1.0, param_groups: [{match: 'a.*', lr: 0.5}], sched: {name: cosine, max_steps: 40}}",
+    "interpolation": "{peak: 0.5, optim: {name: sgd, lr: '${peak}', sched: {name: cosine, max_steps: 40}}}",
+    "length given": "{name: sgd, sched: {name: cosine, warmup_ratio: 0.1}}",
+    "per epoch": "{name: sgd, sched: {name: StepLR, step_size: 3}}",
+    "epochs": "{name: sgd, sched: {name: cosine, interval: epoch, max_epochs: 9}}",
+    "torch, per step": "{name: sgd, momentum: 0.9, sched: {name: OneCycleLR, max_lr: 1.0}}",
+}
+
+
+@pytest.mark.parametrize("key", CONFIGS)
+def test_a_picture_is_drawn(key, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "config.yaml").write_text(CONFIGS[key])
+    out = tmp_path / "lr.png"
+    assert lines_of(capsys, "plot-schedule", str(tmp_path / "config.yaml"), "--out", str(out), "--max-steps", "40")
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_curve_per_param_group(tmp_path, monkeypatch):
+    from lightning_novograd import schedule_picture
+
+    drawn = []
+
+    class Figure:
+        def savefig(self, *args, **kwargs):
+            pass
+
+    monkeypatch.setattr(schedule_picture, "plot_schedule", lambda *args, **kwargs: drawn.append(args) or Figure())
+    (tmp_path / "config.yaml").write_text(CONFIGS["groups"])
+    schedule_picture.draw(tmp_path / "config.yaml", tmp_path / "lr.png")
+    ((scheduler, steps),) = drawn
+    assert (scheduler.base_lrs, steps) == ([1.0, 0.5], 40)
+    assert [group["name"] for group in scheduler.optimizer.param_groups] == ["default", "a.*"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{name: sgd}", "optim.sched: missing; the learning rate is constant"),
+        ("{lr: 1}", "optim: missing; the file needs an optim block"),
+        ("[1, 2]", "optim: missing"),
+        ("{name: sgd, sched: {name: cosine}}", "optim.sched.max_steps: CosineAnnealing needs the length of the run"),
+        ("{name: sgd, sched: {name: StepLR, step_size: 3}}", "give --max-steps"),
+        ("model: {optim: {name: sgd, sched: {name: cosin}}}", "model.optim.sched.name: unknown scheduler 'cosin'"),
+        ("{name: sgd, sched: {name: ReduceLROnPlateau, monitor: x}}", "ReduceLROnPlateau follows a metric"),
+    ],
+)
+def test_what_cannot_be_drawn(text, message, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["plot-schedule", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "lr.png")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "lr.png").exists()
