@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from lightning_novograd.errors import ConfigError, choices
@@ -123,11 +124,11 @@ class ModelConfig:
                 join(path, "encoder.feat_in"),
                 f"{encoder.feat_in} channels, but preprocessor.features gives {preprocessor.features}",
             )
-        _check_decoder(decoder, encoder, alphabet, path)
         try:
             layers = tuple(plan_layers(encoder, preprocessor.features))
         except ConfigError as error:
             raise ConfigError(join(join(path, "encoder"), error.path), error.problem) from None
+        _check_decoder(decoder, encoder, alphabet, path)
         return cls(alphabet, preprocessor, encoder, decoder, augment, layers)
 
 
@@ -275,8 +276,9 @@ class ConvDecoder(nn.Module):
         _initialize(self, config.init_mode)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """Log-probabilities ``(batch, frames, classes)``."""
-        return self.decoder_layers(x_BCT).transpose(1, 2).log_softmax(dim=-1)
+        """Log-probabilities ``(batch, frames, classes)``, float32 where the layers compute in half precision."""
+        logits_BTV = self.decoder_layers(x_BCT).transpose(1, 2)
+        return logits_BTV.log_softmax(dim=-1, dtype=torch.promote_types(logits_BTV.dtype, torch.float32))
 
 
 def _initialize(module: nn.Module, mode: str | None) -> None:

@@ -1,8 +1,10 @@
 """Acoustic models from NeMo's ``.nemo`` archives, read as data: no code of an archive ever runs."""
 
 import io
+import lzma
 import pickle
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -130,7 +132,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
                 contents[name] = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: is not a .nemo archive, which is a tar file: {error}") from None
     for name in limits:
         if name not in contents:

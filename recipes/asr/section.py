@@ -127,7 +127,8 @@ def _checked(value: Any, hint: Any, limits: Mapping[str, Any], name: str) -> Any
     allowed = limits.get("allowed")
     if allowed is not None:
         if value not in allowed or isinstance(value, bool):
-            raise ConfigError(name, f"{value!r} is unknown{choices(value, [str(a) for a in allowed])}")
+            names = ["null" if a is None else str(a) for a in allowed]
+            raise ConfigError(name, f"{value!r} is unknown{choices(value, names)}")
         return value
     if float in kinds and isinstance(value, int) and not isinstance(value, bool) and int not in kinds:
         value = float(value)

@@ -52,6 +52,11 @@ class SpecAugment(nn.Module):
     Args:
         config: see :class:`SpecAugmentConfig`.
 
+    Example:
+        >>> augment = SpecAugment(SpecAugmentConfig(freq_masks=2, freq_width=15, time_masks=2, time_width=55))
+        >>> augment(torch.randn(1, 64, 400), torch.tensor([400])).shape
+        torch.Size([1, 64, 400])
+
     Source: SpecAugment (arXiv:1904.08779), cutout (arXiv:1708.04552). As in NeMo, except that its random numbers
     come from Python, its rectangles may start in the padding, and it fails on features smaller than a mask.
     """
@@ -84,7 +89,7 @@ class SpecAugment(nn.Module):
 
 def _spans(sizes_B: Tensor, size: int, masks: int, width: Tensor | int) -> Tensor:
     """Bool ``(batch, masks, size)``: random spans of up to `width` positions within the first `sizes_B`."""
-    width_B1 = torch.minimum(torch.as_tensor(width, device=sizes_B.device), sizes_B).unsqueeze(1)
+    width_B1 = sizes_B.clamp(max=width).unsqueeze(1)
     u_2BM = torch.rand(2, len(sizes_B), masks, device=sizes_B.device)
     start_BM1 = (u_2BM[0] * (sizes_B.unsqueeze(1) - width_B1 + 1)).long().unsqueeze(2)
     length_BM1 = (u_2BM[1] * (width_B1 + 1)).long().unsqueeze(2)
