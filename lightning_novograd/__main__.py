@@ -1,10 +1,11 @@
-"""`python -m lightning_novograd describe | plot-schedule`."""
+"""`python -m lightning_novograd describe | plot-schedule | convert-checkpoint`."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from lightning_novograd.convert_checkpoint import add_convert_checkpoint
 from lightning_novograd.errors import LightningNovoGradError
 
 
@@ -12,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; user errors are one line on stderr and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m lightning_novograd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_describe, _add_plot_schedule):
+    for add in (_add_describe, _add_plot_schedule, add_convert_checkpoint):
         add(commands)
     args = parser.parse_args(argv)
     try:

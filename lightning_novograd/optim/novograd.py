@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._triton import has_triton
 
+from lightning_novograd.optim.checkpoint import in_our_format
 from lightning_novograd.optim.layer_norms import (
     accumulation_dtype,
     is_sharded,
@@ -166,12 +167,14 @@ class NovoGrad(Optimizer):
         Options that the saved groups lack keep the values of this optimizer's defaults.
 
         Args:
-            state_dict: of this optimizer, or of another with `exp_avg` and a scalar `exp_avg_sq` per parameter.
+            state_dict: of this optimizer or of NeMo's, timm's or pytorch_optimizer's NovoGrad.
 
         Raises:
-            ValueError: the saved groups or states belong to other parameters or to parameters in another order.
+            ValueError: the saved groups or states belong to other parameters, to parameters in another order, or to an
+                optimizer that goes on by another formula.
 
         """
+        state_dict = in_our_format(state_dict)
         saved_state: dict[int, dict[str, Any]] = {}
         saved_ids: list[int] = []
 
