@@ -289,7 +289,7 @@ def test_without_a_scaler_every_step_advances_the_schedule():
     """Strategies may hide the optimizer from our hook; only a scaler can skip."""
     net = Net({"name": "sgd", "sched": {"name": "cosine"}})
     run = trainer(max_steps=4)
-    net.on_train_batch_start = lambda *_: vars(net._step_count).update(_stepped=False)
+    net.on_train_start = lambda: setattr(net._step_count, "advanced", lambda: False)
     run.fit(net, loader())
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 4
 
