@@ -51,14 +51,14 @@ def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: s
         raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}") from error
 
 
-def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None = None, source: str = "") -> Any:
+def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None = None, explained: str = "") -> Any:
     """`spec`'s scheduler on `optimizer`.
 
     Args:
         spec: class and arguments.
         optimizer: what it drives.
         length: optimizer steps of the run (epochs, for a scheduler stepped once per epoch), where `needs_length`.
-        source: where `length` came from, for error messages.
+        explained: what `length` is and where it came from, for error messages.
 
     Raises:
         ConfigError: the class refuses an argument.
@@ -71,7 +71,7 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
     }
     if entry.length is not None and length is not None:
         args[entry.length] = length
-    given = f" (the length of the run is {length}: {source})" if length is not None and source else ""
+    given = f" ({explained})" if explained else ""
     try:
         return entry.cls(optimizer, **args) if _optimizer_first(entry) else entry.cls(optimizer=optimizer, **args)
     except ConfigError as error:

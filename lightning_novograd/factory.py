@@ -76,8 +76,12 @@ def build_scheduler(
 ) -> dict[str, Any]:
     """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build_optimizers`."""
     length, source = _length(sched, max_steps) if needs_length(sched) else (None, "")
+    explained = ""
+    if length is not None:
+        whose = "schedule" if source.startswith(sched.path) else "run"
+        explained = f"the {whose} has {length} {'optimizer steps' if sched.interval == 'step' else 'epochs'}: {source}"
     entry: dict[str, Any] = {
-        "scheduler": new_scheduler(sched, optimizer, length, source),
+        "scheduler": new_scheduler(sched, optimizer, length, explained),
         "interval": sched.interval,
         "frequency": sched.frequency,
         "strict": sched.strict,
@@ -87,8 +91,7 @@ def build_scheduler(
         entry["monitor"] = sched.monitor
     if sched.log_name is not None:
         entry["name"] = sched.log_name
-    known = f" over {length} {sched.interval}s ({source})" if length is not None else ""
-    log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, known)
+    log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, f"; {explained}" if explained else "")
     return entry
 
 

@@ -153,11 +153,13 @@ RUN = RunLength(100, "10 epochs x 10 batches", epochs=10, steps_per_epoch=10)
 def test_length_of_the_schedule_and_the_log_line(sched, run, attribute, value, source, caplog):
     cfg = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": sched}
     with caplog.at_level(logging.INFO, "lightning_novograd"):
-        scheduler = build_optimizers(cfg, model(), max_steps=run)["lr_scheduler"]["scheduler"]
+        scheduler_entry = build_optimizers(cfg, model(), max_steps=run)["lr_scheduler"]
+    scheduler = scheduler_entry["scheduler"]
     found = scheduler.arguments if attribute == "max_steps" else vars(scheduler)
     assert found[attribute] == value
     (record,) = caplog.records
-    assert f"over {value} " in record.getMessage()
+    unit = "epochs" if scheduler_entry["interval"] == "epoch" else "optimizer steps"
+    assert f" has {value} {unit}: " in record.getMessage()
     assert source in record.getMessage()
 
 
@@ -198,7 +200,7 @@ def test_the_length_is_asked_for_once_and_after_the_optimizer_is_built():
             {"warmup_steps": 200},
             RUN,
             "warmup_steps",
-            "(the length of the run is 100: 10 epochs x 10 batches)",
+            "(the run has 100 optimizer steps: 10 epochs x 10 batches)",
             id="warmup longer than the run",
         ),
     ],

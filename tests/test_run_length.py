@@ -135,7 +135,11 @@ def test_a_warmup_longer_than_the_run_names_both_lengths():
     with pytest.raises(ConfigError) as caught:
         fitted({"max_epochs": 3, "accumulate_grad_batches": 2}, block=cosine(warmup_steps=100))
     assert caught.value.path == "optim.sched.warmup_steps"
-    for words in ("100 warmup steps", "the run is 6", "3 epochs x 4 batches / accumulate_grad_batches=2"):
+    for words in (
+        "100 warmup steps",
+        "the run has 6 optimizer steps",
+        "3 epochs x 4 batches / accumulate_grad_batches=2",
+    ):
         assert words in caught.value.problem
 
 
