@@ -82,6 +82,19 @@ def test_an_address_table_is_uploaded_when_an_address_changed():
     assert first.tolist() == [[1, 2, 3], [4, 5, 6]], "a graph may still read the old table"
 
 
+def test_a_captured_table_is_written_from_memory_set_aside_before():
+    addresses = AddressTable(1, 2, CPU)
+    addresses.holding([1, 2], capturable=True)
+    assert addresses._captured_holding([1, 2]).tolist() == [[1, 2]], "known addresses need no new table"
+    with pytest.raises(RuntimeError, match="run one step outside of a capture"):
+        addresses._captured_holding([3, 4])
+    addresses._spare = host, table = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
+    assert addresses._captured_holding([3, 4]) is table
+    assert host.tolist() == table.tolist() == [[3, 4]]
+    assert addresses._spare is None
+    assert addresses.holding([3, 4], capturable=True) is not table, "only a replay fills a captured table"
+
+
 @pytest.mark.parametrize(
     ("sizes", "first_chunks", "layer_of_chunk"),
     [
