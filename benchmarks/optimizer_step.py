@@ -6,6 +6,8 @@ Times one step of each optimizer over real parameter shapes: interleaved in one 
 anew in every round, so that whatever else the machine does falls on all alike. The ratio of a round is taken to torch's
 fused SGD with momentum of the same round: it moves the same 20 bytes per parameter and so is the floor.
 
+"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.cpu_kernel` has built it.
+
 Peers are timed where they can be imported. Their optimizers' files are enough: unpacked from the wheels of NeMo
 (nemo/core/optim/novograd.py) and timm (timm/optim/nvnovograd.py and the _types.py and _helpers.py beside it) into a folder that PYTHONPATH names.
 """
@@ -30,10 +32,23 @@ from shapes import MODELS, Shapes
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import NovoGrad, cpu_kernel
 
 FLOOR = "torch SGD fused"
 NOVOGRAD = {"lr": 1e-6, "betas": (0.95, 0.25), "weight_decay": 1e-3}
+
+
+class WithoutCppKernel(NovoGrad):
+    """The fused CPU worker as it is before `python -m lightning_novograd.optim.cpu_kernel`."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        load, cpu_kernel.load = cpu_kernel.load, lambda: None
+        try:
+            return super().step(closure)
+        finally:
+            cpu_kernel.load = load
+
+
 Make = Callable[[list[Tensor]], Optimizer]
 # Bytes per float32 parameter that an optimizer must move, where we know it.
 MINIMAL_BYTES = {"torch SGD fused": 20, "torch AdamW fused": 28, "torch AdamW foreach": 28}
@@ -46,6 +61,7 @@ def optimizers(device: str) -> dict[str, Make]:
         "torch AdamW fused": lambda params: torch.optim.AdamW(params, lr=1e-6, fused=True),
         "torch AdamW foreach": lambda params: torch.optim.AdamW(params, lr=1e-6, foreach=True),
         "ours fused": lambda params: NovoGrad(params, **NOVOGRAD, fused=True),
+        "ours fused, no C++": lambda params: WithoutCppKernel(params, **NOVOGRAD, fused=True),
         "ours foreach": lambda params: NovoGrad(params, **NOVOGRAD, foreach=True),
         "ours single": lambda params: NovoGrad(params, **NOVOGRAD, foreach=False, fused=False),
     }
@@ -55,6 +71,7 @@ def optimizers(device: str) -> dict[str, Make]:
         "NeMo": ("nemo.core.optim.novograd", "Novograd"),
     }
     if device == "cuda":
+        del found["ours fused, no C++"]
         peers["apex"] = ("apex.optimizers", "FusedNovoGrad")
     for name, (module, cls) in peers.items():
         if _importable(module):
@@ -116,6 +133,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "cpp_kernel": device.type == "cpu" and cpu_kernel.load() is not None,
         "copy_gb_per_s": copy_bandwidth(device),
         "rows": rows,
     }
@@ -226,7 +244,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}: {result['parameters'] / 1e6:.2f} M float32 parameters in {result['tensors']} tensors; "
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}; {result['repeats']} rounds; "
-        f"copy {result['copy_gb_per_s']:.0f} GB/s",
+        f"copy {result['copy_gb_per_s']:.0f} GB/s" + ("; C++ kernel built" if result["cpp_kernel"] else ""),
         "",
         "| optimizer | median ms | quartiles | ratio to SGD fused | GB/s | state B/param | extra B/param |",
         "|---|---|---|---|---|---|---|",

@@ -12,6 +12,8 @@ a CPU there is nothing to wait for.
 That kernel ignores strides, skips blocks of half-precision tensors and leaves version counters as they are (torch
 2.13). So it gets only float32 layers whose tensors are contiguous, and the counters are advanced here; all other layers
 are updated by ordinary in-place operations.
+
+Where the C++ kernel of `cpu_kernel` has been built, it takes those float32 layers instead, all in one call.
 """
 
 import math
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from lightning_novograd.optim import cpu_kernel
 from lightning_novograd.optim.layer_norms import accumulation_dtype, cpu_squared_norm
 from lightning_novograd.optim.novograd import _single_tensor_novograd
 
@@ -92,10 +95,33 @@ def _fused_cpu_novograd(
     lr = float(lr)
     averaging = 1 - beta1 if grad_averaging else 1.0
     decay = averaging * weight_decay
+    kernel = cpu_kernel.load()
+    if kernel is not None:
+        others = kernel(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            grad_sq_norms or [],
+            beta1,
+            beta2,
+            lr,
+            decay,
+            eps,
+            -averaging if maximize else averaging,
+            scale,
+        )
+        if not others:
+            return
+        lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = ([ts[i] for i in others if ts] for ts in lists)
+        grad_sq_norms = grad_sq_norms and [grad_sq_norms[i] for i in others]
+
     second_moments = torch.stack(exp_avg_sqs).tolist()
     maxima = torch.stack(max_exp_avg_sqs).tolist() if amsgrad else second_moments
     updated: list[Tensor] = []
-    kernel = _sgd_kernel if beta1 != 0 else None  # without momentum it takes no buffers
+    sgd_kernel = _sgd_kernel if beta1 != 0 else None  # without momentum it takes no buffers
     for i, (param, grad, exp_avg) in enumerate(zip(params, grads, exp_avgs, strict=True)):
         norm = cpu_squared_norm(grad) if grad_sq_norms is None else grad_sq_norms[i]
         sq_norm = (norm if grad_scale is None else norm / scale**2).item()
@@ -109,8 +135,8 @@ def _fused_cpu_novograd(
         denom = math.sqrt(second_moment) + eps
         factor = averaging / (denom * scale) if denom else 0.0
 
-        if kernel is not None and _FACTORS[0] < factor < _FACTORS[1] and _fits_kernel(param, grad, exp_avg):
-            kernel(
+        if sgd_kernel is not None and _FACTORS[0] < factor < _FACTORS[1] and _fits_kernel(param, grad, exp_avg):
+            sgd_kernel(
                 [param],
                 [grad],
                 [exp_avg],

@@ -17,6 +17,10 @@ if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Partial, Replicate
 
+    _DTENSOR: tuple[type, ...] = (DTensor,)
+else:
+    _DTENSOR = ()
+
 # A float32 sum over millions of squares loses digits: at 2e7 elements on a CPU, torch.linalg.vector_norm is wrong by
 # 1e-3 and torch.dot by 1e-4. Summing blocks and then the blocks' sums keeps the error below 1e-6 at any size.
 _BLOCK = 1 << 12  # elements per block
@@ -31,7 +35,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor, so that this process may hold only a part of it."""
-    return torch.distributed.is_available() and isinstance(tensor, DTensor)
+    return isinstance(tensor, _DTENSOR)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -542,9 +542,13 @@ def _fused_novograd(
 ) -> None:
     """Hand the layers to the fused worker of their device; `options` are the keyword arguments of all workers."""
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms, layers)
-    for device in {param.device.type: None for param in params}:
-        indices = [i for i, param in enumerate(params) if param.device.type == device]
-        taken = lists if len(indices) == len(params) else [ts and [ts[i] for i in indices] for ts in lists]
+    devices = {param.device.type for param in params}
+    for device in devices:
+        if len(devices) == 1:
+            taken = list(lists)
+        else:
+            indices = [i for i, param in enumerate(params) if param.device.type == device]
+            taken = [tensors and [tensors[i] for i in indices] for tensors in lists]
         _fused_worker(device)(*taken, grad_scale, found_inf, **options)
 
 
@@ -562,7 +566,7 @@ def _fused_worker(device: str) -> Callable[..., None]:
 
 def _default_worker(params: list[Tensor], differentiable: bool) -> tuple[bool, bool]:
     """(fused, foreach) for the fastest worker that is correct for these parameters."""
-    if differentiable or not all(type(param) in (Tensor, torch.nn.Parameter) for param in params):
+    if differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
         return False, False
     if torch.compiler.is_compiling():
         return False, True

@@ -1,11 +1,49 @@
 """The fused CPU worker keeps clear of the faults of torch's fused SGD kernel, and of extreme scales."""
 
+import os
+import shutil
+import sys
+
 import pytest
 import torch
-from optim_db import OPTIONS, assert_close, layers, set_grads
+from optim_db import OPTIONS, STEPS, assert_close, layers, set_grads
 from reference import ReferenceNovoGrad
 
-from lightning_novograd.optim import NovoGrad, fused_cpu
+from lightning_novograd.optim import NovoGrad, cpu_kernel, fused_cpu
+
+
+@pytest.fixture(autouse=True)
+def without_cpp_kernel(monkeypatch):
+    """The C++ kernel may have been built on this machine; its tests ask for it."""
+    monkeypatch.setattr(cpu_kernel, "load", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def built_kernel(tmp_path_factory):
+    if sys.platform != "linux" or not (os.environ.get("CXX") or shutil.which("g++")):
+        pytest.skip("needs Linux and a C++ compiler: install g++")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOVOGRAD_KERNEL_DIR", str(tmp_path_factory.mktemp("kernel")))
+        cpu_kernel.load.cache_clear()
+        assert cpu_kernel.load() is None
+        cpu_kernel.build()
+        kernel = cpu_kernel.load()
+        cpu_kernel.load.cache_clear()
+    return kernel
+
+
+@pytest.fixture
+def cpp_kernel(built_kernel, without_cpp_kernel, monkeypatch):
+    """Counts the layers that it took."""
+    taken = []
+
+    def counted(params, *args):
+        others = built_kernel(params, *args)
+        taken.extend(param for index, param in enumerate(params) if index not in others)
+        return others
+
+    monkeypatch.setattr(cpu_kernel, "load", lambda: counted)
+    return taken
 
 
 @pytest.fixture
@@ -76,10 +114,99 @@ def test_gradients_of_any_size(scale, options):
     one_step(torch.nn.Parameter(torch.randn(16, 4)), torch.randn(16, 4) * scale, **options)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpp_kernel_equals_reference(cpp_kernel, dtype, options):
+    params = layers(dtype)
+    optimizer = NovoGrad(params.values(), **options)
+    reference = ReferenceNovoGrad(list(params.values()), **options)
+    for step in range(STEPS):
+        set_grads(params, step)
+        if dtype == torch.bfloat16:
+            reference.adopt(list(params.values()), optimizer)
+        optimizer.step()
+        reference.step([param.grad for param in params.values()])
+        for (kind, param), expected in zip(params.items(), reference.params, strict=True):
+            assert_close(param, expected, dtype, f"weight of {kind} after step {step}")
+    for index, (kind, param) in enumerate(params.items()):
+        state = optimizer.state[param]
+        assert_close(state["exp_avg"], reference.exp_avgs[index], dtype, f"first moment of {kind}")
+        expected = torch.tensor(reference.exp_avg_sqs[index], dtype=torch.float64)
+        assert_close(state["exp_avg_sq"], expected, torch.float32, f"second moment of {kind}")
+    contiguous = {
+        id(p) for kind, p in params.items() if p.is_contiguous() and kind not in ("many-rows", "channels-last")
+    }
+    if options.get("luc") or dtype != torch.float32:
+        assert not cpp_kernel
+    else:
+        assert {id(param) for param in cpp_kernel} == contiguous
+
+
+def test_cpp_kernel_unscales_and_takes_given_norms(cpp_kernel):
+    params, plain = (layers(torch.float32, ["conv", "vector", "long"]) for _ in range(2))
+    optimizer, other = NovoGrad(params.values(), lr=0.1, fused=True), NovoGrad(plain.values(), lr=0.1, foreach=True)
+    set_grads(params, 1)
+    set_grads(plain, 1)
+    for param in params.values():
+        param.grad.mul_(8)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    optimizer.step()
+    other.step()
+    assert len(cpp_kernel) == 3
+    for kind, param in params.items():
+        torch.testing.assert_close(param, plain[kind])
+
+
+def test_cpp_kernel_keeps_a_bad_gradient_in_its_layer(cpp_kernel):
+    params, clean = (layers(torch.float32, ["conv", "vector", "long", "depthwise"]) for _ in range(2))
+    optimizers = [NovoGrad(ps.values(), lr=0.1, amsgrad=True) for ps in (params, clean)]
+    for step in range(3):
+        set_grads(params, step)
+        set_grads(clean, step)
+        if step == 1:
+            params["vector"].grad[5] = torch.nan
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not params["vector"].isfinite().any()
+    assert optimizers[0].state[params["vector"]]["max_exp_avg_sq"].isnan()
+    for kind in ("conv", "long", "depthwise"):
+        assert torch.equal(params[kind], clean[kind])
+
+
+def test_cpp_kernel_gives_the_same_bits_with_any_number_of_threads(cpp_kernel):
+    def train(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            params = layers(torch.float32)
+            optimizer = NovoGrad(params.values(), lr=0.1)
+            for step in range(3):
+                set_grads(params, step)
+                optimizer.step()
+        finally:
+            torch.set_num_threads(before)
+        return params
+
+    one, three = train(1), train(3)
+    for kind in one:
+        assert kind == "many-rows" or torch.equal(one[kind], three[kind]), kind
+
+
+def test_without_a_compiler_building_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("NOVOGRAD_KERNEL_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(RuntimeError, match="false could not build"):
+        cpu_kernel.build()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cpp", [False, True], ids=["torch", "cpp"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_version_counters_advance(dtype, amsgrad):
+def test_version_counters_advance(request, dtype, amsgrad, cpp):
     """So that autograd notices when a weight that a graph still needs was changed."""
+    if cpp:
+        request.getfixturevalue("cpp_kernel")
     param = torch.nn.Parameter(torch.ones(3, dtype=dtype))
     optimizer = NovoGrad([param], amsgrad=amsgrad, fused=True)
     param.grad = torch.ones(3, dtype=dtype)
@@ -124,6 +251,5 @@ def test_no_copy_of_a_layer_is_made(monkeypatch):
     optimizer.step()
     with torch.profiler.profile(profile_memory=True) as profile:
         optimizer.step()
-    allocated = sum(max(event.cpu_memory_usage, 0) for event in profile.events() if event.name == "[memory]")
-    allocated = allocated or sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
     assert 0 < allocated < 0.1 * sum(param.numel() for param in params)

@@ -1,0 +1,66 @@
+"""The C++ kernel of the fused CPU worker: optional, built by `python -m lightning_novograd.optim.cpu_kernel`.
+
+That is needed once per user and torch release; the kernel is used from then on. Without it the worker goes through
+torch's own fused SGD kernel, layer by layer. Nothing is compiled unasked: the two differ in the last bits of their
+results, which must not change in the middle of a training.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("fused_cpu.cpp")
+
+
+def library_path() -> Path:
+    """Where the kernel for this source and torch release lies, or would; `NOVOGRAD_KERNEL_DIR` moves the folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lightning_novograd"
+    folder = Path(os.environ.get("NOVOGRAD_KERNEL_DIR", cache))
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    return folder / f"fused_cpu_{key}.so"
+
+
+@functools.cache
+def load() -> Callable[..., list[int]] | None:
+    """The kernel if it has been built, else None; asked once per process."""
+    if not SOURCE.exists() or not library_path().exists():
+        return None
+    torch.ops.load_library(str(library_path()))
+    return torch.ops.lightning_novograd.novograd_step_.default
+
+
+def build() -> Path:
+    """Compile the kernel, which takes some seconds, and return the library's path."""
+    from torch.utils.cpp_extension import include_paths
+
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if sys.platform != "linux" or compiler is None:
+        raise RuntimeError("building the CPU kernel needs Linux and a C++ compiler (g++, or what CXX names)")
+    if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        raise RuntimeError("building the CPU kernel needs a torch whose parallel backend is OpenMP")
+    target = library_path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    includes = [flag for path in include_paths() for flag in ("-isystem", path)]
+    libraries = ["-L" + str(Path(torch.__file__).parent / "lib"), "-lc10", "-ltorch_cpu", "-ltorch"]
+    flags = ["-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-DAT_PARALLEL_OPENMP=1"]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        library = Path(folder) / target.name
+        command = [compiler, *flags, *includes, str(SOURCE), "-o", str(library), *libraries]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise RuntimeError(f"{compiler} could not build {SOURCE.name}:\n{result.stderr[-4000:]}")
+        library.replace(target)  # at once, so that no other process loads half of it
+    load.cache_clear()
+    return target
+
+
+if __name__ == "__main__":
+    print(build())
