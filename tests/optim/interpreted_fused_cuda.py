@@ -245,3 +245,13 @@ def test_given_norms_replace_the_layers_own():
     param, grad = torch.zeros(5), torch.ones(5)
     call_worker([param], [grad], fresh_state([param]), norms=[torch.tensor(400.0)])
     torch.testing.assert_close(param, torch.full((5,), -0.05 / 20))
+
+
+def test_memory_between_the_elements_of_a_layer_is_left_alone():
+    """Parameter, gradient and moment laid out alike, but with holes: not one stretch of memory."""
+    whole = [torch.ones(6, 4) for _ in range(3)]
+    param, grad, moment = (t[:, :2] for t in whole)
+    call_worker([param], [grad], ([moment], [torch.zeros(())]))
+    assert (whole[0][:, :2] != 1).all()
+    assert (whole[0][:, 2:] == 1).all()
+    assert (whole[2][:, 2:] == 1).all()
