@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-nemo lint format clean
+.PHONY: demo test test-all test-nemo test-triton test-gpu lint format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -50,6 +50,15 @@ $(NEMO_VENV)/.installed: pyproject.toml
 
 test-nemo: $(NEMO_VENV)/.installed
 	OMP_NUM_THREADS=1 $(NEMO_PYTHON) -m pytest tests/nemo
+
+# The fused CUDA worker's kernels in Triton's interpreter, over the table of inputs: no GPU needed, 700 MB of Triton
+test-triton: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,triton]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/optim/test_fused_cuda.py
+
+# On a machine with a GPU
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf $(VENV) $(NEMO_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis
