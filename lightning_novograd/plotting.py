@@ -89,7 +89,7 @@ def plot_schedule(scheduler: LRScheduler, steps: int | None = None, *, title: st
     )
     highest = max(map(max, curves))
     axes.set_ylim(0, 1.2 * highest or 1.0)  # room for the names of the phases
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower right", ncols=4)
     return figure
 
 
@@ -103,11 +103,12 @@ def _mark(axes, phase: Phase, index: int, steps: int) -> None:
     axes.axvspan(left, right, color="0.93" if index % 2 == 0 else "0.99", zorder=0)
     axes.annotate(
         phase.name,
-        (left, 1.0),
+        ((left + right) / 2, 1.0),
         xycoords=("data", "axes fraction"),
-        xytext=(3, -4),
+        xytext=(0, -4),
         textcoords="offset points",
         rotation=90,  # a warmup is a narrow strip
+        ha="center",
         va="top",
         fontsize="small",
         color="0.35",

@@ -26,7 +26,7 @@ def test_draws_each_group_and_marks_the_phases(tmp_path):
     for line, base_lr in zip(axes.lines, (0.1, 0.02), strict=True):
         assert list(line.get_ydata()) == [scheduler.lr_at(step, base_lr) for step in range(51)]
     assert [text.get_text() for text in axes.texts] == ["warmup", "anneal", "constant"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["group 0 (lr 0.1)", "decoder (lr 0.02)"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["group 0 (lr 0.1)", "decoder (lr 0.02)"]
     figure.savefig(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").stat().st_size > 5000
 
