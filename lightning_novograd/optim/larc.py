@@ -1,6 +1,5 @@
 """LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -11,18 +10,26 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_novograd.errors import choices
+from lightning_novograd.optim.larc_cpu import ParamGroup, Worker, fused_worker
 from lightning_novograd.optim.larc_maths import (
     Scratch,
     cachefuls,
     decay_and_scale,
     gradient_factors,
+    larc_options,
     numbers,
     same_device_and_dtype,
     shorten_step,
     squared_norms_and_distances,
     update_factors,
 )
-from lightning_novograd.optim.larc_options import OPTIONS, TARGETS, check_options, larc_arguments_from_openseq2seq
+from lightning_novograd.optim.larc_options import (
+    OPTIONS,
+    TARGETS,
+    check_optimizer,
+    check_options,
+    larc_arguments_from_openseq2seq,
+)
 from lightning_novograd.optim.layer_norms import is_sharded, local_shard, placed_like, real_view, squared_norms
 from lightning_novograd.optim.novograd import NovoGrad
 
@@ -47,8 +54,6 @@ _UNDO_GRADIENT_SCALE = (
 )
 # What these do to a layer depends on that layer alone.
 _LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
-
-ParamGroup = dict[str, Any]
 
 
 class LARC(Optimizer):
@@ -124,7 +129,7 @@ class LARC(Optimizer):
         min_update: float = 0.0,
         target: str = "auto",
     ) -> None:
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         if target not in TARGETS:
             raise ValueError(f"Invalid target: {target!r}{choices(target, TARGETS)}")
         if target == "gradient" and isinstance(optimizer, _UNDO_GRADIENT_SCALE):
@@ -260,7 +265,10 @@ class LARC(Optimizer):
         self.factors = []
         scaled = self._scaled_gradients if self.target == "gradient" else self._scaled_updates
         with closing(self._pieces()) as pieces:
-            for groups in pieces:
+            for groups, worker in pieces:
+                if worker is not None:
+                    self.factors += [worker(self.optimizer, group) for group in groups]
+                    continue
                 with scaled([group for group in groups if group["larc"]]):
                     self.optimizer.step()
         return loss
@@ -270,20 +278,26 @@ class LARC(Optimizer):
             for option in OPTIONS:
                 group.setdefault(option, self.defaults[option])
 
-    def _pieces(self) -> Generator[list[ParamGroup], None, None]:
+    def _pieces(self) -> Generator[tuple[list[ParamGroup], Worker | None], None, None]:
         """The wrapped optimizer's param groups: all at once or, where it shows nowhere, a cacheful of layers at a time.
 
         Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
+        Where there is a fused worker, its layers come with it.
         """
         optimizer, groups = self.optimizer, self.optimizer.param_groups
         if not self._divisible():
-            yield groups
+            yield groups, None
             return
         try:
             for group in groups:
-                for layers in cachefuls(group["params"]):
+                worker, fused = fused_worker(optimizer, self.target, group)
+                for layers in cachefuls(fused):
+                    yield [{**group, "params": layers}], worker
+                taken = set(fused)
+                others = [p for p in group["params"] if p not in taken]
+                for layers in cachefuls(others):
                     optimizer.param_groups = [{**group, "params": layers}]
-                    yield optimizer.param_groups
+                    yield optimizer.param_groups, None
         finally:
             optimizer.param_groups = groups
 
@@ -318,7 +332,7 @@ class LARC(Optimizer):
             grad_norms = torch.stack([sq_norms[len(layers) + i] for i in indices]).sqrt()
             weight_decay = group.get("weight_decay", 0.0)
             factors = gradient_factors(
-                weight_norms, grad_norms, weight_decay=weight_decay, **_options(group, grad_norms)
+                weight_norms, grad_norms, weight_decay=weight_decay, **larc_options(group, grad_norms)
             )
             self.factors.append(([layers[i] for i in indices], factors))
             # A factor of 0 keeps a zero gradient free of decay, as in apex.
@@ -355,7 +369,7 @@ class LARC(Optimizer):
         for group, indices in _by_group(groups):
             weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
             step_norms = torch.stack([sq_steps[i] for i in indices]).sqrt()
-            factors = update_factors(weight_norms, step_norms, **_options(group, step_norms))
+            factors = update_factors(weight_norms, step_norms, **larc_options(group, step_norms))
             self.factors.append(([layers[i] for i in indices], factors))
             for i, factor in zip(indices, numbers(factors), strict=True):
                 if not (isinstance(factor, float) and factor == 1):
@@ -374,35 +388,3 @@ def _by_group(groups: list[ParamGroup]) -> Iterator[tuple[ParamGroup, list[int]]
         for indices in same_device_and_dtype(layers):
             yield group, [start + index for index in indices]
         start += len(layers)
-
-
-def _options(group: ParamGroup, like: Tensor) -> dict[str, Any]:
-    lr = group["lr"]
-    return {
-        "lr": lr.reshape(()).to(like) if isinstance(lr, Tensor) else lr,
-        "trust_coefficient": group["larc_trust_coefficient"],
-        "clip": group["larc_clip"],
-        "eps": group["larc_eps"],
-        "min_update": group["larc_min_update"],
-    }
-
-
-def _check_optimizer(optimizer: Optimizer) -> None:
-    kind = type(optimizer).__name__
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"LARC wraps a torch.optim.Optimizer, not a {kind}")
-    if isinstance(optimizer, LARC) or "larc" in optimizer.defaults:
-        raise ValueError(f"this {kind} is under LARC already; set larc_* in its groups, or wrap a new optimizer")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise TypeError(f"LARC needs one gradient per step, but {kind} evaluates its closure several times")
-    for index, group in enumerate(optimizer.param_groups):
-        if "lr" not in group:
-            raise ValueError(f"LARC needs learning rates, but param group {index} of {kind} has no 'lr'")
-        if group.get("differentiable"):
-            raise ValueError("LARC does not support differentiable=True")
-        if any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_id") for p in group["params"]):
-            raise ValueError(
-                "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
-                "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
-            )

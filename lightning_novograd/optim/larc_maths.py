@@ -1,6 +1,7 @@
 """The arithmetic of LARC: factors from norms, gradients and weights scaled by factors, and the memory for it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from lightning_novograd.optim.layer_norms import accumulation_dtype, cpu_squared_norm, is_sharded, squared_norms
 
 # Elements of the layers that are worked on together on a CPU: with gradients, moments and copies, a few MB.
-_CACHEFUL = 1 << 20
+_CACHEFUL = 1 << 19
 _ALIGNMENT = 16  # elements
 
 
@@ -42,6 +43,18 @@ def update_factors(
     """One factor per layer, for the step that it made: what :class:`LARC` calls f for `target="update"`."""
     bounds = trust_coefficient * (weight_norms if clip else lr * weight_norms)
     return _limited(bounds / (step_norms + lr * eps), weight_norms, step_norms, clip, min_update)
+
+
+def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
+    """What the two functions above need from a param group; a tensor lr like the norms."""
+    lr = group["lr"]
+    return {
+        "lr": lr.reshape(()).to(like) if isinstance(lr, Tensor) else lr,
+        "trust_coefficient": group["larc_trust_coefficient"],
+        "clip": group["larc_clip"],
+        "eps": group["larc_eps"],
+        "min_update": group["larc_min_update"],
+    }
 
 
 def _limited(factors: Tensor, weight_norms: Tensor, norms: Tensor, clip: bool, min_update: float) -> Tensor:
@@ -104,7 +117,7 @@ def same_device_and_dtype(layers: Sequence[Tensor]) -> list[list[int]]:
 
 
 def cachefuls(layers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of layers that fit in a cache, or one layer that does not; an empty one for no layers."""
+    """Runs of layers that fit in a cache, or one layer that does not."""
     run: list[Tensor] = []
     elements = 0
     for layer in layers:
@@ -113,7 +126,8 @@ def cachefuls(layers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             run, elements = [], 0
         run.append(layer)
         elements += layer.numel()
-    yield run
+    if run:
+        yield run
 
 
 class Scratch:

