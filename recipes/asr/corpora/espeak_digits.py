@@ -62,7 +62,7 @@ class EspeakOptions(Section):
     """
 
     seed: int = key(2020)
-    train_size: int = key(2000, low=1)
+    train_size: int = key(3200, low=1)
     dev_size: int = key(200, low=1)
     test_size: int = key(200, low=1)
     letters: float = key(0.25, low=0.0, high=1.0)
