@@ -94,7 +94,8 @@ class LARC(Optimizer):
 
     State: that of the wrapped optimizer. The attribute `factors` holds the last step's factors, as pairs of layers and
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
-    on the CPU it is kept between steps, because fresh memory costs more than the arithmetic.
+    on the CPU it is kept between steps, because fresh memory costs more than the arithmetic, and there is
+    none for float32 layers of SGD (target gradient) and NovoGrad (target update) that `larc_cpu` takes.
 
     When `step` returns or raises, `weight_decay` is what it was, and so is `p.grad`: with target gradient even if the
     wrapped optimizer writes into the gradients that it gets.

@@ -91,6 +91,19 @@ def test_every_layer_is_stepped_as_in_float64(inner, options, taken):
     assert [kind for kind, p in params.items() if any(p is t for t in taken)] == FUSED
 
 
+def test_a_step_of_novograd_within_the_bound_is_left_exactly_alone(taken, monkeypatch):
+    monkeypatch.setattr("lightning_novograd.optim.cpu_kernel.load", lambda: None)  # which rounds in its own way
+    params, others = layers(torch.float32), layers(torch.float32)
+    larc, bare = build("novograd", params.values(), trust_coefficient=1e3), build("novograd", others.values()).optimizer
+    for step in range(STEPS):
+        for optimizer, mine in ((larc, params), (bare, others)):
+            set_grads(mine, step)
+            optimizer.step()
+    for kind in FUSED:
+        assert torch.equal(params[kind], others[kind]), kind
+    assert taken
+
+
 NOT_FUSED = {
     "another optimizer": lambda params: torch.optim.AdamW(params),
     "foreach asked for": lambda params: SGD(params, lr=0.1, foreach=True),
