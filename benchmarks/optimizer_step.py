@@ -8,8 +8,9 @@ fused SGD with momentum of the same round: it moves the same 20 bytes per parame
 
 "ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.cpu_kernel` has built it.
 
-Peers are timed where they can be imported. Their optimizers' files are enough: unpacked from the wheels of NeMo
-(nemo/core/optim/novograd.py) and timm (timm/optim/nvnovograd.py and the _types.py and _helpers.py beside it) into a folder that PYTHONPATH names.
+Peers are timed where they can be imported. The files of their optimizers are enough, unpacked from their wheels into a
+folder that PYTHONPATH names: NeMo's nemo/core/optim/novograd.py; timm's timm/optim/nvnovograd.py and, beside it,
+_types.py and _helpers.py.
 """
 
 import argparse
