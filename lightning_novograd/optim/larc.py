@@ -336,10 +336,12 @@ class LARC(Optimizer):
                 weight_norms, grad_norms, weight_decay=weight_decay, **larc_options(group, grad_norms)
             )
             self.factors.append(([layers[i] for i in indices], factors))
+            # an optimizer that maximizes negates what it gets, the decay with it
+            decay = -weight_decay if group.get("maximize") else weight_decay
             # A factor of 0 keeps a zero gradient free of decay, as in apex.
             for i, factor in zip(indices, numbers(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
                 out, grad, weight = (local_shard(t[i]) for t in (scaled, grads, layers))
-                decay_and_scale(out, grad, weight, weight_decay, factor)
+                decay_and_scale(out, grad, weight, decay, factor)
 
         decays = [(group, group["weight_decay"]) for group in groups if "weight_decay" in group]
         try:

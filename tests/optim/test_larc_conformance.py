@@ -77,7 +77,9 @@ class Reference:
                 grad_norm = float(torch.linalg.vector_norm(p.grad))
                 if grad_norm > 0:
                     f = self.factor(norm, grad_norm + self.weight_decay * norm, zero=False)
-                    p.grad = f * (p.grad + self.weight_decay * p.detach())
+                    # weights decay also where the optimizer ascends, which negates all that it gets
+                    sign = -1 if self.group["maximize"] else 1
+                    p.grad = f * (p.grad + sign * self.weight_decay * p.detach())
             self.optimizer.step()
             return
         self.optimizer.step()
