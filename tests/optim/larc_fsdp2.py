@@ -68,8 +68,8 @@ def main(rank, world_size, store, result):
     results["all-reduces"] = count_all_reduces(model)
     if int(rank) == 0:
         torch.save(results, result)
-    dist.barrier()
-    # all is said: a thread of gloo that is still winding up would abort the interpreter's own exit on a busy machine
+    dist.destroy_process_group()
+    # a thread of gloo that is still winding up would abort the interpreter's own exit on a busy machine
     os._exit(0)
 
 
