@@ -29,7 +29,10 @@ test-all: $(VENV)/.installed lint
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@# mypy does not follow package-dir: show it the package as it is installed
+	rm -rf .cache/types && mkdir -p .cache/types/lightning_novograd
+	ln -s $(CURDIR)/lightning_novograd/* $(CURDIR)/conf $(CURDIR)/recipes .cache/types/lightning_novograd/
+	cd .cache/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """What is shipped: the wheel and sdist, and that the installed wheel composes the configs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,10 +25,13 @@ import lightning_novograd.recipes.asr.train
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
+    out, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source")
+    # a copy: setuptools writes into the source tree, where another test process may be building too
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "outputs", "multirun", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored, dirs_exist_ok=True)
     # without isolation: the build backend is a test requirement, so nothing is downloaded
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
         check=True,
         capture_output=True,
         text=True,

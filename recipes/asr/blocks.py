@@ -137,17 +137,23 @@ class Frames:
         return Frames.of(y_BCT, conv_lengths(conv, self.lens_B), self.mask_B1T is not None)
 
 
+def _geometry(conv: nn.Conv1d) -> tuple[int, int, int, int]:
+    """Padding, stride, dilation, kernel size."""
+    assert not isinstance(conv.padding, str)  # "same" and "valid" are not used here
+    return conv.padding[0], conv.stride[0], conv.dilation[0], conv.kernel_size[0]
+
+
 def _keeps_length(conv: nn.Conv1d) -> bool:
-    [padding], [stride], [dilation], [kernel] = conv.padding, conv.stride, conv.dilation, conv.kernel_size
-    return stride == 1 and 2 * int(padding) == dilation * (kernel - 1)
+    padding, stride, dilation, kernel = _geometry(conv)
+    return stride == 1 and 2 * padding == dilation * (kernel - 1)
 
 
 def conv_lengths(conv: nn.Conv1d, lens_B: Tensor) -> Tensor:
     """Valid output frames: floor((L + 2*padding - dilation*(kernel - 1) - 1) / stride) + 1; none of none."""
     if _keeps_length(conv):
         return lens_B
-    [padding], [stride], [dilation], [kernel] = conv.padding, conv.stride, conv.dilation, conv.kernel_size
-    span = lens_B + 2 * int(padding) - dilation * (kernel - 1) - 1
+    padding, stride, dilation, kernel = _geometry(conv)
+    span = lens_B + 2 * padding - dilation * (kernel - 1) - 1
     return torch.div(span, stride, rounding_mode="floor") + 1
 
 
@@ -220,7 +226,7 @@ def _onednn_computes(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 

@@ -74,7 +74,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
         """CTC loss of one micro-batch."""
         log_probs_BTV, lens_B, loss = self._loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.texts))
-        if batch_idx == 0 or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the Trainer's connector
+        if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
             wer = self.train_wer(greedy(log_probs_BTV.detach(), lens_B, self.alphabet), batch.texts)
             self.log("train_wer", wer, prog_bar=True, batch_size=len(batch.texts))
         return loss

@@ -89,9 +89,10 @@ def measure(
         data: the corpus.
         checkpoint: weights to measure instead.
     """
-    [metrics] = trainer.validate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    if data.has_test_set:
-        metrics |= trainer.test(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+    metrics: dict[str, float] = {}
+    for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
+        [measured] = evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+        metrics.update(measured)
     return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
 
 

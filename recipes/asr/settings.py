@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from lightning_novograd.batch_plan import BatchPlan, solve_batch_plan
 from lightning_novograd.errors import ConfigError, choices
-from lightning_novograd.recipes.asr.section import Section, join, key
+from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
 
 # the name in the config -> the class in lightning.pytorch.loggers
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
@@ -82,8 +82,8 @@ class RunSettings(Section):
     optim: dict = key()
     trainer: dict = key()
     logger: dict = key()
-    checkpoint: dict = key()
-    large_batch: dict = key()
+    checkpoint: CheckpointSettings = key()
+    large_batch: LargeBatchSettings = key()
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
     num_samples: int = key(3, low=0)
@@ -93,8 +93,16 @@ class RunSettings(Section):
         """Every block has known keys only, and those that the recipe sets are left to it."""
         check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
         check_keys(self.logger, LOGGERS, "logger")
-        object.__setattr__(self, "checkpoint", CheckpointSettings.read(self.checkpoint, "checkpoint"))
-        object.__setattr__(self, "large_batch", LargeBatchSettings.read(self.large_batch, "large_batch"))
+
+    @classmethod
+    def read(cls, cfg: Any, path: str) -> Self:
+        """Build it from the composed config; errors in its sections have the full key path."""
+        mapping = plain_mapping(cfg, path)
+        sections: dict[str, type[Section]] = {"checkpoint": CheckpointSettings, "large_batch": LargeBatchSettings}
+        for name, section in sections.items():
+            if name in mapping:
+                mapping[name] = section.read(mapping[name], join(path, name))
+        return super().read(mapping, path)
 
 
 def check_keys(

@@ -32,7 +32,9 @@ class Corpus(Protocol):
     `cache_dir` if it makes any files, unless it is there already.
     """
 
-    options: type[Section]
+    @property
+    def options(self) -> type[Section]:
+        """The class of its options."""
 
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Manifests of the corpus, with all audio in place."""
