@@ -1,5 +1,6 @@
 """A fit on two processes over gloo; each says how long its schedule is and how many steps it made."""
 
+from ranks import leave
 from tiny_fit import Net, loader, trainer
 
 if __name__ == "__main__":
@@ -8,3 +9,4 @@ if __name__ == "__main__":
     run.fit(net, loader(14))  # 7 per process: 4 batches, 2 steps per epoch
     length = run.lr_scheduler_configs[0].scheduler.arguments["max_steps"]
     print(f"rank {run.global_rank}: length {length}, steps {len(net.lrs)}", flush=True)
+    leave()

@@ -4,10 +4,13 @@ Everything of the run goes to Hydra's run folder: the config, the log, metrics.c
 curves.png and results.json. ``conf/asr.yaml`` lists what can be set.
 """
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
 import hydra
+import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -25,5 +28,21 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def leave() -> None:
+    """End a rank of a run over gloo at once.
+
+    The interpreter's own exit aborts now and then on a busy machine ("terminate called without an active
+    exception"), which a launcher would take for a failed run.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    atexit._run_exitfuncs()  # what loggers and others still have to do
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     main()
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        leave()

@@ -288,8 +288,10 @@ def main(rank: int, size: int, folder: Path) -> None:
     results = {name: case() for name, case in cases.items()}
     if rank == 0:
         torch.save(results, folder / f"{size}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    sys.path.append(str(Path(__file__).parents[1]))
+    from ranks import leave
+
+    leave()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ usage: ddp_update.py MANIFEST OUT BATCH_SIZE ACCUMULATE WORLD_SIZE
 """
 
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -72,3 +73,7 @@ def main(manifest: str, out: str, batch_size: str, accumulate: str, world_size: 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.path.append(str(Path(__file__).parents[1]))
+    from ranks import leave
+
+    leave()
