@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, choices
@@ -213,12 +213,14 @@ class SpeechDataModule(LightningDataModule):
         """Shuffled batches; the position survives a checkpoint."""
         dataset = self.datasets["train"]
         accumulate, shuffle = 1, True
-        if self.trainer is not None:
-            if any(isinstance(c, GradientAccumulationScheduler) for c in self.trainer.callbacks):  # type: ignore
+        if (trainer := self.trainer) is not None:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the Trainer's connector
+            if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
                 raise ConfigError(
                     "trainer.callbacks", "GradientAccumulationScheduler would change the global batch size"
                 )
-            accumulate, shuffle = self.trainer.accumulate_grad_batches, not self.trainer.overfit_batches  # type: ignore
+            accumulate = trainer.accumulate_grad_batches
+            shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer's set-up
         sampler = GlobalBatchSampler(
             dataset.durations, self.batch_size, accumulate=accumulate, seed=self.seed, shuffle=shuffle, **self._place()
         )
