@@ -7,6 +7,7 @@ their squares) in the param groups, one tensor for the float16 layers and one fo
 What the two sides compute differently is refused: a state is converted only if training goes on by the same formula.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,6 +231,13 @@ def _refuse_other_formulas(
     if source == "ours":
         if group.get("luc") and target != "nemo":
             refuse("luc", f"{target} has no layer-wise clipping of the learning rate")
+        if group.get("luc"):
+            warnings.warn(
+                "NeMo's state has no place for luc: build its optimizer with luc=True, "
+                f"luc_trust={group['luc_trust']}, "
+                f"luc_eps={group['luc_eps']}",
+                stacklevel=3,
+            )
         if group.get("maximize") and target != "pytorch_optimizer":
             refuse("maximize", f"{target} always minimizes")
     if group.get("amsgrad") and target in ("pytorch_optimizer", "apex"):

@@ -358,7 +358,7 @@ def pytorch_optimizer_novograd(params, **options):
 
 
 def timm_novograd(params, **options):
-    module = pytest.importorskip("timm.optim.nvnovograd", reason="needs timm (extra bench)")
+    module = pytest.importorskip("timm.optim.nvnovograd", reason="needs timm")
     return module.NvNovoGrad(params, **options)
 
 
@@ -390,3 +390,9 @@ def test_real_peers_go_on(peer, format_, direction):
     train(first, params, 3, first=3)
     train(second, resumed, 3, first=3)
     torch.testing.assert_close(resumed, params, rtol=1e-6, atol=1e-7)
+
+
+def test_luc_for_nemo_is_said_to_be_left_out():
+    optimizer = NovoGrad([torch.nn.Parameter(torch.ones(2))], luc=True, luc_trust=0.01)
+    with pytest.warns(UserWarning, match=r"no place for luc: .*luc_trust=0\.01"):
+        convert_state_dict(optimizer.state_dict(), "ours", "nemo")
