@@ -220,7 +220,9 @@ def clip_step_sizes(
         return
     param_norm = tl.sqrt_rn(_layer_sum(partial_sums, first_chunks, layer, BLOCK))
     moment_norm = tl.sqrt_rn(_layer_sum(partial_sums + num_chunks, first_chunks, layer, BLOCK))
-    ratio = tl.div_rn(luc_trust * param_norm, moment_norm + luc_eps)
+    denom = moment_norm + luc_eps
+    # With luc_eps = 0, a layer of zeros without momentum has 0 / 0; it shall not move.
+    ratio = tl.where(denom == 0, 0.0, tl.div_rn(luc_trust * param_norm, denom))
     lr = tl.load(factors + num_layers + layer)
     tl.store(factors + num_layers + layer, tl.where(ratio > lr, lr, ratio))
 

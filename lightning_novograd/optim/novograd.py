@@ -586,7 +586,9 @@ def _clipped_step_sizes(
     sq_norms = squared_norms([*weights, *moments], None if layers is None else [*layers, *layers])
     step_sizes = []
     for weight_sq_norm, moment_sq_norm in zip(sq_norms[: len(weights)], sq_norms[len(weights) :], strict=True):
-        ratio = luc_trust * weight_sq_norm.sqrt() / (moment_sq_norm.sqrt() + luc_eps)
+        denom = moment_sq_norm.sqrt() + luc_eps
+        # With luc_eps = 0, a layer of zeros without momentum has 0 / 0; it shall not move.
+        ratio = luc_trust * weight_sq_norm.sqrt() / denom.masked_fill(denom == 0, torch.inf)
         step_sizes.append(torch.minimum(ratio, lr.to(ratio)) if isinstance(lr, Tensor) else ratio.clamp(max=lr))
     return step_sizes
 

@@ -167,6 +167,16 @@ def test_zero_gradients_move_nothing(eps):
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_luc_without_eps_leaves_a_layer_without_momentum_alone(weight):
+    params = [torch.full_like(param, weight) for param in layers()]
+    optimizer = NovoGrad(params, lr=0.05, luc=True, luc_eps=0.0)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert all((param == weight).all() for param in params)
+
+
 def test_equal_input_gives_equal_bits():
     results = []
     for _ in range(2):

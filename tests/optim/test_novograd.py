@@ -109,6 +109,15 @@ def test_a_layer_that_never_saw_a_gradient_stays(worker, eps):
     assert torch.equal(param, before)
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+@pytest.mark.parametrize("worker", WORKERS)
+def test_luc_without_eps_leaves_a_layer_without_momentum_alone(worker, weight):
+    param = torch.nn.Parameter(torch.full((4, 3), weight))
+    param.grad = torch.zeros_like(param)
+    NovoGrad([param], lr=0.1, luc=True, luc_eps=0.0, **WORKERS[worker]).step()
+    assert torch.equal(param.detach(), torch.full((4, 3), weight))
+
+
 @pytest.mark.parametrize("worker", WORKERS)
 def test_a_large_half_precision_gradient_keeps_the_layer_learning(worker):
     """A float16 sum of squares overflows from norm 256 on."""
