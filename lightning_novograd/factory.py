@@ -25,14 +25,15 @@ class RunLength:
         steps: optimizer steps, >= 1; None: unknown.
         source: where that comes from, or why it is unknown; shown to the user.
         epochs: of the run; None: unknown.
-        steps_per_epoch: optimizer steps in one epoch; None: unknown.
+        steps_per_epoch: optimizer steps in one epoch, or a function of its index (from 0) if they are not as many in
+            each; None: unknown.
 
     """
 
     steps: int | None
     source: str
     epochs: int | None = None
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int | Callable[[int], int] | None = None
 
 
 def build_optimizers(
@@ -108,8 +109,10 @@ def _length(
     if sched.max_epochs is not None:
         if run.steps_per_epoch is None:
             raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
-        source = f"{sched.path}.max_epochs={sched.max_epochs} x {run.steps_per_epoch} steps per epoch"
-        return sched.max_epochs * run.steps_per_epoch, source
+        source = f"{sched.path}.max_epochs={sched.max_epochs}"
+        if callable(run.steps_per_epoch):
+            return sum(map(run.steps_per_epoch, range(sched.max_epochs))), f"{source} with a changing accumulation"
+        return sched.max_epochs * run.steps_per_epoch, f"{source} x {run.steps_per_epoch} steps per epoch"
     length = run.steps if sched.interval == "step" else run.epochs
     if length is None and _required(sched):
         raise ConfigError(

@@ -8,5 +8,6 @@ if __name__ == "__main__":
     run = trainer(max_epochs=3, devices=2, strategy="ddp", accumulate_grad_batches=2)
     run.fit(net, loader(14))  # 7 per process: 4 batches, 2 steps per epoch
     length = run.lr_scheduler_configs[0].scheduler.arguments["max_steps"]
-    print(f"rank {run.global_rank}: length {length}, steps {len(net.lrs)}", flush=True)
+    # the newline in the same write: the ranks share a pipe
+    print(f"rank {run.global_rank}: length {length}, steps {len(net.lrs)}\n", end="", flush=True)
     leave()

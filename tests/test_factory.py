@@ -141,6 +141,14 @@ RUN = RunLength(100, "10 epochs x 10 batches", epochs=10, steps_per_epoch=10)
             "optim.sched.max_epochs=3 x 10 steps per epoch",
             id="own epochs",
         ),
+        pytest.param(
+            {"name": "cosine", "max_epochs": 3},
+            RunLength(None, "", steps_per_epoch=lambda epoch: 10 - epoch),
+            "max_steps",
+            27,
+            "optim.sched.max_epochs=3",
+            id="own epochs that differ",
+        ),
         pytest.param({"name": "cosine", "interval": "epoch"}, RUN, "max_steps", 10, "10 epochs", id="per epoch"),
         pytest.param(
             {"name": "cosine", "interval": "epoch", "max_epochs": 4}, never, "max_steps", 4, "max_epochs", id="both"

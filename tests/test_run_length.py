@@ -101,6 +101,32 @@ def test_epochs_of_the_schedule_in_a_run_counted_in_steps():
     assert (length, steps) == (12, 6)
 
 
+def test_epochs_of_the_schedule_where_the_accumulation_changes():
+    changing = {"max_epochs": 4, "callbacks": [GradientAccumulationScheduler({0: 1, 1: 3, 3: 2})]}
+    for epochs, expected in ((1, 4), (2, 4 + 2), (4, 4 + 2 + 2 + 2)):
+        length, steps, _ = fitted(changing, block=cosine(max_epochs=epochs))
+        assert (length, steps) == (expected, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"max_epochs": 3}, 3),
+        ({"max_epochs": 50, "max_steps": 8}, 2),
+        ({"max_epochs": 50, "max_steps": 9}, 3),
+        ({"max_epochs": 2, "max_steps": 50}, 2),
+        ({"max_steps": 8}, 2),
+        ({"max_epochs": 50, "max_steps": 5, "accumulate_grad_batches": 3}, 3),
+        ({"max_steps": 7, "callbacks": [GradientAccumulationScheduler({0: 1, 1: 3})]}, 3),
+    ],
+    ids=str,
+)
+def test_a_schedule_stepped_per_epoch_is_as_long_as_the_fit(settings, epochs):
+    length, _, net = fitted(settings, block=cosine(name="WarmupAnnealing", interval="epoch"))
+    assert length == len(set(net.lrs)) == epochs
+    assert net.lrs[-1] == pytest.approx(0.1 / epochs)
+
+
 def test_a_combined_loader():
     from lightning.pytorch.utilities import CombinedLoader
 
@@ -131,6 +157,12 @@ def test_a_length_that_cannot_be_known_is_an_error(settings, data, why):
     assert caught.value.path == "optim.sched.max_steps"
 
 
+def test_the_epochs_of_a_stream_cannot_be_known():
+    with pytest.raises(ConfigError, match=r"Trainer\(max_steps=5\), and the training data has no length") as caught:
+        fitted({"max_steps": 5}, DATA["stream"](), cosine(interval="epoch"))
+    assert caught.value.path == "optim.sched.max_epochs"
+
+
 def test_a_warmup_longer_than_the_run_names_both_lengths():
     with pytest.raises(ConfigError) as caught:
         fitted({"max_epochs": 3, "accumulate_grad_batches": 2}, block=cosine(warmup_steps=100))
@@ -145,13 +177,33 @@ def test_a_warmup_longer_than_the_run_names_both_lengths():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"fast_dev_run": True}, {"fast_dev_run": 3}, {"max_epochs": 0}, {"limit_train_batches": 0, "max_epochs": 1}],
-    ids=["one step", "three steps", "no epoch", "no batch"],
+    [
+        {"fast_dev_run": True},
+        {"fast_dev_run": 3},
+        {"max_epochs": 0},
+        {"max_steps": 0},
+        {"limit_train_batches": 0, "max_epochs": 1},
+    ],
+    ids=str,
 )
-def test_runs_that_only_try_the_code_take_any_schedule(settings):
-    length, steps, _ = fitted(settings, block=cosine(warmup_steps=100, max_epochs=2))
-    assert length >= 100
-    assert steps == int(settings.get("fast_dev_run", 0))
+@pytest.mark.parametrize(
+    "sched",
+    [
+        {"name": "cosine", "warmup_steps": 100, "max_epochs": 2},
+        {"name": "cosine", "warmup_steps": 2_000_000, "constant_steps": 1},
+        {"name": "NoamHoldAnnealing", "warmup_ratio": 0.1},
+        {"name": "PolyDecay", "begin_decay_at": 10},
+        {"name": "CosineDecay", "begin_decay_at": 10, "warmup_steps": 5},
+        {"name": "WarmupHoldPolicy", "warmup_steps": 5, "hold_ratio": 0.5},
+        {"name": "WarmupAnnealing", "interval": "epoch", "warmup_steps": 2},
+        {"name": "T5InverseSquareRootAnnealing", "constant_steps": 10},
+    ],
+    ids=lambda sched: sched["name"],
+)
+def test_runs_that_only_try_the_code_take_any_schedule(settings, sched):
+    net = Net({**BLOCK, "sched": sched})
+    trainer(**settings).fit(net, loader())
+    assert len(net.lrs) == int(settings.get("fast_dev_run", 0))
 
 
 def test_data_is_not_loaded_when_the_length_is_known_without():
