@@ -13,11 +13,12 @@ That kernel ignores strides, skips blocks of half-precision tensors and leaves v
 2.13). So it gets only float32 layers whose tensors are contiguous, and the counters are advanced here; all other layers
 are updated by ordinary in-place operations.
 
-Where the C++ kernel of `cpu_kernel` has been built, it takes those float32 layers instead, all in one call.
+Where the C++ kernels of `cpu_kernel` have been built, one of them takes those float32 layers instead, all in one call.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,62 +63,42 @@ def _fused_cpu_novograd(
     if found_inf is not None and found_inf.item():
         return
     scale = 1.0 if grad_scale is None else grad_scale.item()
-    if luc:  # needs the moments of all layers before the weights of any, which are spread over processes for DTensors
+    options: dict[str, Any] = {
+        "amsgrad": amsgrad,
+        "grad_averaging": grad_averaging,
+        "luc": luc,
+        "luc_trust": luc_trust,
+        "luc_eps": luc_eps,
+        "beta1": beta1,
+        "beta2": beta2,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "maximize": maximize,
+    }
+    kernels = cpu_kernel.load()
+    # With luc, a layer that is spread over processes needs the others' norms in the middle of the step.
+    if kernels is not None and not (luc and layers is not None):
+        lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms)
+        others, _ = kernel_step(kernels, *lists, scale, **options)
+        if not others:
+            return
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = ([ts[i] for i in others if ts] for ts in lists[:5])
+        grad_sq_norms = grad_sq_norms and [grad_sq_norms[i] for i in others]
+        layers = layers and [layers[i] for i in others]
+    if luc:
         if scale != 1.0:
             grads = [grad.to(accumulation_dtype(grad.dtype)) / scale for grad in grads]
             grad_sq_norms = None if grad_sq_norms is None else [n / scale**2 for n in grad_sq_norms]
+        lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms)
         _single_tensor_novograd(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            max_exp_avg_sqs,
-            grad_sq_norms,
-            layers,
-            None,
-            None,
-            amsgrad=amsgrad,
-            grad_averaging=grad_averaging,
-            luc=luc,
-            luc_trust=luc_trust,
-            luc_eps=luc_eps,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=eps,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
+            *lists, layers, None, None, capturable=capturable, differentiable=differentiable, **options
         )
         return
 
     lr = float(lr)
     averaging = 1 - beta1 if grad_averaging else 1.0
     decay = averaging * weight_decay
-    kernel = cpu_kernel.load()
-    if kernel is not None:
-        others = kernel(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            max_exp_avg_sqs,
-            grad_sq_norms or [],
-            beta1,
-            beta2,
-            lr,
-            decay,
-            eps,
-            -averaging if maximize else averaging,
-            scale,
-        )
-        if not others:
-            return
-        lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
-        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = ([ts[i] for i in others if ts] for ts in lists)
-        grad_sq_norms = grad_sq_norms and [grad_sq_norms[i] for i in others]
-
     second_moments = torch.stack(exp_avg_sqs).tolist()
     maxima = torch.stack(max_exp_avg_sqs).tolist() if amsgrad else second_moments
     updated: list[Tensor] = []
@@ -160,12 +141,61 @@ def _fused_cpu_novograd(
             max_exp_avg_sq.fill_(maximum)
 
 
+def kernel_step(
+    kernels: Any,
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    grad_sq_norms: list[Tensor] | None = None,
+    scale: float = 1.0,
+    larc: list[float] | None = None,
+    *,
+    amsgrad: bool,
+    grad_averaging: bool,
+    luc: bool,
+    luc_trust: float,
+    luc_eps: float,
+    beta1: float,
+    beta2: float,
+    lr: float | Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+) -> tuple[list[int], list[float]]:
+    """One step of the C++ kernel; returns the indices of layers that it leaves to others, and LARC's factors for all.
+
+    `larc` is what `larc_cpu` makes of LARC's options, or None: no LARC.
+    """
+    averaging = 1 - beta1 if grad_averaging else 1.0
+    others, factors = kernels.novograd_step_.default(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs if amsgrad else [],
+        grad_sq_norms or [],
+        beta1,
+        beta2,
+        float(lr),
+        averaging * weight_decay,
+        eps,
+        -averaging if maximize else averaging,
+        scale,
+        [luc_trust, luc_eps] if luc else [],
+        larc or [],
+    )
+    return others, factors
+
+
 def _fits_kernel(param: Tensor, grad: Tensor, exp_avg: Tensor) -> bool:
     return (
         param.dtype == grad.dtype == exp_avg.dtype == torch.float32
         and param.is_contiguous()
         and grad.is_contiguous()
         and exp_avg.is_contiguous()
+        and param.shape == grad.shape == exp_avg.shape  # or the kernel would read past their ends
     )
 
 

@@ -1,8 +1,8 @@
 """LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step."""
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_novograd.errors import choices
-from lightning_novograd.optim.larc_cpu import ParamGroup, Worker, fused_worker
+from lightning_novograd.optim.larc_cpu import fused_worker
+from lightning_novograd.optim.larc_kernels import ParamGroup, limit, save
 from lightning_novograd.optim.larc_maths import (
     Scratch,
     cachefuls,
@@ -72,7 +73,8 @@ class LARC(Optimizer):
     - `target="update"`: the wrapped optimizer makes its step :math:`\Delta w`, with decay, momentum and all;
       :math:`s = \|\Delta w\| / \gamma`, and the step becomes :math:`f \Delta w`. Whatever the optimizer, its length is
       then at most :math:`\tau \|w\|` with `clip`, and :math:`\gamma \tau \|w\|` without, up to :math:`\epsilon` and the
-      rounding of :math:`w`. With `clip`, a step within the bound is left exactly as it is.
+      rounding of :math:`w`. With `clip`, a step within the bound is left exactly as it is (of Adam and AdamW, up to
+      rounding where the C++ kernels have been built).
     - `target="auto"`: gradient around SGD and ASGD, update around all others. An optimizer that divides by the
       size of its own gradients (NovoGrad, Adam and kin) undoes a scaling of them.
 
@@ -94,8 +96,9 @@ class LARC(Optimizer):
 
     State: that of the wrapped optimizer. The attribute `factors` holds the last step's factors, as pairs of layers and
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
-    on the CPU it is kept between steps, because fresh memory costs more than the arithmetic, and there is
-    none for float32 layers of SGD (target gradient) and NovoGrad (target update) that `larc_cpu` takes.
+    on the CPU it is kept between steps, because fresh memory costs more than the arithmetic. There is none for the
+    float32 layers of SGD (target gradient) and of NovoGrad, Adam and AdamW (target update) that the fused workers of
+    `larc_cpu` and `larc_kernels` take.
 
     When `step` returns or raises, `weight_decay` is what it was, and so is `p.grad`: with target gradient even if the
     wrapped optimizer writes into the gradients that it gets.
@@ -191,7 +194,7 @@ class LARC(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.factors: list[tuple[list[Tensor], Tensor]] = []
-        self._scratch = Scratch()
+        self._scratch, self._saved = Scratch(), torch.empty(0)
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -227,6 +230,9 @@ class LARC(Optimizer):
         Args:
             state_dict: of a LARC, or of a bare optimizer like the wrapped one: then LARC's options stay as they are.
 
+        Raises:
+            ValueError: an option of LARC is unknown or out of range.
+
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -236,6 +242,8 @@ class LARC(Optimizer):
         saved = state_dict["param_groups"]
         if len(saved) == len(options):
             state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
+            for group in state_dict["param_groups"]:
+                check_options(group)
         self.optimizer.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -265,13 +273,11 @@ class LARC(Optimizer):
                 raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
         self.factors = []
         scaled = self._scaled_gradients if self.target == "gradient" else self._scaled_updates
-        with closing(self._pieces()) as pieces:
-            for groups, worker in pieces:
-                if worker is not None:
-                    self.factors += [worker(self.optimizer, group) for group in groups]
-                    continue
-                with scaled([group for group in groups if group["larc"]]):
-                    self.optimizer.step()
+        if self._divisible():
+            self._step_in_pieces(scaled)
+        else:
+            with scaled([group for group in self.param_groups if group["larc"]]):
+                self.optimizer.step()
         return loss
 
     def _complete_groups(self) -> None:
@@ -279,26 +285,24 @@ class LARC(Optimizer):
             for option in OPTIONS:
                 group.setdefault(option, self.defaults[option])
 
-    def _pieces(self) -> Generator[tuple[list[ParamGroup], Worker | None], None, None]:
-        """The wrapped optimizer's param groups: all at once or, where it shows nowhere, a cacheful of layers at a time.
+    def _step_in_pieces(self, scaled: Callable[[list[ParamGroup]], AbstractContextManager[None]]) -> None:
+        """Step on a cacheful of layers at a time, or with a fused worker where there is one.
 
         Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
-        Where there is a fused worker, its layers come with it.
         """
         optimizer, groups = self.optimizer, self.optimizer.param_groups
-        if not self._divisible():
-            yield groups, None
-            return
         try:
             for group in groups:
-                worker, fused = fused_worker(optimizer, self.target, group)
-                for layers in cachefuls(fused):
-                    yield [{**group, "params": layers}], worker
-                taken = set(fused)
-                others = [p for p in group["params"] if p not in taken]
+                others = group["params"]
+                worker = fused_worker(optimizer, self.target, group)
+                if worker is not None:
+                    factors, others = worker(optimizer, group)
+                    self.factors += factors
                 for layers in cachefuls(others):
-                    optimizer.param_groups = [{**group, "params": layers}]
-                    yield optimizer.param_groups, None
+                    piece = {**group, "params": layers}
+                    optimizer.param_groups = [piece]
+                    with scaled([piece] if group["larc"] else []):
+                        optimizer.step()
         finally:
             optimizer.param_groups = groups
 
@@ -314,6 +318,7 @@ class LARC(Optimizer):
         )
         return (
             not any(onlookers)
+            and not torch.compiler.is_compiling()
             and type(optimizer) in _LAYER_BY_LAYER
             and all(
                 p.device.type == "cpu" and not is_sharded(p) for group in self.param_groups for p in group["params"]
@@ -359,11 +364,20 @@ class LARC(Optimizer):
     @contextmanager
     def _scaled_updates(self, groups: list[ParamGroup]) -> Iterator[None]:
         """The way that weights go inside is scaled afterwards."""
-        layers = [p for group in groups for p in _with_gradient(group)]
+        layers_of_groups = [_with_gradient(group) for group in groups]
+        layers = [p for group_layers in layers_of_groups for p in group_layers]
         if not layers:
             yield
             return
-        *copies, difference = self._scratch.like([*layers, max(layers, key=Tensor.numel)])
+        starts = save(self._saved, layers)
+        if starts:
+            yield
+            for group, group_layers in zip(groups, layers_of_groups, strict=True):
+                group_starts, starts = starts[: len(group_layers)], starts[len(group_layers) :]
+                self.factors.append((group_layers, limit(self._saved, group_starts, group_layers, group)))
+            return
+        largest = max(p.numel() for p in layers)
+        *copies, difference = self._scratch.like([*layers, next(p for p in layers if p.numel() == largest)])
         before = [real_view(local_shard(p)) for p in copies]
         after = [real_view(local_shard(p)) for p in layers]
         torch._foreach_copy_(before, after)

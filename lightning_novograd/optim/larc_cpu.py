@@ -9,24 +9,24 @@ factor :math:`f` and the group's dampening :math:`d`,
   rate of 0, which changes its moments only, and then :math:`w \leftarrow w - f \gamma m`. No weights are copied.
 
 `fused_cpu` says what the kernel gets wrong; it is given float32 layers whose tensors are contiguous. Values differ
-from those of the general path in their rounding only.
+from those of the general path in their rounding only. Where the C++ kernels have been built, `larc_kernels` takes these
+layers instead.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer
 
-from lightning_novograd.optim.larc_maths import gradient_factors, larc_options, update_factors
+from lightning_novograd.optim import cpu_kernel, larc_kernels
+from lightning_novograd.optim.larc_kernels import Factors, ParamGroup
+from lightning_novograd.optim.larc_maths import cachefuls, gradient_factors, larc_options, update_factors
 from lightning_novograd.optim.layer_norms import cpu_squared_norm
 from lightning_novograd.optim.novograd import NovoGrad
 
-ParamGroup = dict[str, Any]
-Factors = tuple[list[Tensor], Tensor]
-Worker = Callable[[Optimizer, ParamGroup], Factors]
+Worker = Callable[[Optimizer, ParamGroup], tuple[Factors, list[Tensor]]]
 
 _sgd_kernel: Callable[..., None] | None = getattr(torch, "_fused_sgd_", None)
 
@@ -34,8 +34,8 @@ _sgd_kernel: Callable[..., None] | None = getattr(torch, "_fused_sgd_", None)
 _SMALLEST_SHARE = 1e-8
 
 
-def fused_worker(optimizer: Optimizer, target: str, group: ParamGroup) -> tuple[Worker | None, list[Tensor]]:
-    """The worker for a param group, and those of the group's layers that it takes; None: the general path.
+def fused_worker(optimizer: Optimizer, target: str, group: ParamGroup) -> Worker | None:
+    """The worker for a param group of LARC's; it returns factors, and the layers that it leaves to others.
 
     As with torch's own workers, `foreach=True` or `fused=False` in the group asks for another one.
 
@@ -45,23 +45,44 @@ def fused_worker(optimizer: Optimizer, target: str, group: ParamGroup) -> tuple[
         group: one of its param groups, all on the CPU and none sharded.
 
     """
-    worker: Worker | None = None
+    if not group["larc"] or group.get("foreach") or group.get("fused") is False:
+        return None
+    built = cpu_kernel.load() is not None
     if type(optimizer) is torch.optim.SGD and target == "gradient":
-        worker, moment, general = _sgd_step, "momentum_buffer", group["nesterov"] or group["maximize"]
-    elif type(optimizer) is NovoGrad and target == "update":
-        worker, moment, general = _novograd_step, "exp_avg", group["luc"]
-    if worker is None or general or not group["larc"] or group["foreach"] or group["fused"] is False or not _sgd_kernel:
-        return None, []
-    return worker, [p for p in group["params"] if _fits_kernel(p, p.grad, optimizer.state.get(p, {}).get(moment))]
+        if built:
+            return larc_kernels.sgd_step
+        return _sgd_step if _sgd_kernel and not group["nesterov"] and not group["maximize"] else None
+    if type(optimizer) is NovoGrad and target == "update":
+        if built:
+            return larc_kernels.novograd_step
+        return _novograd_step if _sgd_kernel and not group["luc"] else None
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and target == "update":
+        return larc_kernels.adam_step if built and not group["amsgrad"] else None
+    return None
+
+
+def _split(optimizer: Optimizer, group: ParamGroup, moment: str) -> tuple[list[Tensor], list[Tensor]]:
+    layers: list[Tensor] = []
+    others: list[Tensor] = []
+    for p in group["params"]:
+        fits = _fits_kernel(p, p.grad, optimizer.state.get(p, {}).get(moment))
+        (layers if fits else others).append(p)
+    return layers, others
 
 
 def _fits_kernel(param: Tensor, grad: Tensor | None, moment: Tensor | None) -> bool:
     tensors = [param, grad] if moment is None else [param, grad, moment]
-    return all(t is not None and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return all(
+        t is not None and t.dtype == torch.float32 and t.is_contiguous() and t.shape == param.shape for t in tensors
+    )
 
 
-def _sgd_step(optimizer: Optimizer, group: ParamGroup) -> Factors:
-    layers: list[Tensor] = group["params"]
+def _sgd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+    fitting, others = _split(optimizer, group, "momentum_buffer")
+    return [(layers, _sgd_cacheful(optimizer, group, layers)) for layers in cachefuls(fitting)], others
+
+
+def _sgd_cacheful(optimizer: Optimizer, group: ParamGroup, layers: list[Tensor]) -> Tensor:
     lr, momentum, weight_decay = float(group["lr"]), group["momentum"], group["weight_decay"]
     grads = [p.grad for p in layers if p.grad is not None]
     weight_norms, grad_norms = _norms(layers), _norms(grads)
@@ -84,14 +105,18 @@ def _sgd_step(optimizer: Optimizer, group: ParamGroup) -> Factors:
             moment.mul_(momentum).add_(grad, alpha=share).add_(param, alpha=share * weight_decay)
             param.add_(moment, alpha=-lr)
     increment_version(updated)
-    return layers, factors
+    return factors
 
 
-def _novograd_step(optimizer: Optimizer, group: ParamGroup) -> Factors:
-    layers: list[Tensor] = group["params"]
+def _novograd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+    fitting, others = _split(optimizer, group, "exp_avg")
+    return [(layers, _novograd_cacheful(optimizer, group, layers)) for layers in cachefuls(fitting)], others
+
+
+def _novograd_cacheful(optimizer: Optimizer, group: ParamGroup, layers: list[Tensor]) -> Tensor:
     lr = float(group["lr"])
     weight_norms = _norms(layers)
-    optimizer.param_groups = [{**group, "lr": 0.0}]
+    optimizer.param_groups = [{**group, "params": layers, "lr": 0.0}]
     optimizer.step()
     moments = [optimizer.state[param]["exp_avg"] for param in layers]
     step_norms = lr * _norms(moments)
@@ -99,7 +124,7 @@ def _novograd_step(optimizer: Optimizer, group: ParamGroup) -> Factors:
     for param, moment, factor in zip(layers, moments, factors.tolist(), strict=True):
         _descend(param, moment, lr * factor)
     increment_version(layers)
-    return layers, factors
+    return factors
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_novograd.optim.layer_norms import accumulation_dtype, cpu_squared_norm, is_sharded, squared_norms
 
 # Elements of the layers that are worked on together on a CPU: with gradients, moments and copies, a few MB.
-_CACHEFUL = 1 << 19
+_CACHEFUL = 1 << 20
 _ALIGNMENT = 16  # elements
 
 

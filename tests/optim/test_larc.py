@@ -19,6 +19,8 @@ from torch.optim import lr_scheduler
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC, larc_arguments_from_openseq2seq
 
+pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
+
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 INNER = {
     "sgd": lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3),
@@ -497,12 +499,23 @@ def test_a_tensor_learning_rate_is_a_number(target):
     torch.testing.assert_close(params, others)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("larc_trust_coefficient", -1.0), ("larc_bogus", 1), ("larc_clip", "no")]
+)
+def test_options_of_a_state_dict_are_checked(option, value):
+    larc = LARC(SGD(make_params(), lr=0.1))
+    state_dict = larc.state_dict()
+    state_dict["param_groups"][0][option] = value
+    with pytest.raises((ValueError, TypeError), match=option):
+        larc.load_state_dict(state_dict)
+
+
 # --- how the work is divided -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cacheful", [1, 20, 1 << 20])
 @every_inner
-def test_a_cacheful_at_a_time_and_all_at_once_are_the_same(inner, cacheful, monkeypatch):
+def test_a_cacheful_at_a_time_and_all_at_once_are_the_same(inner, cacheful, kernels, monkeypatch):
     monkeypatch.setattr("lightning_novograd.optim.larc_maths._CACHEFUL", cacheful)
     params, others = make_params(), make_params()
     pieces, whole = (
@@ -515,7 +528,8 @@ def test_a_cacheful_at_a_time_and_all_at_once_are_the_same(inner, cacheful, monk
     run(whole, others, 3)
     assert len(calls) == 3
     # fused workers, which work on pieces only, round differently
-    rounding = {"rtol": 1e-6, "atol": 1e-7} if inner in ("sgd", "sgd_fused", "novograd") else {"rtol": 0, "atol": 0}
+    fused = {"torch": ["sgd", "sgd_fused", "novograd"], "cpp": list(INNER)}[kernels]
+    rounding = {"rtol": 1e-6, "atol": 1e-7} if inner in fused else {"rtol": 0, "atol": 0}
     for results in zip(*(seen(optimizer) for optimizer in (pieces, whole)), strict=True):
         torch.testing.assert_close(*results, **rounding)
 

@@ -10,6 +10,8 @@ from optim_db import STEPS, WORKERS, assert_close, layers, set_grads
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC
 
+pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
+
 INNER = {
     "sgd": lambda params, worker: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.01, **worker),
     "sgd-nesterov": lambda params, worker: torch.optim.SGD(params, lr=0.1, momentum=0.5, nesterov=True, **worker),

@@ -1,13 +1,13 @@
-"""LARC's fused CPU workers against its general path in float64, over the table of inputs."""
+"""LARC's fused CPU workers, and the C++ kernels, against its general path in float64, over the table of inputs."""
 
 import pytest
 import torch
 from optim_db import LAYERS, STEPS, WORKERS, assert_close, layers, set_grads
 
-from lightning_novograd.optim import NovoGrad, larc_cpu
+from lightning_novograd.optim import NovoGrad, cpu_kernel, larc_cpu
 from lightning_novograd.optim.larc import LARC
 
-SGD = torch.optim.SGD
+SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop
 INNER = {
     "sgd": (SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     "sgd, fused": (SGD, {"lr": 0.05, "momentum": 0.9, "fused": True}),
@@ -22,6 +22,25 @@ INNER = {
     "novograd, no momentum": (NovoGrad, {"lr": 0.02, "betas": (0.0, 0.5), "weight_decay": 1e-3}),
     "novograd, lr tensor": (NovoGrad, {"lr": torch.tensor([0.02])}),
 }
+# Those that the C++ kernels alone take.
+INNER_CPP = {
+    "sgd, nesterov": (SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "sgd, maximize": (SGD, {"lr": 0.05, "momentum": 0.9, "maximize": True, "weight_decay": 0.01}),
+    "novograd, luc": (NovoGrad, {"lr": 0.02, "luc": True, "luc_trust": 5e-3, "weight_decay": 1e-3}),
+    "adamw": (AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw, fused": (AdamW, {"lr": 0.01, "fused": True}),
+    "adamw, lr tensor": (AdamW, {"lr": torch.tensor(0.01, dtype=torch.float64)}),
+    "adamw, betas": (AdamW, {"lr": 0.01, "betas": (0.5, 0.6), "eps": 1e-3, "maximize": True}),
+    "adam": (Adam, {"lr": 0.01, "weight_decay": 0.1}),
+    "adam, maximize": (Adam, {"lr": 0.01, "weight_decay": 0.1, "maximize": True}),
+}
+# Those whose own step the C++ kernels leave to them: they save the weights before it and shorten it afterwards.
+INNER_SAVED = {
+    "rmsprop": (RMSprop, {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01}),
+    "adamw, amsgrad": (AdamW, {"lr": 0.01, "amsgrad": True}),
+    "novograd, foreach": (NovoGrad, {"lr": 0.02, "foreach": True}),
+}
+ALL = {**INNER, **INNER_CPP, **INNER_SAVED}
 OPTIONS = {
     "defaults": {},
     "tight": {"trust_coefficient": 1e-3},
@@ -37,7 +56,7 @@ FUSED = [kind for kind in LAYERS if kind not in GENERAL]
 
 
 def build(inner, params, worker=None, **options):
-    optimizer, settings = INNER[inner]
+    optimizer, settings = ALL[inner]
     return LARC(optimizer(params, **{**settings, **(worker or {})}), **options)
 
 
@@ -51,9 +70,14 @@ def taken(monkeypatch):
     layers = []
 
     def spy(*args):
-        worker, fused = choose(*args)
-        layers.extend(fused)
-        return worker, fused
+        worker = choose(*args)
+
+        def counted(optimizer, group):
+            factors, others = worker(optimizer, group)
+            layers.extend(p for ps, _ in factors for p in ps)
+            return factors, others
+
+        return worker and counted
 
     choose = larc_cpu.fused_worker
     monkeypatch.setattr("lightning_novograd.optim.larc.fused_worker", spy)
@@ -61,8 +85,12 @@ def taken(monkeypatch):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("inner", INNER)
-def test_every_layer_is_stepped_as_in_float64(inner, options, taken):
+@pytest.mark.parametrize(
+    ("inner", "kernels"),
+    [*((inner, "torch") for inner in INNER), *((inner, "cpp") for inner in (*INNER, *INNER_CPP))],
+    indirect=["kernels"],
+)
+def test_every_layer_is_stepped_as_in_float64(inner, options, kernels, taken):
     params, exact = layers(torch.float32), layers(torch.float64)
     with torch.no_grad():
         for kind, p in params.items():
@@ -83,7 +111,9 @@ def test_every_layer_is_stepped_as_in_float64(inner, options, taken):
             assert_close(p, exact[kind].detach(), torch.float32, what)
             assert larc.state[p].keys() == general.state[exact[kind]].keys(), what
             for key, moment in general.state[exact[kind]].items():
-                if moment is not None:
+                if key == "step":
+                    assert larc.state[p][key] == moment
+                elif moment is not None:
                     assert_close(larc.state[p][key], moment, torch.float32, f"{key} of {what}")
             if p.grad is not None:
                 torch.testing.assert_close(factors[p].double(), expected_factors[exact[kind]], rtol=1e-5, atol=0)
@@ -91,26 +121,46 @@ def test_every_layer_is_stepped_as_in_float64(inner, options, taken):
     assert [kind for kind, p in params.items() if any(p is t for t in taken)] == FUSED
 
 
-def test_a_step_of_novograd_within_the_bound_is_left_exactly_alone(taken, monkeypatch):
-    monkeypatch.setattr("lightning_novograd.optim.cpu_kernel.load", lambda: None)  # which rounds in its own way
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("inner", INNER_SAVED)
+def test_cpp_saves_and_limits_as_the_general_path(inner, options, taken, cpp_kernels, monkeypatch):
     params, others = layers(torch.float32), layers(torch.float32)
-    larc, bare = build("novograd", params.values(), trust_coefficient=1e3), build("novograd", others.values()).optimizer
+    cpp, general = (build(inner, ps.values(), **OPTIONS[options]) for ps in (params, others))
+    for step in range(STEPS):
+        set_grads(params, step)
+        set_grads(others, step)
+        cpp.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_kernel, "load", lambda: None)
+            general.step()
+    for kind, p in params.items():
+        assert_close(p, others[kind].detach().double(), torch.float32, kind)
+        if p.grad is not None:
+            factors = by_layer(cpp)[p], by_layer(general)[others[kind]]
+            torch.testing.assert_close(*factors, rtol=1e-4, atol=0)
+    assert not taken
+
+
+@pytest.mark.parametrize("inner", ["novograd", "rmsprop", "novograd, luc"])
+def test_a_step_within_the_bound_is_left_exactly_alone(inner, kernels):
+    params, others = layers(torch.float32), layers(torch.float32)
+    larc, bare = build(inner, params.values(), trust_coefficient=1e3), build(inner, others.values()).optimizer
     for step in range(STEPS):
         for optimizer, mine in ((larc, params), (bare, others)):
             set_grads(mine, step)
             optimizer.step()
     for kind in FUSED:
         assert torch.equal(params[kind], others[kind]), kind
-    assert taken
 
 
 NOT_FUSED = {
-    "another optimizer": lambda params: torch.optim.AdamW(params),
+    "another optimizer": lambda params: torch.optim.NAdam(params),
     "foreach asked for": lambda params: SGD(params, lr=0.1, foreach=True),
     "fused refused": lambda params: NovoGrad(params, fused=False),
     "nesterov": lambda params: SGD(params, lr=0.1, momentum=0.9, nesterov=True),
     "maximize": lambda params: SGD(params, lr=0.1, maximize=True),
     "luc": lambda params: NovoGrad(params, luc=True),
+    "adam": lambda params: torch.optim.Adam(params),
     "excluded": lambda params: SGD([{"params": params, "larc": False}], lr=0.1),
 }
 
@@ -161,3 +211,52 @@ def test_a_moment_in_half_precision_takes_the_general_path(taken):
     taken.clear()
     larc.step()
     assert not taken
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw", "rmsprop"])
+def test_a_moment_of_another_shape_is_an_error_as_without_larc(inner, kernels):
+    """Kernels that trusted the moment's size would read and write past its end."""
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    larc = build(inner, [weight])
+    weight.grad = torch.ones(3, 4)
+    larc.step()
+    weight.data = torch.ones(3, 4000)
+    weight.grad = torch.ones(3, 4000)
+    with pytest.raises(RuntimeError, match=r"must match the size of tensor|shape"):
+        larc.step()
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd, luc", "adamw", "rmsprop"])
+def test_cpp_gives_the_same_bits_with_any_number_of_threads(inner, cpp_kernels):
+    def train(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            params = layers(torch.float32, FUSED)
+            larc = build(inner, params.values(), trust_coefficient=1e-3)
+            for step in range(3):
+                set_grads(params, step)
+                larc.step()
+        finally:
+            torch.set_num_threads(before)
+        return params
+
+    one, three = train(1), train(3)
+    for kind in one:
+        assert torch.equal(one[kind], three[kind]), kind
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw", "rmsprop"])
+def test_the_step_can_be_compiled(inner, kernels):
+    """Inside torch.compile the general path is taken: the kernels are closed books to it."""
+
+    def train(compiled):
+        params = layers(torch.float32, ["conv", "vector"])
+        larc = build(inner, params.values(), trust_coefficient=1e-3)
+        step = torch.compile(larc.step, backend="eager") if compiled else larc.step
+        for index in range(2):
+            set_grads(params, index)
+            step()
+        return list(params.values())
+
+    torch.testing.assert_close(train(compiled=True), train(compiled=False))

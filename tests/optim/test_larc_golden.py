@@ -10,6 +10,8 @@ import torch
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC, larc_arguments_from_openseq2seq
 
+pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
+
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 FLOAT64, FLOAT32 = (torch.float64, 1e-12), (torch.float32, 2e-6)
 

@@ -8,6 +8,8 @@ import torch
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC
 
+pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
+
 SGD = torch.optim.SGD
 STEPS = 20
 TRUST = 0.01

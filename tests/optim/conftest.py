@@ -1,0 +1,45 @@
+"""The C++ kernels: built once for all tests that ask for them, and absent for all others."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from lightning_novograd.optim import cpu_kernel
+
+FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "kernels"
+
+
+@pytest.fixture(scope="session")
+def built_kernels():
+    """`torch.ops.lightning_novograd` with the kernels in it."""
+    if sys.platform != "linux" or not (os.environ.get("CXX") or shutil.which("g++")):
+        pytest.skip("needs Linux and a C++ compiler: install g++")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, FileLock(FOLDER / "lock"):
+        patch.setenv("NOVOGRAD_KERNEL_DIR", str(FOLDER))
+        if not cpu_kernel.library_path().exists():
+            cpu_kernel.build()
+        cpu_kernel.load.cache_clear()
+        kernels = cpu_kernel.load()
+        cpu_kernel.load.cache_clear()
+    assert kernels is not None
+    return kernels
+
+
+@pytest.fixture
+def cpp_kernels(built_kernels, monkeypatch):
+    """Inside the test, the optimizers find the kernels."""
+    monkeypatch.setattr(cpu_kernel, "load", lambda: built_kernels)
+    return built_kernels
+
+
+@pytest.fixture(params=["torch", "cpp"])
+def kernels(request):
+    """Runs a test twice: with torch's kernels only, and with the C++ kernels."""
+    if request.param == "cpp":
+        request.getfixturevalue("cpp_kernels")
+    return request.param
