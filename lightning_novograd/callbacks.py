@@ -49,7 +49,7 @@ class LayerMonitor(pl.Callback):
       was below 1. Only under LARC.
 
     When fit ends, `layers.png` shows all of them against optimizer steps. Records travel in the checkpoint, so the
-    picture of a resumed run begins at its first step.
+    picture of a resumed run begins at its first step. Layers that are thawed during the run appear from then on.
 
     Between records nothing is computed and no value is fetched from the device. A record costs a copy of the weights
     during one step, three norms per layer and one transfer. All ranks measure (norms of sharded layers need them all);
@@ -102,11 +102,19 @@ class LayerMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers and watch the optimizers."""
         self._let_go()
-        layers = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-        self.records = [_reordered(record, self.names, list(layers)) for record in self.records]
-        self.names = list(layers)
-        self._columns = {p: index for index, p in enumerate(layers.values())}
+        # another fit with the same callback, or one that goes back to an earlier checkpoint
+        kept = sum(step <= trainer.global_step for step in self.steps)
+        self.steps, self.records = self.steps[:kept], self.records[:kept]
+        self._find_layers(pl_module)
         self._handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+
+    def _find_layers(self, pl_module: pl.LightningModule) -> None:
+        layers = {name: p for name, p in pl_module.named_parameters() if p.requires_grad or p in self._columns}
+        names = list(layers)
+        if names != self.names:
+            self.records = [_reordered(record, self.names, names) for record in self.records]
+            self.names = names
+        self._columns = {p: index for index, p in enumerate(layers.values())}
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -115,6 +123,7 @@ class LayerMonitor(pl.Callback):
         self._step = None
         if (trainer.global_step // len(trainer.optimizers) + 1) % self.every_n_steps:
             return
+        self._find_layers(pl_module)  # fine-tuning thaws layers in the middle of a run
         layers = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None and p in self._columns]
         if not layers:
             return

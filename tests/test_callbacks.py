@@ -58,10 +58,9 @@ def novograd(params):
 def fit(module, monitor, tmp_path, ckpt_path=None, **options):
     logger = Recorded()
     trainer = pl.Trainer(
-        **{"max_epochs": 1, **options},
+        **{"max_epochs": 1, "callbacks": [monitor], **options},
         accelerator="cpu",
         logger=logger,
-        callbacks=[monitor],
         default_root_dir=tmp_path,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -168,10 +167,36 @@ def test_a_resumed_run_has_the_records_of_an_uninterrupted_one(tmp_path):
 def test_records_follow_the_names_of_the_layers(tmp_path):
     monitor = LayerMonitor(every_n_steps=100)
     gone_and_kept = torch.tensor([[1.0, 2.0]] * len(METRICS))
-    monitor.load_state_dict({"names": ["gone", "second.bias"], "steps": [7], "records": [gone_and_kept]})
+    monitor.load_state_dict({"names": ["gone", "second.bias"], "steps": [0], "records": [gone_and_kept]})
     fit(Net(novograd), monitor, tmp_path)
     expected = torch.tensor([[torch.nan] * 3 + [2.0]] * len(METRICS))
     torch.testing.assert_close(monitor.records, [expected], equal_nan=True)
+
+
+class Thawing(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.frozen.requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(pl_module.frozen.parameters())})
+
+
+def test_layers_that_are_thawed_appear_from_then_on(tmp_path):
+    monitor = LayerMonitor(every_n_steps=6)
+    module = Net(novograd)
+    _, rows = fit(module, monitor, tmp_path, max_epochs=2, callbacks=[monitor, Thawing()])
+    assert monitor.steps == [6, 12, 18, 24]
+    assert monitor.names == [name for name, _ in module.named_parameters()]
+    column = monitor.names.index("frozen.weight")
+    assert [record[0, column].isnan().item() for record in monitor.records] == [True, True, False, False]
+    assert ["layer_grad_norm/frozen.weight" in metrics for _, metrics in rows] == [False, False, True, True]
+
+
+def test_another_fit_begins_another_record(tmp_path):
+    monitor = LayerMonitor(every_n_steps=6)
+    for _ in range(2):
+        fit(Net(novograd), monitor, tmp_path)
+    assert monitor.steps == [6, 12]
+    assert len(monitor.records) == 2
 
 
 def test_the_picture_is_in_the_folder_and_hooks_are_gone(tmp_path):
