@@ -97,7 +97,7 @@ def transformer_policy(
 def inv_poly_decay(step: int, base_lr: float, *, decay_steps: int, min_lr: float, power: float = 1.0) -> float:
     """`base / (1 + c*s)^power`, `c` such that the LR is `min_lr` at `decay_steps`; it goes on falling afterwards."""
     scale = ((base_lr / min_lr) ** (1 / power) - 1) / decay_steps
-    return base_lr / (1 + scale * step) ** power
+    return base_lr * (1 + scale * step) ** -power  # the reciprocal would overflow in a long run
 
 
 class PiecewiseConstant(ClosedFormLR):

@@ -136,12 +136,14 @@ def noam_hold(
     decay_rate: float = 0.5,
     min_lr: float = 0.0,
 ) -> float:
-    """`max(base * max(1, W^p) / max(1, (s-h)^p), min_lr)`, `h` the length of the hold phase, `p = decay_rate`."""
+    """`max(base * (W / (s-h))^p, min_lr)`, `h` the length of the hold phase, `p = decay_rate`.
+
+    NeMo's `max(1, W^p) / max(1, (s-h)^p)`, but the quotient cannot overflow: here `s-h >= W >= 1`.
+    """
     lr = _outside_annealing(step, base_lr, max_steps, min_lr, warmup_steps, hold_steps)
     if lr is not None:
         return lr
-    decay = max(1.0, (step - (hold_steps or 0)) ** decay_rate)
-    return max(base_lr * max(1.0, warmup_steps**decay_rate) / decay, min_lr)
+    return max(base_lr * (warmup_steps / (step - (hold_steps or 0))) ** decay_rate, min_lr)
 
 
 def hold_one_minus_square_root(

@@ -113,3 +113,13 @@ def test_two_groups_keep_their_own_lr(name, case):
         assert max(second) <= 0.02
     else:
         assert second == pytest.approx(nemo, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("decay_rate", [300.0, 1e18])
+def test_a_steep_noam_hold_falls_to_min_lr(decay_rate):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    args = {"max_steps": 100, "warmup_steps": 30, "hold_steps": 10, "decay_rate": decay_rate, "min_lr": 1e-12}
+    schedule = lr_scheduler.NoamHoldAnnealing(optimizer, **args)
+    assert [schedule.lr_at(step, 0.1) for step in (39, 40)] == [0.1, 0.1]
+    assert schedule.lr_at(41, 0.1) < 1e-5
+    assert schedule.lr_at(100, 0.1) == 1e-12

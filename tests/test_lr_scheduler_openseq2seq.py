@@ -95,3 +95,9 @@ def test_impossible_schedules_name_their_argument(name, args, path):
 )
 def test_phases(name, args, phases):
     assert build(name, **args)[1].phases() == [Phase(*phase) for phase in phases]
+
+
+def test_inv_poly_decay_underflows_in_a_long_run():
+    _, schedule = build("InvPolyDecay", decay_steps=1, min_lr=1e-8, power=100.0)
+    assert 0 < schedule.lr_at(100, 0.1) < 1e-100
+    assert schedule.lr_at(10**6, 0.1) == 0.0
