@@ -6,6 +6,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -32,7 +33,16 @@ _SYMBOLS = {
     **{r"\lambda": "λ", r"\mu": "μ", r"\tau": "τ"},
     **{r"\ge": "≥", r"\le": "≤", r"\in": "∈", r"\|": "‖", r"\min": "min", r"\max": "max"},
 }
+_NUMBER_AS_TEXT = (
+    "YAML reads 1e-3 as text, 1.0e-3 as a number; what is quoted is text, and so is an environment variable: for a "
+    "number write ${oc.decode:${oc.env:NAME}}"
+)
+_UNIONS = (Union, types.UnionType)
 _SEQUENCES = (list, collections.abc.Iterable, collections.abc.Sequence)
+
+
+# Beyond it a float can overflow on the way, and no count of steps or epochs goes there
+LARGEST_INTEGER = 2**63 - 1
 
 
 class _Mismatch(Exception):
@@ -45,7 +55,7 @@ class Argument:
 
     Args:
         name: keyword.
-        hint: type annotation; inferred from the default where the class has none.
+        hint: type annotation; inferred from the default where the class has none, or one that cannot be resolved.
         default: `REQUIRED` if there is none.
         help: its line in the class's docstring.
 
@@ -76,6 +86,12 @@ class Argument:
         """Whether the argument is a list of schedulers (`SequentialLR`, `ChainedScheduler`)."""
         return typing.get_origin(self.hint) in _SEQUENCES and typing.get_args(self.hint) == (LRScheduler,)
 
+    @property
+    def per_group(self) -> bool:
+        """Whether a list stands for one value per param group (`max_lr: [0.1, 0.2]`), and a number for all of them."""
+        members = typing.get_args(self.hint) if typing.get_origin(self.hint) in _UNIONS else ()
+        return any(member in (int, float) and list[member] in members for member in members)
+
     def convert(self, value: Any, path: str) -> Any:
         """`value`, plain data from a config, as the class wants it: numbers widened, lists made tuples.
 
@@ -104,12 +120,11 @@ def arguments_of(cls: type, skip: tuple[str, ...]) -> dict[str, Argument]:
         if "__init__" not in vars(owner):
             continue
         constructor = vars(owner)["__init__"]
-        hints = typing.get_type_hints(constructor, localns=_ANNOTATION_NAMES)
         parameters = list(inspect.signature(constructor).parameters.values())[1:]
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in skip or p.name in found:
                 continue
-            found[p.name] = Argument(p.name, hints.get(p.name, _hint_of(p.default)), p.default, helps.get(p.name, ""))
+            found[p.name] = Argument(p.name, _hint(constructor, p), p.default, helps.get(p.name, ""))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
@@ -118,7 +133,7 @@ def arguments_of(cls: type, skip: tuple[str, ...]) -> dict[str, Argument]:
 def expected(hint: Any) -> str:
     """`hint` in words, as far as a config file can hold it: `"a number or null"`; empty if it cannot."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(dict.fromkeys(words for words in map(expected, args) if words))
     if origin is Literal:
         return " or ".join(map(repr, args))
@@ -148,7 +163,7 @@ def _convert(value: Any, hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         for member in args:
             try:
                 return _convert(value, member)
@@ -169,7 +184,7 @@ def _convert(value: Any, hint: Any) -> Any:
             raise _Mismatch
         converted = [_convert(v, args[0]) for v in value]
         return tuple(converted) if origin is tuple else converted
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_INTEGER:
         return int(value)  # YAML has no other way to write 1e5
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -180,8 +195,20 @@ def _convert(value: Any, hint: Any) -> Any:
     raise _Mismatch
 
 
+def _hint(constructor: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if parameter.annotation is inspect.Parameter.empty:
+        return _hint_of(parameter.default)
+    alone = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    try:
+        namespace = inspect.unwrap(constructor).__globals__
+        return typing.get_type_hints(alone, namespace, _ANNOTATION_NAMES)[parameter.name]
+    except Exception:
+        # an annotation may be any expression, of names that only type checkers import
+        return _hint_of(parameter.default)
+
+
 def _hint_of(default: Any) -> Any:
-    """What an argument without annotation takes, judged by its default."""
+    """What an argument takes whose annotation says nothing, judged by its default."""
     if default is REQUIRED or default is None:
         return Any
     if isinstance(default, tuple):
@@ -211,6 +238,6 @@ def _shown(value: Any) -> str:
             float(value)
         except ValueError:
             return f"the text {value!r}"
-        return f"the text {value!r} (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+        return f"the text {value!r} ({_NUMBER_AS_TEXT})"
     kind = kinds.get(type(value), "")
     return f"{kind} {value!r}" if kind and value is not None else (kind or repr(value))

@@ -1,10 +1,11 @@
 """Parsing of the optim block: any mapping -> `OptimConfig`, or one ConfigError that says what is wrong where."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_novograd.arguments import Argument
@@ -73,12 +74,13 @@ def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
     clipped = next((key for key, value in clip.items() if value is not None), None)
     if larc is not None and clipped is not None and not larc.allow_grad_clip:
         raise ConfigError(f"{path}.{clipped}", "LARC bounds the step already; larc.allow_grad_clip: true allows both")
+    no_decay = _no_decay(fields["no_decay"], f"{path}.no_decay", optimizer)
     return OptimConfig(
         name=entry.name,
         args=args,
-        sched=_sched(fields["sched"], f"{path}.sched", optimizer),
+        sched=_sched(fields["sched"], f"{path}.sched", optimizer, may_split=bool(no_decay)),
         larc=larc,
-        no_decay=_no_decay(fields["no_decay"], f"{path}.no_decay", optimizer),
+        no_decay=no_decay,
         param_groups=rules,
         path=path,
         **clip,
@@ -152,7 +154,7 @@ class _Block:
         return ours, theirs
 
 
-def _sched(value: Any, path: str, optimizer: Optimizer) -> SchedConfig | None:
+def _sched(value: Any, path: str, optimizer: Optimizer, may_split: bool) -> SchedConfig | None:
     if value is None:
         return None
     block = _Block.of(value, path)
@@ -178,8 +180,34 @@ def _sched(value: Any, path: str, optimizer: Optimizer) -> SchedConfig | None:
     _check_sched(sched, fields["reduce_on_plateau"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they will be shown when the real one is built
+        _take_groups(sched, optimizer, may_split)
         new_scheduler(sched, optimizer, (sched.max_steps or _SOME_LENGTH) if needs_length(sched) else None)
     return sched
+
+
+def _take_groups(sched: SchedulerSpec, optimizer: Optimizer, may_split: bool) -> None:
+    """Give the throw-away `optimizer` as many groups as `sched` lists values for, if a model can have so many.
+
+    It has one group for what no rule wants and one per rule. In a model each may be split by `no_decay`, and some may
+    be empty; how many there are, `new_scheduler` sees when it gets the real optimizer.
+    """
+    groups = optimizer.param_groups
+    wanted = max(_list_lengths(sched), default=0)
+    if 1 <= wanted <= len(groups) * (2 if may_split else 1):
+        del groups[wanted:]
+        for group in groups[: wanted - len(groups)]:
+            optimizer.add_param_group({**group, "params": [torch.nn.Parameter(torch.zeros(1, 1))]})
+
+
+def _list_lengths(sched: SchedulerSpec) -> Iterator[int]:
+    """Of the lists that have a value for each param group, in `sched` and its inner schedulers."""
+    for name, value in sched.args.items():
+        argument = sched.entry.arguments[name]
+        if argument.takes_schedulers:
+            for inner in value:
+                yield from _list_lengths(inner)
+        elif argument.per_group and isinstance(value, list):
+            yield len(value)
 
 
 def _scheduler_args(

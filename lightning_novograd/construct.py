@@ -1,6 +1,7 @@
 """Calling a registered class with checked arguments; whatever it refuses becomes a ConfigError with the key's path."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import LARC, Entry, get_optimizer, get_scheduler
+from lightning_novograd.torch_schedulers import check_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,7 @@ def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: s
         raise ConfigError(_join(path, error.path), error.problem) from error
     except Exception as error:
         # the arguments are all that came from outside, so whatever it raises is about them
-        culprit = _culprit(entry.cls, args)
-        where = f"{path}.{culprit}" if culprit else path
+        where = _join(path, _culprit(entry.cls, args))
         raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}") from error
 
 
@@ -73,12 +74,14 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
         args[entry.length] = length
     given = f" ({explained})" if explained else ""
     try:
+        check_arguments(entry.cls, args)
         return entry.cls(optimizer, **args) if _optimizer_first(entry) else entry.cls(optimizer=optimizer, **args)
     except ConfigError as error:
         raise ConfigError(_join(spec.path, error.path), error.problem + given) from error
     except Exception as error:
         # as in new_optimizer; torch's schedulers raise KeyError, TypeError, ZeroDivisionError and AssertionError too
-        raise ConfigError(spec.path, f"{entry.name} refuses it: {_said(error)}{given}") from error
+        where = _join(spec.path, _named(args, error))
+        raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}{given}") from error
 
 
 def needs_length(spec: SchedulerSpec) -> bool:
@@ -99,8 +102,9 @@ def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:
     try:
         return LARC.cls(optimizer, **args)
     except Exception as error:
-        # as in new_optimizer
-        raise ConfigError(path, f"LARC refuses it: {_said(error)}") from error
+        # as in new_optimizer; LARC calls its arguments by their names in param groups, with a prefix
+        problem = re.sub(rf"\blarc_({'|'.join(LARC.arguments)})\b", r"\1", _said(error))
+        raise ConfigError(_join(path, _named(args, problem)), f"LARC refuses it: {problem}") from error
 
 
 def probe(name: str, args: Mapping[str, Any], path: str) -> Optimizer:
@@ -121,6 +125,12 @@ def _culprit(cls: type, args: Mapping[str, Any]) -> str:
         except Exception:
             return name
     return ""
+
+
+def _named(args: Iterable[str], problem: object) -> str:
+    """The argument that an error message speaks of, or empty if that is none or several."""
+    named = [name for name in args if re.search(rf"\b{name}s?\b", str(problem))]
+    return named[0] if len(named) == 1 else ""
 
 
 def _join(path: str, tail: str) -> str:

@@ -47,7 +47,9 @@ def test_values_that_fit(hint, value, converted):
         pytest.param(bool, 1, "expected true or false, got 1", id="number for a bool"),
         pytest.param(float, None, "expected a number, got null", id="null"),
         pytest.param(float, float("nan"), "expected a number, got nan", id="nan"),
-        pytest.param(float, "1e-3", "(YAML reads 1e-3 as text, 1.0e-3 as a number)", id="YAML's 1e-3"),
+        pytest.param(float, "1e-3", "(YAML reads 1e-3 as text, 1.0e-3 as a number;", id="YAML's 1e-3"),
+        pytest.param(float, "0.1", "for a number write ${oc.decode:${oc.env:NAME}}", id="environment variable"),
+        pytest.param(int, 1e300, "expected an integer, got 1e+300", id="too large"),
         pytest.param(float, "fast", "expected a number, got the text 'fast'", id="text"),
         pytest.param(tuple[float, float], [1], "expected a list of 2 numbers, got a list [1]", id="too few"),
         pytest.param(tuple[float, float], 0.9, "expected a list of 2 numbers, got 0.9", id="scalar for a pair"),
@@ -107,6 +109,36 @@ def test_help_is_the_first_sentence_without_markup():
 )
 def test_types_are_inferred_from_defaults(name, words):
     assert expected(arguments_of(Child, skip=("params",))[name].hint) == words
+
+
+class OfOtherTypes:
+    def __init__(
+        self,
+        params: "OnlyForTypeCheckers",  # noqa: F821
+        rate: "OnlyForTypeCheckers" = 0.1,  # noqa: F821
+        start: "torch.NoSuchType | None" = None,
+        steps: "int | None" = None,
+        broken: "not an expression" = True,  # noqa: F722
+    ):
+        """As under `from __future__ import annotations`, with names that are imported `if TYPE_CHECKING`."""
+
+
+def test_an_annotation_that_cannot_be_resolved_counts_as_none():
+    arguments = arguments_of(OfOtherTypes, skip=("params",))
+    assert {name: expected(argument.hint) for name, argument in arguments.items()} == {
+        "rate": "a number",
+        "start": "a value",
+        "steps": "an integer or null",
+        "broken": "true or false",
+    }
+
+
+@pytest.mark.parametrize(
+    ("hint", "yes"),
+    [(float | list[float], True), (list[float] | float, True), (list[float], False), (float | None, False)],
+)
+def test_lists_of_a_value_per_group_are_known(hint, yes):
+    assert Argument("max_lr", hint).per_group == yes
 
 
 @pytest.mark.parametrize(

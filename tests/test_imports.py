@@ -15,7 +15,7 @@ MODULES = sorted(p.relative_to(PACKAGE).with_suffix("").as_posix() for p in PACK
 LAYERS = [
     {"_version", "errors", "log"},
     {"optim", "arguments", "batch_plan", "closed_form_lr", "phased_lr", "schedules", "lr_scheduler"}
-    | {"exponential_schedule", "openseq2seq_schedules", "plotting"},
+    | {"exponential_schedule", "openseq2seq_schedules", "torch_schedulers", "plotting"},
     {"registry"},
     {"construct", "plain"},
     {"optim_block"},
