@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 from omegaconf import Container, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml.constructor import ConstructorError
 
 from lightning_novograd.errors import ConfigError
 
@@ -16,6 +17,14 @@ from lightning_novograd.errors import ConfigError
 _CODE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_", "cls")
 _REGISTRY = "classes are chosen by `name` from the registry (register_optimizer, register_scheduler)"
 _MAX_DEPTH = 20
+_MISSING = "is '???', a mandatory value that nobody has set"
+# What PyYAML says -> what to do about it
+_CURES = {
+    "could not determine a constructor": f"tags are refused, {_REGISTRY}",
+    "found duplicate key": "give it once",
+    "recursive node": "an alias (*) cannot stand inside of what it names (&)",
+    "but got '{'": "inside of braces an interpolation needs quotes, '${key}'",
+}
 
 
 def to_plain(value: Any, path: str) -> Any:
@@ -31,7 +40,7 @@ def to_plain(value: Any, path: str) -> Any:
             value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             where = f" at {error.full_key}" if error.full_key else ""
-            raise ConfigError(path, f"does not resolve{where}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(path, f"does not resolve{where}: {_said(error)}") from error
     return _plain(value, path, _MAX_DEPTH)
 
 
@@ -61,7 +70,7 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         return float(value)
     if isinstance(value, str):
         if value == "???":
-            raise ConfigError(path, "is '???', a mandatory value that nobody has set")
+            raise ConfigError(path, _MISSING)
         if "${" in value:
             raise ConfigError(path, f"the interpolation {value!r} is unresolved; load the file with OmegaConf or Hydra")
         return str(value)
@@ -72,14 +81,74 @@ def load_yaml(path: Path | str) -> Any:
     """The YAML file at `path` as an OmegaConf container.
 
     Raises:
-        ConfigError: no such file, not YAML, or tags that would build Python objects.
+        ConfigError: no such file, not YAML, no mapping or list, a key given twice, an alias that holds itself, a value
+            that is not what its tag says, or tags that would build Python objects.
 
     """
     try:
         return OmegaConf.load(path)
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(str(path), f"{error.problem}{error.problem_mark}; tags are refused, {_REGISTRY}") from error
+        # one without a reason is OmegaConf's own
+        problem = f"cannot be read: {error.strerror}" if error.strerror else "holds a single value, not a mapping"
+        raise ConfigError(str(path), problem) from error
+    except ConstructorError as error:
+        raise ConfigError(str(path), _marked(error)) from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(str(path), f"is not YAML: {_marked(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
+    except (*_VALUE_ERRORS, RecursionError) as error:
+        raise ConfigError(str(path), _located(path, error)) from error
+
+
+def select(document: Any, path: str) -> Any:
+    """What an OmegaConf document has at the dotted `path`, interpolations resolved; None if nothing.
+
+    Raises:
+        ConfigError: an interpolation on the way does not resolve, or a value is missing (`???`).
+
+    """
+    try:
+        return OmegaConf.select(document, path, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(error.full_key or path, _MISSING) from error
+    except OmegaConfBaseException as error:
+        problem = f"does not resolve: {_said(error)}; an interpolation must name a key of the same file"
+        raise ConfigError(error.full_key or path, problem) from error
+
+
+# What PyYAML lets through for `!!float x`, `!!int ""`, `!!bool x`, `!!timestamp x`
+_VALUE_ERRORS = (ValueError, LookupError, AttributeError)
+
+
+class _LocatingLoader(yaml.SafeLoader):
+    """Raises ConstructorError, which has a line, where a value cannot be constructed or holds itself."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=True)
+        except _VALUE_ERRORS as error:
+            problem = f"{node.value!r} is not a value of type {node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _located(path: Path | str, error: Exception) -> str:
+    """`error` of loading the file, with the line that caused it."""
+    try:
+        yaml.load(Path(path).read_text(encoding="utf-8"), _LocatingLoader)
+    except ConstructorError as found:
+        return _marked(found)
+    except RecursionError:
+        pass
+    return "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
+
+
+def _marked(error: yaml.MarkedYAMLError) -> str:
+    said = ", ".join(" ".join(text.split()) for text in (error.context, error.problem) if text)
+    cure = next((f"; {cure}" for problem, cure in _CURES.items() if problem in said), "")
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}{cure}" if mark is not None else f"{said}{cure}"
+
+
+def _said(error: OmegaConfBaseException) -> str:
+    return str(error).splitlines()[0]

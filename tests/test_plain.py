@@ -63,6 +63,42 @@ def test_what_is_not_yaml_says_so(text, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim:\n  lr: 1\n  lr: 2", "line 3, column 3: while constructing a mapping, found duplicate key lr; give it"),
+        ("a: 1\noptim: &a {name: sgd, sched: *a}", "line 2, column 8: found unconstructable recursive node; an alias"),
+        ("- &a [*a]", "line 1, column 3: found unconstructable recursive node; an alias (*) cannot stand inside of w"),
+        ("a: 1\nlr: !!float x", "line 2, column 5: 'x' is not a value of type float"),
+        ("lr: !!int ''", "line 1, column 5: '' is not a value of type int"),
+        ("lr: !!bool x", "line 1, column 5: 'x' is not a value of type bool"),
+        ("lr: !!timestamp x", "line 1, column 5: 'x' is not a value of type timestamp"),
+        ("lr: 0b_", "line 1, column 5: '0b_' is not a value of type int"),
+        ("[1]: 2", "line 1, column 1: while constructing a mapping, found unhashable key"),
+        ("lr: !!str [1]", "line 1, column 5: expected a scalar node, but found sequence"),
+        ("{lr: ${x}}", "is not YAML: line 1, column 7: while parsing a flow mapping, expected ',' or '}', but got '{'"),
+        ("a: 1\n---\na: 2", "is not YAML: line 2, column 1: expected a single document in the stream, but found anoth"),
+        ("a: " + 2000 * "[", "is nested too deeply"),
+        ("3", "holds a single value, not a mapping"),
+        ("true", "holds a single value, not a mapping"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line_with_its_place(text, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(path)
+    assert caught.value.path == str(path)
+    assert caught.value.problem.startswith(message)
+    assert "\n" not in caught.value.problem
+    assert "tags are refused" not in caught.value.problem
+
+
+def test_tags_of_plain_values_are_as_good_as_none(tmp_path):
+    (tmp_path / "config.yaml").write_text("{lr: !!float 1, name: !!str sgd}")
+    assert to_plain(load_yaml(tmp_path / "config.yaml"), "") == {"lr": 1.0, "name": "sgd"}
+
+
 def test_anchors_and_merges(tmp_path):
     text = "base: &base {lr: 0.1, momentum: 0.9}\noptim: {<<: *base, name: sgd, lr: 0.2}\n"
     (tmp_path / "config.yaml").write_text(text)
