@@ -45,19 +45,35 @@ def _describe(args: argparse.Namespace) -> None:
 
 
 def _add_plot_schedule(commands: Any) -> None:
-    command = commands.add_parser("plot-schedule", help="draw the learning rate of a config")
-    command.add_argument(
-        "config", type=Path, help="YAML file with an optim block at its top, as optim or as model.optim"
+    command = commands.add_parser(
+        "plot-schedule",
+        help="draw the learning rate of a config",
+        description="Draw the learning rate that an optim block gives, a line per param group, phases marked. No model "
+        "is built. The picture is as long as the run; without the options that say it, as the schedule.",
     )
-    command.add_argument("--out", type=Path, required=True, help="picture to write, e.g. lr.png")
-    command.add_argument("--max-steps", type=int, help="length of the run, where the config leaves it to the trainer")
+    command.add_argument(
+        "config",
+        type=Path,
+        help="YAML file with an optim block at its top, as optim, as model.optim or as model.init_args.optim; of a "
+        "Hydra program, what it prints with --cfg job --resolve",
+    )
+    command.add_argument("--out", type=Path, required=True, help="picture to write; the suffix is its format: lr.png")
+    command.add_argument("--max-steps", type=int, metavar="N", help="optimizer steps of the run, as the Trainer's")
+    command.add_argument("--max-epochs", type=int, metavar="N", help="epochs of the run, as the Trainer's")
+    command.add_argument(
+        "--steps-per-epoch",
+        type=int,
+        metavar="N",
+        help="optimizer steps in an epoch, batches / accumulation: where epochs and steps must be converted",
+    )
     command.set_defaults(run=_plot_schedule)
 
 
 def _plot_schedule(args: argparse.Namespace) -> None:
-    from lightning_novograd.schedule_picture import draw
+    from lightning_novograd.schedule_picture import RunOptions, draw
 
-    draw(args.config, args.out, args.max_steps)
+    run = RunOptions(max_steps=args.max_steps, max_epochs=args.max_epochs, steps_per_epoch=args.steps_per_epoch)
+    draw(args.config, args.out, run)
     print(args.out)
 
 
