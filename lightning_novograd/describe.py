@@ -43,12 +43,16 @@ optim:
 
 _GROUPS = """\
 The first rule that matches a parameter takes it; a rule sets any argument that the optimizer has per group. Shorthands:
-`bias` (parameters called `bias`, `bias_*` or `*_bias`), `norm` (those of normalization layers), `1d` (at most one
-dimension). A glob matches full parameter names, dots included. With both `match` and `module_type`, both must hold.
+`bias` (parameters called `bias`, `bias_*` or `*_bias`), `norm` (those of normalization layers), `1d` or `ndim<=1` (at
+most one dimension). A glob matches full parameter names, dots included; its brackets are a choice of characters, so
+the name `x[0]` is `x[[]0]`. With both `match` and `module_type`, both must hold.
 
-- A rule, or a glob in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave nothing to.
+- A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
+  nothing to. Names of groups, given or made of the patterns, differ.
 - `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule sets a value.
 - Frozen parameters (`requires_grad=False`) are left out; the log says how many.
+- Groups are in this order: what no rule matches, then each rule's; each before its part without decay. A scheduler's
+  list (`max_lr: [0.1, 0.2]`) has one value for each group that the model has.
 - A shared parameter is optimized once; if its names fall under different rules, that is an error.
 """
 

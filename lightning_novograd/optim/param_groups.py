@@ -1,8 +1,9 @@
 """Rules over parameter names and module types -> param groups."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-SHORTHANDS = ("bias", "norm", "1d")
+SHORTHANDS = ("bias", "norm", "1d", "ndim<=1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class ParamGroupRule:
     """Options for the parameters that a rule selects; of several rules the first that matches wins.
 
     Args:
-        match: each a shorthand (`bias`, `norm`, `1d`) or a glob over parameter names; one must match.
+        match: each a shorthand (`bias`, `norm`, `1d` or `ndim<=1`) or a glob over parameter names; one must match.
         module_type: globs over the class names of the owning module (its bases count); one must match.
         options: optimizer arguments that differ in this group; `larc: False` takes it out of LARC.
         name: of the group, in logs and progress bars.
@@ -60,14 +61,16 @@ class _Use:
             return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
         if pattern == "norm":
             return isinstance(self.module, NORM_TYPES) or "norm" in type(self.module).__name__.casefold()
-        if pattern == "1d":
+        if pattern in ("1d", "ndim<=1"):
             return self.ndim <= 1
         return fnmatchcase(self.name, pattern)
 
+    def is_of(self, type_pattern: str) -> bool:
+        return any(fnmatchcase(base.__name__, type_pattern) for base in type(self.module).__mro__)
+
     def obeys(self, rule: ParamGroupRule) -> bool:
-        types = [base.__name__ for base in type(self.module).__mro__]
-        return (not rule.match or any(self.selected_by(pattern) for pattern in rule.match)) and (
-            not rule.module_type or any(fnmatchcase(t, pattern) for pattern in rule.module_type for t in types)
+        return (not rule.match or any(map(self.selected_by, rule.match))) and (
+            not rule.module_type or any(map(self.is_of, rule.module_type))
         )
 
 
@@ -86,8 +89,8 @@ def build_param_groups(
         path: of the optim block, for errors.
 
     Raises:
-        ConfigError: a rule or a glob of `no_decay` that selects nothing, or nothing that earlier rules left; a shared
-            parameter that two rules want; no trainable parameter.
+        ConfigError: a rule that selects nothing, or nothing that earlier rules left; a glob, here or in a rule, that
+            selects nothing; a shared parameter that two rules want; two groups of one name; no trainable parameter.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
@@ -116,9 +119,11 @@ def build_param_groups(
 
     # the default group first: schedulers and loggers that look at one group look at this one
     order = sorted(groups, key=lambda key: (key[0] != len(rules), key))
-    return [
+    built = [
         _group(groups[key], rules[key[0]] if key[0] < len(rules) else None, key[1], len(order) > 1) for key in order
     ]
+    _check_names([group.get("name", "") for group in built], [key[0] for key in order], rules)
+    return built
 
 
 def _group(params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool, named: bool) -> dict[str, Any]:
@@ -128,6 +133,15 @@ def _group(params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool
     if named:
         group["name"] = (rule.label if rule else "default") + (", no decay" if exempt else "")
     return group
+
+
+def _check_names(names: Sequence[str], indices: Sequence[int], rules: Sequence[ParamGroupRule]) -> None:
+    """Loggers tell groups apart by their names."""
+    for position, (name, index) in enumerate(zip(names, indices, strict=True)):
+        if name in names[:position]:
+            other = indices[names.index(name)]
+            whose = rules[other].path if other < len(rules) else "the parameters that no rule wants"
+            raise ConfigError(f"{rules[index].path}.name", f"{name!r} is the group of {whose} too; give another name")
 
 
 def _uses(module: nn.Module) -> dict[nn.Parameter, list[_Use]]:
@@ -157,41 +171,50 @@ def _rule_of(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:
 
 def _check_all_used(uses: Mapping[nn.Parameter, list[_Use]], rules: Sequence[ParamGroupRule], used: set[int]) -> None:
     for index, rule in enumerate(rules):
+        _check_patterns([use for names in uses.values() for use in names], rule)
         if index in used:
             continue
         where = f"{rule.path}.match" if rule.match else f"{rule.path}.module_type"
-        wanted = [(p, names) for p, names in uses.items() if any(use.obeys(rule) for use in names)]
-        trainable = [names for p, names in wanted if p.requires_grad]
+        trainable = [names for p, names in uses.items() if p.requires_grad and any(use.obeys(rule) for use in names)]
         if trainable:
             shown = ", ".join(sorted({names[0].name for names in trainable})[:5])
             raise ConfigError(where, f"{rule.label!r} matches only parameters that earlier rules have taken: {shown}")
-        if wanted:
-            log.warning("%s: %r matches only frozen parameters", where, rule.label)
-        elif rule.match:
-            raise ConfigError(where, f"{rule.label!r} matches no parameter{_nearest(rule.match, uses)}")
-        else:
-            types = {type(use.module).__name__ for names in uses.values() for use in names}
-            raise ConfigError(where, f"no parameter belongs to a {rule.label!r}{choices(rule.module_type[0], types)}")
+        log.warning("%s: %r matches only frozen parameters", where, rule.label)
+
+
+def _check_patterns(uses: Sequence[_Use], rule: ParamGroupRule) -> None:
+    """Raise for a pattern of the rule that selects nothing; a shorthand may, beside others that do."""
+    of_type = [use for use in uses if use.obeys(replace(rule, match=()))]
+    for pattern in rule.module_type:
+        if not any(use.is_of(pattern) for use in uses):
+            types = {type(use.module).__name__ for use in uses}
+            problem = f"no parameter belongs to a {pattern!r}{choices(pattern, types)}"
+            raise ConfigError(f"{rule.path}.module_type", problem)
+    for pattern in rule.match:
+        if pattern not in SHORTHANDS and not any(use.selected_by(pattern) for use in of_type):
+            whose = f" of a {', '.join(rule.module_type)}" if rule.module_type else ""
+            problem = f"{pattern!r} matches no parameter{whose}{_nearest(pattern, of_type)}"
+            raise ConfigError(f"{rule.path}.match", problem)
+    if not any(use.obeys(rule) for use in uses):
+        raise ConfigError(f"{rule.path}.match", f"{rule.label!r} matches no parameter")
 
 
 def _check_no_decay(uses: Mapping[nn.Parameter, list[_Use]], no_decay: Sequence[str], path: str) -> None:
+    found = [use for names in uses.values() for use in names]
     for pattern in no_decay:
-        hit = any(use.selected_by(pattern) for names in uses.values() for use in names)
+        hit = any(use.selected_by(pattern) for use in found)
         if not hit and pattern not in SHORTHANDS:  # one block serves models with and without biases
             where = f"{path}.no_decay"
-            raise ConfigError(where, f"{pattern!r} matches no parameter{_nearest((pattern,), uses)}")
+            raise ConfigError(where, f"{pattern!r} matches no parameter{_nearest(pattern, found)}")
 
 
-def _nearest(patterns: Sequence[str], uses: Mapping[nn.Parameter, list[_Use]]) -> str:
-    names = [use.name for found in uses.values() for use in found]
-    for pattern in patterns:
-        if any(name.startswith(f"{pattern}.") for name in names):
-            return f"; did you mean '{pattern}.*'?"
-    candidates = {
-        *names,
-        *SHORTHANDS,
-        *(f"{'.'.join(n.split('.')[:i])}.*" for n in names for i in range(1, n.count(".") + 1)),
-    }
-    best = next(filter(None, (closest(pattern, candidates) for pattern in patterns)), None)
+def _nearest(pattern: str, uses: Sequence[_Use]) -> str:
+    names = [use.name for use in uses]
+    if any(name.startswith(f"{pattern}.") for name in names):
+        return f"; did you mean '{escape(pattern)}.*'?"
+    modules = {".".join(n.split(".")[:i]) for n in names for i in range(1, n.count(".") + 1)}
+    best = closest(pattern, {*map(escape, names), *SHORTHANDS, *(f"{escape(module)}.*" for module in modules)})
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return (f"; did you mean {best!r}?" if best else ".") + f" The module has: {shown}"
+    if best is None:
+        return f". The module has: {shown}"
+    return f"; did you mean {best!r}?{' (brackets are glob syntax)' if '[' in best else ''} The module has: {shown}"

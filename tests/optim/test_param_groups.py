@@ -1,6 +1,7 @@
 """Rules over names and module types -> param groups."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,12 @@ def test_without_rules_there_is_one_group_without_a_name():
             "recurrent.bias_ih_l0 recurrent.bias_hh_l0 decoder.bias",
             id="1d",
         ),
+        pytest.param(
+            ["ndim<=1"],
+            "gain encoder.0.bias encoder.1.weight encoder.1.bias attention.in_proj_bias attention.out_proj.bias "
+            "recurrent.bias_ih_l0 recurrent.bias_hh_l0 decoder.bias",
+            id="ndim<=1",
+        ),
         pytest.param(["decoder.*", "gain"], "gain decoder.weight decoder.bias", id="globs"),
         pytest.param(["encoder.?.weight"], "encoder.0.weight encoder.1.weight encoder.2.weight", id="one character"),
     ],
@@ -82,7 +89,7 @@ def test_norm_knows_torchs_normalization_layers(layer):
     assert list(map(id, exempt["params"])) == list(map(id, model[1].parameters()))
 
 
-@pytest.mark.parametrize("shorthand", ["bias", "norm", "1d"])
+@pytest.mark.parametrize("shorthand", ["bias", "norm", "1d", "ndim<=1"])
 def test_a_shorthand_may_match_nothing(shorthand):
     (group,) = build_param_groups(nn.Linear(2, 2, bias=False), no_decay=[shorthand])
     assert len(group["params"]) == 1
@@ -148,6 +155,34 @@ def test_no_decay_splits_rules_but_a_rules_own_weight_decay_stays():
             "did you mean 'Linear'?",
             id="type",
         ),
+        pytest.param(
+            [rule("decoder.*", "ln.*")],
+            [],
+            "optim.param_groups[0].match",
+            "'ln.*' matches no parameter",
+            id="one of two",
+        ),
+        pytest.param(
+            [ParamGroupRule(module_type=("LSTM", "Foo"), path="optim.param_groups[0]")],
+            [],
+            "optim.param_groups[0].module_type",
+            "no parameter belongs to a 'Foo'",
+            id="one type of two",
+        ),
+        pytest.param(
+            [ParamGroupRule(match=("*.weight", "gain"), module_type=("Linear",), path="optim.param_groups[0]")],
+            [],
+            "optim.param_groups[0].match",
+            "'gain' matches no parameter of a Linear",
+            id="not of this type",
+        ),
+        pytest.param(
+            [ParamGroupRule(match=("1d",), module_type=("RootMeanSquareNorm",), path="optim.param_groups[0]")],
+            [],
+            "optim.param_groups[0].match",
+            "'1d,RootMeanSquareNorm' matches no parameter",
+            id="shorthand alone",
+        ),
         pytest.param([], ["bias", "decoder.wieght"], "optim.no_decay", "did you mean 'decoder.weight'?", id="no_decay"),
     ],
 )
@@ -156,6 +191,56 @@ def test_what_selects_nothing_is_an_error(rules, no_decay, path, problem):
         build_param_groups(Net(), rules, no_decay)
     assert caught.value.path == path
     assert problem in caught.value.problem
+
+
+def test_a_shorthand_beside_others_may_match_nothing():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    groups = build_param_groups(model, [rule("bias", "1.*", lr=1.0)])
+    assert named(model, groups) == {"default": ["0.weight"], "bias,1.*": ["1.weight"]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "index", "whose"),
+    [
+        ([rule("bias"), rule("gain")], 1, "optim.param_groups[0]"),
+        ([rule("gain")], 0, "the parameters that no rule wants"),
+    ],
+    ids=["two rules", "default"],
+)
+def test_two_groups_of_one_name_are_an_error(rules, index, whose):
+    """Lightning's LearningRateMonitor refuses them, but only when the fit begins."""
+    name = "default" if len(rules) == 1 else "slow"
+    rules = [replace(r, name=name, path=f"optim.param_groups[{i}]") for i, r in enumerate(rules)]
+    with pytest.raises(ConfigError) as caught:
+        build_param_groups(Net(), rules)
+    assert caught.value.path == f"optim.param_groups[{index}].name"
+    assert f"{name!r} is the group of {whose} too" in caught.value.problem
+
+
+def test_names_made_of_patterns_may_collide():
+    rules = [ParamGroupRule(match=("*.bias",), module_type=("Conv1d",)), rule("*.bias", "Conv1d")]
+    model = nn.ModuleDict({"a": nn.Conv1d(2, 2, 1), "b": nn.Linear(2, 2)})
+    model.register_parameter("Conv1d", nn.Parameter(torch.ones(2)))
+    with pytest.raises(ConfigError, match="give another name"):
+        build_param_groups(model, rules)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("Weight[0]", "did you mean 'Weight[[]0]'? (brackets are glob syntax)"),
+        ("block[1]", "did you mean 'block[[]1].*'?"),
+        ("block[1].*", "did you mean 'block[[]1].*'? (brackets are glob syntax)"),
+    ],
+)
+def test_brackets_in_names_are_escaped_in_hints(pattern, hint):
+    model = nn.ModuleDict({"block[1]": nn.Linear(2, 2)})
+    model.register_parameter("Weight[0]", nn.Parameter(torch.ones(2)))
+    with pytest.raises(ConfigError) as caught:
+        build_param_groups(model, no_decay=[pattern])
+    assert hint in caught.value.problem
+    escaped = hint.split("'")[1]
+    assert len(build_param_groups(model, no_decay=[escaped])) == 2
 
 
 def test_frozen_parameters_are_left_out_with_one_line(caplog):
