@@ -88,6 +88,8 @@ def build_scheduler(
         "strict": sched.strict,
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
         entry["monitor"] = sched.monitor
     if sched.log_name is not None:

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.factory import build_optimizers
-from lightning_novograd.optim_block import OptimConfig
+from lightning_novograd.optim_block import OptimConfig, SchedConfig
+from lightning_novograd.resume import ResumeCheck
 from lightning_novograd.run_length import run_length
 from lightning_novograd.step_count import StepCount
 
@@ -49,6 +50,7 @@ class OptimMixin(_LightningModule):
 
     _optim_config: OptimConfig | None = None
     _step_count: StepCount | None = None
+    _saved_schedulers: list[Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,6 +79,7 @@ class OptimMixin(_LightningModule):
         _check_clipping(config, trainer, self.automatic_optimization)
         built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
         self._step_count = StepCount(built["optimizer"])
+        ResumeCheck(config, built, lambda: self._saved_schedulers, lambda: _steps_of_schedule(trainer, config.sched))
         return built
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -97,6 +100,11 @@ class OptimMixin(_LightningModule):
         elif config.grad_clip_value is not None:
             gradient_clip_val, gradient_clip_algorithm = config.grad_clip_value, "value"
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: note the schedule's state, for the comparison with the block (`ResumeCheck`)."""
+        super().on_load_checkpoint(checkpoint)
+        self._saved_schedulers = checkpoint.get("lr_schedulers")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: save the block among the hyper-parameters as plain data, not as OmegaConf objects."""
@@ -170,6 +178,18 @@ def check_same_lightning(trainer: Any, module: Any) -> None:
             f"the Trainer is {of_trainer}'s and {type(module).__name__} is a LightningModule of {of_module}: two "
             f"copies of Lightning, which do not mix; import both from {' or both from '.join(_LIGHTNING)}"
         )
+
+
+def _steps_of_schedule(trainer: Any, sched: SchedConfig | None) -> int:
+    """How often Lightning has stepped the schedule of a run that is where `trainer` is."""
+    if sched is None:
+        return 0
+    if sched.interval == "step":
+        return trainer.global_step // sched.frequency
+    # Lightning steps it after the last batch, before it counts the epoch
+    epoch = trainer.fit_loop.epoch_progress.current
+    batches_done = epoch.processed < epoch.started and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return (epoch.processed + batches_done) // sched.frequency
 
 
 def _check_clipping(config: OptimConfig, trainer: Any, automatic: bool) -> None:
