@@ -11,6 +11,7 @@ from omegaconf import Container, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml.constructor import ConstructorError
 
+from lightning_novograd.arguments import LARGEST_INTEGER
 from lightning_novograd.errors import ConfigError
 
 # Hydra's instantiate, and NeMo's older `cls`, run whatever import path they are given
@@ -39,9 +40,15 @@ def to_plain(value: Any, path: str) -> Any:
         try:
             value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True, enum_to_str=True)
         except OmegaConfBaseException as error:
-            where = f" at {error.full_key}" if error.full_key else ""
-            raise ConfigError(path, f"does not resolve{where}: {_said(error)}") from error
+            where = path + _below(value, str(error.full_key or ""))
+            raise ConfigError(where, f"does not resolve: {_said(error)}") from error
     return _plain(value, path, _MAX_DEPTH)
+
+
+def _below(container: Container, full_key: str) -> str:
+    """Where the node `full_key`, which counts from the root of its config, is in `container`: `.lr` or `[0].lr`."""
+    tail = full_key.removeprefix(container._get_full_key(None))
+    return tail if tail.startswith((".", "[")) or not tail else f".{tail}"
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:
@@ -63,6 +70,8 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
+        if abs(value) > LARGEST_INTEGER:
+            raise ConfigError(path, f"an integer of {value.bit_length()} bits is too large; at most 63 bits")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

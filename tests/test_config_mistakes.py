@@ -54,6 +54,7 @@ MISTAKES = [
     ),
     pytest.param(block(args={"lr": 1.0}), "optim.args.lr", "but optim.lr is 0.05; give one", id="given twice"),
     pytest.param(block(args=3), "optim.args", "expected a mapping", id="legacy type"),
+    pytest.param(block(lr=10**400), "optim.lr", "an integer of 1329 bits is too large", id="integer no float can hold"),
     pytest.param({**block(), 3: 4}, "optim", "key 3 is not a text", id="key type"),
     # code and objects
     pytest.param(block(_target_="os.system"), "optim._target_", "'os.system' is refused", id="_target_"),
@@ -116,10 +117,10 @@ MISTAKES = [
         id="function as text",
     ),
     pytest.param(
-        block(sched={"name": "CosineAnnealingWarmRestarts", "T_0": 0}),
+        {"name": "rprop", "sched": {"name": "CyclicLR", "base_lr": 0.1, "max_lr": 0.2}},
         "optim.sched",
         "refuses it",
-        id="torch's own range",
+        id="torch's own rule",
     ),
     pytest.param(
         block(sched=SEQUENTIAL), "optim.sched.schedulers", "missing; expected a list of schedulers", id="no list"
@@ -169,7 +170,13 @@ MISTAKES = [
     ),
     pytest.param(block(larc=0.001), "optim.larc", "expected a mapping or true or false or null", id="larc type"),
     pytest.param(block(larc={"trust": 1}), "optim.larc.trust", "unknown key", id="larc key"),
-    pytest.param(block(larc={"target": "updates"}), "optim.larc", "did you mean 'update'?", id="larc target"),
+    pytest.param(block(larc={"target": "updates"}), "optim.larc.target", "did you mean 'update'?", id="larc target"),
+    pytest.param(
+        block(larc={"trust_coefficient": -1}),
+        "optim.larc.trust_coefficient",
+        "Invalid trust_coefficient",
+        id="larc range",
+    ),
     pytest.param(block(larc={"larc_mode": "skale"}), "optim.larc.larc_mode", "did you mean 'scale'?", id="larc mode"),
     pytest.param(block(larc={"eps": 1e-8, "epsilon": 1e-7}), "optim.larc.epsilon", "give one", id="larc alias twice"),
     pytest.param({"name": "lbfgs", "larc": True}, "optim.larc", "LARC refuses it", id="larc on LBFGS"),
@@ -200,17 +207,21 @@ def test_the_path_is_relative_to_where_the_block_is():
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "path"),
     [
-        ("optim: {name: sgd, lr: '${nowhere}'}", "does not resolve at optim.lr"),
-        ("optim: {name: sgd, lr: '???'}", "does not resolve at optim.lr"),
-        ("optim: {name: sgd, lr: '${optim.lr}'}", "does not resolve at optim.lr"),
+        ("lr: '${nowhere}'", "lr"),
+        ("lr: '???'", "lr"),
+        ("lr: '${optim.lr}'", "lr"),
+        ("param_groups: [{match: bias, lr: '???'}]", "param_groups[0].lr"),
+        ("sched: {name: cosine, min_lr: '${nowhere}'}", "sched.min_lr"),
     ],
 )
-def test_omegaconf_errors_become_ours(text, problem):
-    with pytest.raises(ConfigError, match=problem) as caught:
-        parse_optim(OmegaConf.create(text).optim)
-    assert caught.value.path == "optim"
+def test_omegaconf_errors_become_ours(text, path):
+    block = f"{{name: sgd, {text}}}"
+    for cfg in (OmegaConf.create(block), OmegaConf.create(f"{{optim: {block}}}").optim):
+        with pytest.raises(ConfigError, match="does not resolve: ") as caught:
+            parse_optim(cfg)
+        assert caught.value.path == f"optim.{path}"
 
 
 def test_a_missing_value_in_plain_data():
