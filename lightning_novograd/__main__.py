@@ -39,9 +39,9 @@ def _describe(args: argparse.Namespace) -> None:
     if args.markdown:
         print(describe.markdown(), end="")
     elif args.name is None:
-        print(describe.overview())
+        print(describe.overview(args.kind))
     else:
-        print(describe.details((get_optimizer if args.kind == "optimizer" else get_scheduler)(args.name, "NAME")))
+        print(describe.details((get_optimizer if args.kind == "optimizer" else get_scheduler)(args.name, "")))
 
 
 def _add_plot_schedule(commands: Any) -> None:

@@ -8,6 +8,7 @@ from lightning_novograd.optim_block import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCH
 from lightning_novograd.registry import (
     LARC,
     Entry,
+    Kind,
     available_optimizers,
     available_schedulers,
     get_optimizer,
@@ -94,17 +95,12 @@ _SHARED_HELP = {
 }
 
 
-def overview() -> str:
-    """Every registered name with its one line."""
-    return "\n".join(
-        [
-            "Optimizers (optim.name)",
-            *_lines(map(get_optimizer, available_optimizers())),
-            "",
-            "Schedulers (optim.sched.name)",
-            *_lines(map(get_scheduler, available_schedulers())),
-        ]
-    )
+def overview(kind: Kind | None = None) -> str:
+    """Every registered name with its one line; of one kind only, if that is given."""
+    optimizers = ["Optimizers (optim.name)", *_lines(map(get_optimizer, available_optimizers()))]
+    schedulers = ["Schedulers (optim.sched.name)", *_lines(map(get_scheduler, available_schedulers()))]
+    shown = {"optimizer": optimizers, "scheduler": schedulers}
+    return "\n\n".join("\n".join(lines) for key, lines in shown.items() if kind in (key, None))
 
 
 def details(entry: Entry) -> str:

@@ -107,8 +107,16 @@ class _Registry:
             return _load(points[0], self.kind, path)
         if entry is None:
             known = {*self.names(), *(alias for e in self._entries.values() for alias in e.aliases)}
-            raise ConfigError(path, f"unknown {self.kind} {name!r}{choices(name, known)}")
+            raise ConfigError(path, f"unknown {self.kind} {name!r}{self._not_fused(name) or choices(name, known)}")
         return entry
+
+    def _not_fused(self, name: str) -> str:
+        """A hint for `fused_adam` and its like: apex and NeMo have classes for what is an argument here."""
+        plain = self._entries.get(re.sub("^fused_?", "", name.casefold()))
+        if plain is None or "fused" not in plain.arguments:
+            return ""
+        meant = "AdamW (as apex's is by default) or Adam" if plain.name == "Adam" else plain.name
+        return f"; did you mean {meant}, with fused: true?"
 
 
 @cache

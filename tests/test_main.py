@@ -28,6 +28,15 @@ def test_describe_lists_everything_with_one_line_each(capsys):
     assert described["NovoGrad"].startswith("Stochastic gradient descent with layer-wise normalized gradients")
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown", "hidden"), [("optimizer", "NovoGrad", "StepLR"), ("scheduler", "StepLR", "SGD")]
+)
+def test_describe_lists_one_kind(kind, shown, hidden, capsys):
+    names = {line.split()[0] for line in lines_of(capsys, "describe", kind) if line}
+    assert shown in names
+    assert hidden not in names
+
+
 def test_describe_an_optimizer(capsys):
     lines = lines_of(capsys, "describe", "optimizer", "novograd")
     assert (lines[0], "https://arxiv.org/abs/1905.11286" in lines[2]) == ("NovoGrad", True)
@@ -53,7 +62,7 @@ def test_every_argument_of_our_schedulers_has_its_line_of_help(name):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["describe", "optimizer", "novagrad"], "unknown optimizer 'novagrad'; did you mean 'NovoGrad'?"),
+        (["describe", "optimizer", "novagrad"], "error: unknown optimizer 'novagrad'; did you mean 'NovoGrad'?"),
         (["plot-schedule", "nowhere.yaml", "--out", "lr.png"], "nowhere.yaml: cannot be read: No such file"),
     ],
 )

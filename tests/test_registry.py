@@ -9,6 +9,7 @@ import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
 from lightning_novograd import lr_scheduler, registry
+from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
     available_optimizers,
@@ -94,6 +95,20 @@ def test_an_unknown_name_says_which_are_known(get, kind, name, nearest):
     assert f"unknown {kind} {name!r}; did you mean {nearest!r}? Allowed: " in caught.value.problem
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("fused_adam", "AdamW (as apex's is by default) or Adam"),
+        ("FusedSGD", "SGD"),
+        ("FusedNovoGrad", "NovoGrad"),
+    ],
+)
+def test_fused_is_an_argument_here(name, meant):
+    with pytest.raises(ConfigError) as caught:
+        get_optimizer(name)
+    assert caught.value.problem == f"unknown optimizer {name!r}; did you mean {meant}, with fused: true?"
+
+
 def test_register_as_a_decorator_with_aliases():
     try:
         assert register_optimizer("my_sgd", aliases=["mine"])(MySGD) is MySGD
@@ -123,6 +138,33 @@ def test_a_registered_scheduler_gets_the_length_if_it_takes_one(length, found):
 def test_a_taken_name_is_refused(name):
     with pytest.raises(ConfigError, match="already registered"):
         register_optimizer(name, MySGD)
+
+
+class OfTypes(MySGD):
+    def __init__(self, params: "ForTypeCheckers", lr: "ForTypeCheckers" = 0.1):  # noqa: F821
+        super().__init__(params, lr)
+
+
+class OfTypesLR(MyLR):
+    def __init__(self, optimizer: "ForTypeCheckers", *, max_steps: "int", power: "ForTypeCheckers" = 1.0):  # noqa: F821
+        super().__init__(optimizer, max_steps=max_steps)
+
+    def get_lr(self):
+        return self.base_lrs
+
+
+def test_classes_annotated_for_type_checkers_only_can_be_registered():
+    register_optimizer("of_types", OfTypes)
+    register_scheduler("of_types_lr", OfTypesLR)
+    try:
+        config = parse_optim({"name": "of_types", "lr": 1, "sched": {"name": "of_types_lr", "power": 2}})
+        assert config.args == {"lr": 1.0}
+        assert config.sched.args == {"power": 2.0}
+        with pytest.raises(ConfigError, match="expected a number"):
+            parse_optim({"name": "of_types", "lr": "fast"})
+    finally:
+        unregister_optimizer("of_types")
+        unregister_scheduler("of_types_lr")
 
 
 def test_only_classes_are_registered():
