@@ -90,7 +90,7 @@ class Argument:
     def per_group(self) -> bool:
         """Whether a list stands for one value per param group (`max_lr: [0.1, 0.2]`), and a number for all of them."""
         members = typing.get_args(self.hint) if typing.get_origin(self.hint) in _UNIONS else ()
-        return any(member in (int, float) and list[member] in members for member in members)
+        return any({number, listed} <= {*members} for number, listed in ((int, list[int]), (float, list[float])))
 
     def convert(self, value: Any, path: str) -> Any:
         """`value`, plain data from a config, as the class wants it: numbers widened, lists made tuples.

@@ -206,6 +206,22 @@ def test_the_path_is_relative_to_where_the_block_is():
         parse_optim(sched(warmup_step=1), "model.optim")
 
 
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize(
+    "path", [("lr",), ("betas", 1), ("larc", "eps"), ("sched", "min_lr"), ("param_groups", 0, "lr")]
+)
+def test_integers_that_no_float_and_no_counter_can_hold(path, digits):
+    cfg = block(larc={"eps": 1e-8}, sched=dict(COSINE), param_groups=[{"match": "bias", "lr": 0.1}])
+    node: Any = cfg
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = 10**digits
+    for given in (cfg, OmegaConf.create(cfg)):
+        with pytest.raises(ConfigError, match=r"an integer of \d+ bits is too large") as caught:
+            parse_optim(given)
+        assert caught.value.path == "optim" + "".join(f"[{key}]" if type(key) is int else f".{key}" for key in path)
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [
