@@ -3,15 +3,16 @@
 Lightning itself is not imported at run time: the same code serves `lightning.pytorch` and `pytorch_lightning`.
 """
 
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import Container, OmegaConf
 from torch.optim import Optimizer
 
 from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.factory import build_optimizers
+from lightning_novograd.hparams import arguments_of_init, store_plain
 from lightning_novograd.optim_block import OptimConfig, SchedConfig
 from lightning_novograd.resume import ResumeCheck
 from lightning_novograd.run_length import run_length
@@ -19,8 +20,20 @@ from lightning_novograd.step_count import StepCount
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
+
+    _class_only = classmethod
 else:
     _LightningModule = object
+
+    class _class_only(classmethod):
+        """A classmethod that an instance cannot call: it would not load into itself, as one might think."""
+
+        def __get__(self, instance, owner=None):
+            return super().__get__(None, owner) if instance is None else self._refuse
+
+        def _refuse(self, *args, **kwargs):
+            raise TypeError(f"{self.__name__} returns a new module: call it on the class, not on an instance")
+
 
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 
@@ -32,7 +45,10 @@ class OptimMixin(_LightningModule):
     when the module is built, or else `self.hparams.optim`.
 
     The schedule is as long as the run (`run_length`) unless the block says otherwise, and a step that a GradScaler
-    skipped does not advance it. Checkpoints hold the block as plain data: they load with `weights_only=True`.
+    skipped does not advance it. Where a checkpoint brings back other settings than the block has, a warning says so
+    (`ResumeCheck`). Checkpoints hold hyper-parameters as plain data: they load with `weights_only=True`.
+
+    A module's own hooks must call `super()`'s, `on_save_checkpoint` and `on_load_checkpoint` too.
 
     Example:
         >>> import torch, lightning.pytorch as pl
@@ -51,6 +67,7 @@ class OptimMixin(_LightningModule):
     _optim_config: OptimConfig | None = None
     _step_count: StepCount | None = None
     _saved_schedulers: list[Any] | None = None
+    _attached = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,18 +124,38 @@ class OptimMixin(_LightningModule):
         self._saved_schedulers = checkpoint.get("lr_schedulers")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: save the block among the hyper-parameters as plain data, not as OmegaConf objects."""
+        """Lightning's hook: save hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
-        hparams = checkpoint.get("hyper_parameters")
-        if isinstance(hparams, dict) and isinstance(hparams.get("optim"), Container):
-            hparams["optim"] = OmegaConf.to_container(hparams["optim"], resolve=True)
+        # an attached module is loaded by its own class, which does not have our load_from_checkpoint
+        store_plain(checkpoint, only="optim" if self._attached else None)
+
+    @_class_only
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Lightning's; `__init__` gets OmegaConf objects again where it had them when the checkpoint was saved."""
+        if hparams_file is None:
+            load = sys.modules[f"{lightning_of(cls)}.core.saving"].pl_load
+            start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
+            saved = load(checkpoint_path, map_location="meta", weights_only=weights_only)  # no weights are read
+            if start is not None:
+                checkpoint_path.seek(start)
+            kwargs = arguments_of_init(cls, saved, kwargs)
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
 
 def attach_optimizers(module: Any, cfg: Any) -> Any:
     """Give a LightningModule that is not yours the optimizer and schedule of `cfg`; returns the same module.
 
     Its class becomes a subclass with `OptimMixin` in front, so `configure_optimizers` is ours and its other hooks run
-    as before. Pickling and copying keep that.
+    as before. Pickling and copying keep that. Its own class loads its checkpoints: their hyper-parameters are as that
+    class saves them, except that `optim` becomes plain data.
 
     Args:
         module: a LightningModule of `lightning.pytorch` or `pytorch_lightning`.
@@ -144,7 +181,12 @@ def _with_mixin(cls: Any) -> Any:
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
         return _new_attached, (cls,), self.__getstate__()
 
-    members = {"__reduce_ex__": reduce, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members = {
+        "_attached": True,
+        "__reduce_ex__": reduce,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
     return type(cls.__name__, (OptimMixin, cls), members)
 
 
@@ -154,8 +196,9 @@ def _new_attached(cls: type) -> Any:
 
 
 def lightning_of(thing: Any) -> str | None:
-    """`"lightning.pytorch"` or `"pytorch_lightning"`, whichever a module or a trainer is built on, else None."""
-    bases = (base for base in type(thing).__mro__ if base.__name__ in ("LightningModule", "Trainer"))
+    """`"lightning.pytorch"` or `"pytorch_lightning"`, whichever a module, its class or a trainer is of, else None."""
+    cls = thing if isinstance(thing, type) else type(thing)
+    bases = (base for base in cls.__mro__ if base.__name__ in ("LightningModule", "Trainer"))
     return next(filter(None, map(_package, bases)), None)
 
 

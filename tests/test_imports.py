@@ -21,7 +21,7 @@ LAYERS = [
     {"optim_block"},
     {"config"},
     {"factory"},
-    {"resume", "run_length", "step_count", "describe", "schedule_picture", "convert_checkpoint"},
+    {"hparams", "resume", "run_length", "step_count", "describe", "schedule_picture", "convert_checkpoint"},
     {"module", "callbacks"},
     {"integrations", "__init__", "__main__"},
 ]
