@@ -87,9 +87,10 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
 def needs_length(spec: SchedulerSpec) -> bool:
     """Whether the class takes the length of the run and `spec` leaves it open."""
     length = spec.entry.length
+    given = {name for name, value in spec.args.items() if value is not None}
     # OneCycleLR's other way to say total_steps
-    own_way = {"epochs", "steps_per_epoch"} <= set(spec.args)
-    return length is not None and length not in spec.args and not own_way
+    own_way = {"epochs", "steps_per_epoch"} <= given
+    return length is not None and length not in given and not own_way
 
 
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:

@@ -1,9 +1,11 @@
 """What the optim block takes, as text for a terminal and as docs/optim_block.md."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from lightning_novograd.arguments import Argument, expected
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim_block import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
 from lightning_novograd.registry import (
     LARC,
@@ -97,8 +99,8 @@ _SHARED_HELP = {
 
 def overview(kind: Kind | None = None) -> str:
     """Every registered name with its one line; of one kind only, if that is given."""
-    optimizers = ["Optimizers (optim.name)", *_lines(map(get_optimizer, available_optimizers()))]
-    schedulers = ["Schedulers (optim.sched.name)", *_lines(map(get_scheduler, available_schedulers()))]
+    optimizers = ["Optimizers (optim.name)", *_lines(available_optimizers(), get_optimizer)]
+    schedulers = ["Schedulers (optim.sched.name)", *_lines(available_schedulers(), get_scheduler)]
     shown = {"optimizer": optimizers, "scheduler": schedulers}
     return "\n\n".join("\n".join(lines) for key, lines in shown.items() if kind in (key, None))
 
@@ -120,8 +122,8 @@ def details(entry: Entry) -> str:
 
 def markdown() -> str:
     """docs/optim_block.md."""
-    optimizers = [get_optimizer(name) for name in available_optimizers()]
-    schedulers = [get_scheduler(name) for name in available_schedulers()]
+    optimizers = _importable(available_optimizers(), get_optimizer)
+    schedulers = _importable(available_schedulers(), get_scheduler)
     parts = [
         _INTRO,
         "## Keys\n\n`name`, the arguments of the named optimizer, and:\n",
@@ -143,6 +145,14 @@ def markdown() -> str:
         _names("torch.optim.lr_scheduler", schedulers),
     ]
     return "\n".join(parts)
+
+
+def _importable(names: Iterable[str], get: Callable[[str], Entry]) -> list[Entry]:
+    entries = []
+    for name in names:
+        with contextlib.suppress(ConfigError):  # a plugin's fault, which `describe` shows
+            entries.append(get(name))
+    return entries
 
 
 def _section(entry: Entry) -> str:
@@ -167,8 +177,14 @@ def _settable(entry: Entry) -> list[Argument]:
     return [replace(a, default="the run's") if a.name == entry.length else a for a in arguments]
 
 
-def _lines(entries: Iterable[Entry]) -> list[str]:
-    rows = [(entry.name, entry.help) for entry in entries]
+def _lines(names: Iterable[str], get: Callable[[str], Entry]) -> list[str]:
+    rows = []
+    for name in names:
+        try:
+            entry = get(name)
+            rows.append((entry.name, entry.help))
+        except ConfigError as error:  # a plugin's fault must not hide the others
+            rows.append((name, error.problem))
     width = max(len(name) for name, _ in rows)
     return [f"  {name.ljust(width)}  {help_}" for name, help_ in rows]
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ _SKIPPED: dict[Kind, tuple[str, ...]] = {
     "scheduler": ("optimizer",),
     "wrapper": ("optimizer",),
 }
+# What the classes of other packages must be
+_BASES: dict[Kind, type] = {"optimizer": torch.optim.Optimizer, "scheduler": torch_schedulers.LRScheduler}
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,15 @@ def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> Entry:
         # a plugin may fail in any way while it is imported; the user must learn whose fault it is
         problem = f"{kind} {point.name!r} of the distribution {_distribution(point)!r} cannot be imported"
         raise ConfigError(path, f"{problem}: {type(error).__name__}: {error}") from error
-    if not isinstance(loaded, type):
-        problem = f"{kind} {point.name!r} of the distribution {_distribution(point)!r} is not a class: {loaded!r}"
-        raise ConfigError(path, problem)
-    return Entry(point.name, kind, loaded)
+    if not isinstance(loaded, type) or not issubclass(loaded, _BASES[kind]):
+        of = f"{kind} {point.name!r} of the distribution {_distribution(point)!r}"
+        raise ConfigError(path, f"{of} is not a class that inherits from {_BASES[kind].__name__}: {loaded!r}")
+    return _with_length(Entry(point.name, kind, loaded, length="max_steps" if kind == "scheduler" else None))
+
+
+def _with_length(entry: Entry) -> Entry:
+    """The entry, without `length` where the class has no such argument."""
+    return entry if entry.length in entry.arguments else replace(entry, length=None)
 
 
 _OPTIMIZERS = _Registry("optimizer")
@@ -204,10 +211,7 @@ def _register(registry: _Registry, name: str, cls: type | None, **meta: Any) -> 
     def add(cls: type) -> type:
         if not isinstance(cls, type):
             raise ConfigError("", f"{registry.kind} {name!r}: a class is registered, not {cls!r}")
-        entry = Entry(name, registry.kind, cls, **meta)
-        if entry.length is not None and entry.length not in entry.arguments:
-            entry = Entry(name, registry.kind, cls, **{**meta, "length": None})
-        registry.add(entry)
+        registry.add(_with_length(Entry(name, registry.kind, cls, **meta)))
         return cls
 
     return add if cls is None else add(cls)

@@ -219,7 +219,8 @@ def test_an_entry_point_resolves(installed):
     [
         ("test_registry_no_such_module:Fancy", "cannot be imported: ModuleNotFoundError"),
         ("torch.optim:NoSuchClass", "cannot be imported: AttributeError"),
-        ("torch:zeros", "is not a class"),
+        ("torch:zeros", "is not a class that inherits from LRScheduler"),
+        ("torch.optim:SGD", "is not a class that inherits from LRScheduler"),
     ],
 )
 def test_a_broken_plugin_is_named_when_it_is_asked_for(installed, value, problem):
@@ -227,6 +228,22 @@ def test_a_broken_plugin_is_named_when_it_is_asked_for(installed, value, problem
     with pytest.raises(ConfigError, match=problem) as caught:
         get_scheduler("fancy")
     assert "'fancy-optimizers'" in caught.value.problem
+
+
+def test_a_scheduler_of_a_plugin_gets_the_length_of_the_run(installed):
+    installed(
+        "schedulers", fancy="lightning_novograd.lr_scheduler:CosineAnnealing", plain="torch.optim.lr_scheduler:StepLR"
+    )
+    assert get_scheduler("fancy").length == "max_steps"
+    assert get_scheduler("plain").length is None
+
+
+def test_a_broken_plugin_does_not_hide_the_others(installed):
+    installed("optimizers", fancy="test_registry_no_such_module:Fancy")
+    text = describe.overview("optimizer")
+    assert "optimizer 'fancy' of the distribution 'fancy-optimizers' cannot be imported" in text
+    assert "NovoGrad" in text
+    assert "NovoGrad" in describe.markdown()
 
 
 def test_a_name_offered_twice_is_refused_not_guessed(installed):

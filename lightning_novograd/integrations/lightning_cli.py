@@ -15,7 +15,7 @@ from lightning_novograd.optim import novograd  # noqa: F401
 class OptimCLI(LightningCLI):
     r"""LightningCLI whose ``--optimizer`` and ``--lr_scheduler`` make an optim block.
 
-    Schedules are as long as the run, so ``max_steps`` is not asked for, and are stepped when their unit says, once per
+    Schedules are as long as the run, so ``max_steps`` and ``T_max`` are not asked for, and are stepped when their unit says, once per
     optimizer step for those of this package; LightningCLI itself would step them once per epoch. Needs
     ``pip install "jsonargparse[signatures]"``.
 
@@ -45,7 +45,8 @@ class OptimCLI(LightningCLI):
         """LightningCLI's hook: what it would add itself, without the length of schedules."""
         options: dict[str, Any] = {"instantiate": False, "fail_untyped": False}
         parser.add_subclass_arguments((Optimizer,), "optimizer", skip={"params"}, **options)
-        parser.add_subclass_arguments(LRSchedulerTypeTuple, "lr_scheduler", skip={"optimizer", "max_steps"}, **options)
+        lengths = {"max_steps", "T_max"}
+        parser.add_subclass_arguments(LRSchedulerTypeTuple, "lr_scheduler", skip={"optimizer", *lengths}, **options)
 
     def after_instantiate_classes(self) -> None:
         """LightningCLI's hook: without ``--optimizer`` the model keeps its own ``configure_optimizers``."""

@@ -74,6 +74,15 @@ def test_novograd_and_cosine_by_name_with_the_length_of_the_run(fit):
     assert model.lrs == pytest.approx(cosine_lrs(0.05, 16, warmup_steps=3), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "arguments"), [("CosineAnnealingLR", []), ("OneCycleLR", ["--lr_scheduler.max_lr=0.1"])]
+)
+def test_torch_schedules_get_the_length_of_the_run_too(fit, schedule, arguments):
+    model = fit(OptimCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05", f"--lr_scheduler={schedule}", *arguments)
+    state = model.lr_schedulers().state_dict()
+    assert {"CosineAnnealingLR": ("T_max", 2), "OneCycleLR": ("total_steps", 16)}[schedule] in state.items()
+
+
 def test_accumulation_shortens_the_schedule(fit):
     arguments = ["--optimizer=NovoGrad", "--optimizer.lr=0.05", "--lr_scheduler=CosineAnnealing"]
     model = fit(OptimCLI, Net, *arguments, "--trainer.accumulate_grad_batches=4")
