@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
-from lightning_novograd import lr_scheduler, registry
+from lightning_novograd import describe, lr_scheduler, registry
 from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
