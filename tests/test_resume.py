@@ -9,9 +9,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fit import Net, Step, loader, trainer
 
+from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.factory import build_optimizers
 from lightning_novograd.module import OptimMixin
+from lightning_novograd.registry import available_optimizers
+from lightning_novograd.resume import ResumeCheck
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*", "ignore:.*(dirpath has changed|callbacks used to create).*"
@@ -151,17 +154,51 @@ def test_a_setting_assigned_in_on_train_start_holds(resumed):
     assert set(rest.lrs) == {0.01}
 
 
-def test_settings_that_the_checkpoint_lacks_are_the_configs():
-    built = build_optimizers(sgd(larc={"trust_coefficient": 0.5}), torch.nn.Linear(2, 1))
-    bare = build_optimizers(sgd(), torch.nn.Linear(2, 1))["optimizer"].state_dict()
-    del bare["param_groups"][0]["momentum"]
-    from lightning_novograd.config import parse_optim
-    from lightning_novograd.resume import ResumeCheck
+def watched(block):
+    """A net of one matrix, for Muon's sake, and its optimizer, whose loading is watched."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2, bias=False)
+    built = build_optimizers(block, net)
+    ResumeCheck(parse_optim(block), built, lambda: None, lambda: 0)
+    return net, built["optimizer"]
 
-    ResumeCheck(parse_optim(sgd()), built, lambda: None, lambda: 0)
-    built["optimizer"].load_state_dict(bare)
-    (group,) = built["optimizer"].param_groups
+
+def restored(before, after, change=lambda state: None):
+    """The optimizer of block `after` with the state that the one of block `before` has after a step."""
+    net, trained = watched(before)
+
+    def closure():
+        loss = net(torch.ones(4, 3)).square().sum()
+        loss.backward()
+        if before["name"] == "SparseAdam":
+            net.weight.grad = net.weight.grad.to_sparse()
+        return loss
+
+    trained.step(closure)
+    state = trained.state_dict()
+    change(state)
+    _, optimizer = watched(after)
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", available_optimizers())
+def test_no_optimizer_is_said_to_differ_from_itself(name, recwarn):
+    restored({"name": name}, {"name": name})
+    assert not [w for w in recwarn.list if "config differ" in str(w.message)]
+
+
+def test_settings_that_the_checkpoint_lacks_are_the_configs():
+    def forget(state):
+        del state["param_groups"][0]["momentum"]
+
+    (group,) = restored(sgd(), sgd(larc={"trust_coefficient": 0.5}), forget).param_groups
     assert (group["momentum"], group["larc_trust_coefficient"]) == (0.9, 0.5)
+
+
+def test_groups_that_do_not_match_are_left_to_torch():
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        restored(sgd(), sgd(), lambda state: state["param_groups"].append({"params": []}))
 
 
 # ---------------------------------------------------------------------------------------------- torch's schedulers
