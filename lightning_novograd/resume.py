@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_novograd.closed_form_lr import ClosedFormLR
 from lightning_novograd.errors import ConfigError
@@ -19,6 +20,18 @@ Groups = list[dict[str, Any]]
 _RENAMED = ("total_size", "step_ratio")
 # what schedulers put into param groups and leave there unchanged
 _SCHEDULE_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+
+
+def _attributes(scheduler: type) -> set[str]:
+    """What torch's schedulers call the attributes that keep their arguments: `gamma`, `max_lrs`, `_milestones`."""
+    arguments = inspect.signature(scheduler).parameters
+    return {name for argument in arguments for name in (argument, f"{argument}s", f"_{argument}")}
+
+
+# keys of a state by which a scheduler is known: the arguments of torch's, and what ours save
+_FINGERPRINT = {"policy", "arguments"}.union(
+    *(_attributes(cls) for cls in vars(lr_scheduler).values() if isinstance(cls, type) and issubclass(cls, LRScheduler))
+)
 
 
 class ResumeCheck:
@@ -109,7 +122,8 @@ class ResumeCheck:
                 return used, set()
             if not _members(scheduler):  # whose places nobody knows
                 step = self._step()
-                states[0] = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [g["lr"] for g in saved]}
+                place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [group["lr"] for group in saved]}
+                states[0] = {**scheduler.state_dict(), **place}
                 went = f"{_name(scheduler)} instead of another scheduler, from step {step} and lr {_lrs(saved)}"
                 return [went], {*_SCHEDULE_KEYS}
             states.clear()
@@ -122,17 +136,19 @@ def _saved_settings(scheduler: Any, state: Mapping[str, Any], path: str) -> list
     if _is_ours(scheduler):
         return []
     own = scheduler.state_dict()
-    if _public(own) != _public(state) or len(own.get("_schedulers", ())) != len(state.get("_schedulers", ())):
+    if own.keys() & _FINGERPRINT != state.keys() & _FINGERPRINT or len(_members(scheduler)) != len(_members_of(state)):
         return None
     used: list[str] = []
-    for member, saved in zip(_members(scheduler), state.get("_schedulers", ()), strict=True):
+    for member, saved in zip(_members(scheduler), _members_of(state), strict=True):
         of_member = _saved_settings(member, saved, path)
         if of_member is None:
             return None
         used += of_member
-    arguments = inspect.signature(type(scheduler)).parameters
-    names = {name for argument in arguments for name in (argument, f"{argument}s", f"_{argument}")}
-    for name in sorted((names | {*_RENAMED}) & own.keys() & state.keys() - {"base_lrs", "last_epoch", "_schedulers"}):
+    for name in sorted(
+        (_attributes(type(scheduler)) | {*_RENAMED})
+        & own.keys()
+        & state.keys() - {"base_lrs", "last_epoch", "_schedulers"}
+    ):
         if name == "total_steps" and own[name] > state[name]:
             problem = f"{_name(scheduler)} of the checkpoint ends after {state[name]} steps and cannot be lengthened"
             raise ConfigError(f"{path}.{name}", f"{own[name]}, but {problem}; CosineAnnealing can")
@@ -181,12 +197,12 @@ def _cycled(group: Mapping[str, Any]) -> set[str]:
     return {"momentum", "betas"} & group.keys() if "max_momentum" in group else set()
 
 
-def _public(state: Mapping[str, Any]) -> set[str]:
-    return {key for key in state if not key.startswith("_")} - {"verbose"}  # which older versions of torch had
-
-
 def _members(scheduler: Any) -> list[Any]:
     return list(getattr(scheduler, "_schedulers", ()))
+
+
+def _members_of(state: Mapping[str, Any]) -> list[Any]:
+    return list(state.get("_schedulers", ()))
 
 
 def _leaves(scheduler: Any) -> list[Any]:

@@ -308,6 +308,32 @@ def test_another_scheduler_of_torchs_goes_on_where_the_run_is_with_its_own_setti
     assert rest.lrs == pytest.approx([now, now, now / 2, now / 2, now / 2, now / 2])
 
 
+def test_a_scheduler_that_gathers_state_as_it_goes_keeps_it():
+    class Counts(torch.optim.lr_scheduler.StepLR):
+        def step(self, epoch=None):
+            if self.last_epoch >= 0:
+                self.steps_seen = getattr(self, "steps_seen", 0) + 1
+            super().step(epoch)
+
+    saved, again = (build_optimizers(sgd(), torch.nn.Linear(2, 1))["optimizer"] for _ in range(2))
+    scheduler = Counts(saved, step_size=5)
+    saved.step()
+    scheduler.step()
+    states = [scheduler.state_dict()]
+    built = {"optimizer": again, "lr_scheduler": {"scheduler": Counts(again, step_size=5)}}
+    ResumeCheck(parse_optim(sgd(sched=SCHEDULES["StepLR"])), built, lambda: states, lambda: 1)
+    again.load_state_dict(saved.state_dict())
+    assert states == [scheduler.state_dict()]
+
+
+@pytest.mark.parametrize("before", SCHEDULES)
+@pytest.mark.parametrize("after", SCHEDULES)
+def test_any_schedule_may_follow_any_other_and_it_is_said(before, after, resumed):
+    rest, said = resumed(sgd(sched=SCHEDULES[before]), sgd(sched=SCHEDULES[after]))
+    assert len(rest.lrs) == 6
+    assert bool(said) == (before != after)
+
+
 def test_one_cycle_after_another_scheduler_follows_its_own_cycle(resumed):
     whole, _ = resumed(sgd(sched=SCHEDULES["OneCycleLR"]), sgd(sched=SCHEDULES["OneCycleLR"]))
     rest, (said,) = resumed(sgd(sched=SCHEDULES["ours"]), sgd(sched=SCHEDULES["OneCycleLR"]))
