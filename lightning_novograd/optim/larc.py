@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_novograd.errors import choices
+from lightning_novograd.optim import cpu_kernel
 from lightning_novograd.optim.larc_cpu import fused_worker
 from lightning_novograd.optim.larc_kernels import ParamGroup, limit, save
 from lightning_novograd.optim.larc_maths import (
@@ -291,6 +292,8 @@ class LARC(Optimizer):
         Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
         """
         optimizer, groups = self.optimizer, self.optimizer.param_groups
+        # the C++ kernels use the cores' own caches, of which two threads have about one cacheful
+        caches = max(1, torch.get_num_threads() // 2) if cpu_kernel.load() is not None else 1
         try:
             for group in groups:
                 others = group["params"]
@@ -298,7 +301,7 @@ class LARC(Optimizer):
                 if worker is not None:
                     factors, others = worker(optimizer, group)
                     self.factors += factors
-                for layers in cachefuls(others):
+                for layers in cachefuls(others, caches):
                     piece = {**group, "params": layers}
                     optimizer.param_groups = [piece]
                     with scaled([piece] if group["larc"] else []):

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_novograd.optim.layer_norms import accumulation_dtype, cpu_squared_norm, is_sharded, squared_norms
 
 # Elements of the layers that are worked on together on a CPU: with gradients, moments and copies, a few MB.
-_CACHEFUL = 1 << 20
+_CACHEFUL = 1 << 19
 _ALIGNMENT = 16  # elements
 
 
@@ -116,12 +116,12 @@ def same_device_and_dtype(layers: Sequence[Tensor]) -> list[list[int]]:
     return list(indices.values())
 
 
-def cachefuls(layers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of layers that fit in a cache, or one layer that does not."""
+def cachefuls(layers: Sequence[Tensor], times: int = 1) -> Iterator[list[Tensor]]:
+    """Runs of layers that fit in `times` caches, or one layer that does not."""
     run: list[Tensor] = []
     elements = 0
     for layer in layers:
-        if run and elements + layer.numel() > _CACHEFUL:
+        if run and elements + layer.numel() > times * _CACHEFUL:
             yield run
             run, elements = [], 0
         run.append(layer)

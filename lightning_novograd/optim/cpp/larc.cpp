@@ -63,11 +63,21 @@ struct Sgd {
 FOR_EACH_CPU void sgd(
     float* __restrict weight, const float* __restrict grad, float* __restrict moment, int64_t size, Sgd options,
     float factor, float share) {
-  for (int64_t i = 0; i < size; ++i) {
+  const auto step = [&](int64_t i) __attribute__((always_inline)) {
     const float scaled = factor * (options.sign * grad[i] + options.weight_decay * weight[i]);
     const float average = options.momentum * moment[i] + share * scaled;
     moment[i] = average;
     weight[i] -= options.lr * (options.nesterov ? scaled + options.momentum * average : average);
+  };
+  int64_t i = 0;
+  for (; i + kLine <= size; i += kLine) {
+    __builtin_prefetch(moment + i + kPrefetch, 1);
+    for (int64_t lane = 0; lane < kLine; ++lane) {
+      step(i + lane);
+    }
+  }
+  for (; i < size; ++i) {
+    step(i);
   }
 }
 

@@ -21,6 +21,7 @@
 #endif
 
 constexpr int64_t kChunk = 4096;     // elements; float32 sums of so few squares lose no digits
+constexpr int64_t kLine = 16;        // of a cache line
 constexpr int64_t kPrefetch = 1024;  // elements ahead: one stream of reads alone does not fill the memory bus
 
 struct Chunk {
@@ -90,7 +91,7 @@ FOR_EACH_CPU static double sum_of_squares(const float* x, int64_t size) {
   float sums[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
-    for (int line = 0; line < kLanes; line += 16) {
+    for (int64_t line = 0; line < kLanes; line += kLine) {
       __builtin_prefetch(x + i + kPrefetch + line);
     }
     for (int lane = 0; lane < kLanes; ++lane) {
