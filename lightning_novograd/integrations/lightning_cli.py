@@ -15,8 +15,8 @@ from lightning_novograd.optim import novograd  # noqa: F401
 class OptimCLI(LightningCLI):
     r"""LightningCLI whose ``--optimizer`` and ``--lr_scheduler`` make an optim block.
 
-    Schedules are as long as the run, so ``max_steps`` and ``T_max`` are not asked for, and are stepped when their unit says, once per
-    optimizer step for those of this package; LightningCLI itself would step them once per epoch. Needs
+    Schedules are as long as the run, so ``max_steps`` and ``T_max`` are not asked for, and are stepped when their unit
+    says, once per optimizer step for those of this package; LightningCLI itself would step them once per epoch. Needs
     ``pip install "jsonargparse[signatures]"``.
 
     LARC, param groups, clipping and a schedule of another length need an optim block: give it to a model that is an

@@ -299,7 +299,7 @@ class LARC(Optimizer):
                 others = group["params"]
                 worker = fused_worker(optimizer, self.target, group)
                 if worker is not None:
-                    factors, others = worker(optimizer, group)
+                    factors, others = worker(optimizer, group, self._saved)
                     self.factors += factors
                 for layers in cachefuls(others, caches):
                     piece = {**group, "params": layers}

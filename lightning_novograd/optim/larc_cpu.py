@@ -26,7 +26,7 @@ from lightning_novograd.optim.larc_maths import cachefuls, gradient_factors, lar
 from lightning_novograd.optim.layer_norms import cpu_squared_norm
 from lightning_novograd.optim.novograd import NovoGrad
 
-Worker = Callable[[Optimizer, ParamGroup], tuple[Factors, list[Tensor]]]
+Worker = Callable[[Optimizer, ParamGroup, Tensor], tuple[Factors, list[Tensor]]]
 
 _sgd_kernel: Callable[..., None] | None = getattr(torch, "_fused_sgd_", None)
 
@@ -36,6 +36,8 @@ _SMALLEST_SHARE = 1e-8
 
 def fused_worker(optimizer: Optimizer, target: str, group: ParamGroup) -> Worker | None:
     """The worker for a param group of LARC's; it returns factors, and the layers that it leaves to others.
+
+    Its third argument is a vector that the caller keeps between steps, for temporaries.
 
     As with torch's own workers, `foreach=True` or `fused=False` in the group asks for another one.
 
@@ -77,7 +79,7 @@ def _fits_kernel(param: Tensor, grad: Tensor | None, moment: Tensor | None) -> b
     )
 
 
-def _sgd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def _sgd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     fitting, others = _split(optimizer, group, "momentum_buffer")
     return [(layers, _sgd_cacheful(optimizer, group, layers)) for layers in cachefuls(fitting)], others
 
@@ -108,7 +110,7 @@ def _sgd_cacheful(optimizer: Optimizer, group: ParamGroup, layers: list[Tensor])
     return factors
 
 
-def _novograd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def _novograd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     fitting, others = _split(optimizer, group, "exp_avg")
     return [(layers, _novograd_cacheful(optimizer, group, layers)) for layers in cachefuls(fitting)], others
 

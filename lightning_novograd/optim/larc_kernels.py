@@ -5,6 +5,8 @@ They take float32 layers whose tensors are contiguous and lie on the CPU.
 - `sgd_step` (target gradient) and `novograd_step` (target update) take norms, factor and step batch by batch of layers,
   while these are in the cache; nothing is copied.
 - `save` and `limit` serve target update around any other optimizer, whose step lies between the two.
+
+`scratch` and `before` are vectors that the caller keeps between steps; they grow as needed.
 """
 
 from typing import Any
@@ -21,7 +23,7 @@ ParamGroup = dict[str, Any]
 Factors = list[tuple[list[Tensor], Tensor]]
 
 
-def sgd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def sgd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     """One step of `torch.optim.SGD` under target gradient; returns factors and the layers that are left to others."""
     layers = [p for p in group["params"] if p.grad is not None]
     others: list[Tensor] = []
@@ -53,7 +55,7 @@ def sgd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Ten
     return _result(layers, factors, left, others)
 
 
-def adam_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def adam_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     """One step of `torch.optim.Adam` or `AdamW` under target update; returns factors and layers left to others."""
     assert isinstance(optimizer, torch.optim.Adam)
     params: list[Tensor] = []
@@ -77,11 +79,12 @@ def adam_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Te
         isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
         group["maximize"],
         _options(group),
+        scratch,
     )
     return _result(params, factors, left)
 
 
-def novograd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def novograd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     """One step of NovoGrad under target update; returns factors and the layers that are left to others."""
     assert isinstance(optimizer, NovoGrad)
     params: list[Tensor] = []
@@ -99,7 +102,7 @@ def novograd_step(optimizer: Optimizer, group: ParamGroup) -> tuple[Factors, lis
 
 
 def save(before: Tensor, layers: list[Tensor]) -> list[int]:
-    """Copy the layers into the vector `before`, which grows as needed, and return where each begins.
+    """Copy the layers into `before` and return where each begins.
 
     Nothing is copied, and nothing returned, where there are no kernels or they cannot take a layer.
     """

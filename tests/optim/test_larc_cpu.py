@@ -72,8 +72,8 @@ def taken(monkeypatch):
     def spy(*args):
         worker = choose(*args)
 
-        def counted(optimizer, group):
-            factors, others = worker(optimizer, group)
+        def counted(*args):
+            factors, others = worker(*args)
             layers.extend(p for ps, _ in factors for p in ps)
             return factors, others
 

@@ -2,9 +2,9 @@
 //
 // As in novograd.cpp, layers are worked on in batches that fit the cores' second-level caches: norms first, then the
 // step on what has just been read. Around SGD (target gradient) the norms are those of weights and gradients. Adam's step
-// (target update) is written to memory of the batch's size, which stays in the cache, together with its norm, and goes
-// from there to the weights. For any other optimizer `larc_save_` copies the weights before its step, and `larc_limit_`
-// shortens the way from there afterwards.
+// (target update) is written to memory of the batch's size, which stays in the cache, its norm is taken on the way, and
+// it goes from there to the weights. For any other optimizer `larc_save_` copies the weights before its step, and
+// `larc_limit_` shortens the way from there afterwards.
 
 #include "layers.h"
 
@@ -129,6 +129,13 @@ FOR_EACH_CPU std::pair<double, double> adam(
   return {weight_sum, step_sum};
 }
 
+float* with_room_for(const at::Tensor& scratch, int64_t elements) {
+  if (scratch.numel() < elements) {
+    scratch.resize_(elements);
+  }
+  return scratch.mutable_data_ptr<float>();
+}
+
 // Factors for all layers, and the indices of those that it leaves to others.
 std::tuple<std::vector<double>, std::vector<int64_t>> larc_sgd_step(
     at::TensorList params, at::TensorList grads, at::TensorList moments, at::ArrayRef<double> shares, double lr,
@@ -183,7 +190,7 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_sgd_step(
 std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
     at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
     at::TensorList steps, double beta1, double beta2, double eps, double lr, double weight_decay, bool decoupled,
-    bool maximize, at::ArrayRef<double> larc_options) {
+    bool maximize, at::ArrayRef<double> larc_options, const at::Tensor& scratch) {
   const Larc larc = larc_from(larc_options);
   std::vector<int64_t> layers, others;
   std::vector<Adam> options(params.size());
@@ -208,17 +215,16 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
   }
   std::vector<double> weight_sq_norms(params.size()), step_sq_norms(params.size()), factors(params.size());
   std::vector<double> weight_sums, step_sums;
-  std::vector<float> updates;
   for_each_batch(layers, params, batch_size(), [&](size_t begin, size_t end, const auto& chunks) {
     weight_sums.resize(chunks.size());
     step_sums.resize(chunks.size());
-    updates.resize(std::max(updates.size(), chunks.size() * kChunk));
+    float* updates = with_room_for(scratch, chunks.size() * kChunk);
     for_each_chunk(chunks, [&](const Chunk& chunk, int64_t c) {
       std::tie(weight_sums[c], step_sums[c]) = adam(
           params[chunk.layer].const_data_ptr<float>() + chunk.begin,
           grads[chunk.layer].const_data_ptr<float>() + chunk.begin,
           exp_avgs[chunk.layer].mutable_data_ptr<float>() + chunk.begin,
-          exp_avg_sqs[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates.data() + c * kChunk, chunk.size,
+          exp_avg_sqs[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + c * kChunk, chunk.size,
           options[chunk.layer]);
     });
     add_up(chunks, weight_sums, weight_sq_norms);
@@ -229,7 +235,7 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
     }
     for_each_chunk(chunks, [&](const Chunk& chunk, int64_t c) {
       descend(
-          params[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates.data() + c * kChunk, chunk.size,
+          params[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + c * kChunk, chunk.size,
           static_cast<float>(factors[chunk.layer]));
     });
   });
@@ -271,10 +277,7 @@ std::vector<int64_t> larc_save(const at::Tensor& before, at::TensorList params) 
     starts.push_back(elements);
     elements += (param.numel() + 15) / 16 * 16;  // at multiples of 64 bytes
   }
-  if (before.numel() < elements) {
-    before.resize_(elements);
-  }
-  float* copies = before.mutable_data_ptr<float>();
+  float* copies = with_room_for(before, elements);
   for_each_batch(positions(params), params, batch_size(), [&](size_t, size_t, const auto& chunks) {
     for_each_chunk(chunks, [&](const Chunk& chunk, int64_t) {
       copy(copies + starts[chunk.layer] + chunk.begin,
@@ -333,7 +336,7 @@ TORCH_LIBRARY_FRAGMENT(lightning_novograd, library) {
   library.def(
       "larc_adam_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] steps, float beta1, float beta2, float eps, float lr, float weight_decay, bool decoupled, "
-      "bool maximize, float[] larc) -> (float[], int[])",
+      "bool maximize, float[] larc, Tensor(e!) scratch) -> (float[], int[])",
       larc_adam_step);
   library.def("larc_save_(Tensor(a!) before, Tensor[] params) -> int[]", larc_save);
   library.def(
