@@ -47,8 +47,7 @@ class ClosedFormLR(LRScheduler):
     State: `last_epoch`, `_step_count`, `base_lrs`, `_last_lr`, `policy`, `arguments`, all plain Python values.
 
     Raises:
-        ScheduleError: an argument that cannot work, here or, for a group that `add_param_group` brought without
-            `initial_lr`, in `step`.
+        ScheduleError: an argument that cannot work, here or, for a group that `add_param_group` brought, in `step`.
 
     """
 
@@ -88,10 +87,13 @@ class ClosedFormLR(LRScheduler):
     def _base_lr(self, index: int, group: dict[str, Any]) -> float:
         if index == len(self.base_lrs):
             if "initial_lr" not in group:
-                raise ScheduleError(
-                    f"param_groups[{index}].initial_lr",
-                    "missing: the group was added after the schedule was built; give add_param_group the LR that the "
-                    "schedule starts from, {'params': ..., 'initial_lr': ...}",
+                group["initial_lr"] = float(group["lr"])
+                warnings.warn(
+                    f"param group {index} was added after the schedule was built and without an initial_lr: the "
+                    f"schedule takes its lr, {group['initial_lr']:.6g}, as the LR to start from; if it is meant "
+                    "otherwise, use add_param_group({'params': ..., 'initial_lr': ...})",
+                    UserWarning,
+                    stacklevel=2,
                 )
             self.check_base_lr(index, float(group["initial_lr"]))
             self.base_lrs.append(float(group["initial_lr"]))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_novograd.config import parse_optim
 from lightning_novograd.construct import needs_length, new_larc, new_optimizer, new_scheduler
@@ -27,6 +28,7 @@ class RunLength:
         epochs: of the run; None: unknown.
         steps_per_epoch: optimizer steps in one epoch, or a function of its index (from 0) if they are not as many in
             each; None: unknown.
+        trial: not the run's length but one in which every schedule fits (`fast_dev_run`).
 
     """
 
@@ -34,6 +36,7 @@ class RunLength:
     source: str
     epochs: int | None = None
     steps_per_epoch: int | Callable[[int], int] | None = None
+    trial: bool = False
 
 
 def build_optimizers(
@@ -77,7 +80,7 @@ def build_scheduler(
 ) -> dict[str, Any]:
     """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build_optimizers`."""
     length, source = _length(sched, max_steps) if needs_length(sched) else (None, "")
-    explained = ""
+    explained, whose = "", "schedule"
     if length is not None:
         whose = "schedule" if source.startswith(sched.path) else "run"
         explained = f"the {whose} has {length} {'optimizer steps' if sched.interval == 'step' else 'epochs'}: {source}"
@@ -88,6 +91,8 @@ def build_scheduler(
         "strict": sched.strict,
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
+    if isinstance(entry["scheduler"], OneCycleLR) and whose == "schedule":
+        _refuse_longer_run(sched, entry["scheduler"].total_steps, _asked(max_steps))
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
@@ -106,8 +111,7 @@ def _length(
         return sched.max_steps, f"{sched.path}.max_steps"
     if sched.interval == "epoch" and sched.max_epochs is not None:
         return sched.max_epochs, f"{sched.path}.max_epochs"
-    asked = max_steps() if callable(max_steps) else max_steps
-    run = asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "it was not given")
+    run = _asked(max_steps)
     if sched.max_epochs is not None:
         if run.steps_per_epoch is None:
             raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
@@ -122,6 +126,22 @@ def _length(
             f"{sched.name} needs the length of the run, which is unknown: {run.source}; set it here",
         )
     return length, run.source
+
+
+def _asked(max_steps: int | RunLength | Callable[[], int | RunLength] | None) -> RunLength:
+    asked = max_steps() if callable(max_steps) else max_steps
+    return asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "it was not given")
+
+
+def _refuse_longer_run(sched: SchedConfig, total_steps: int, run: RunLength) -> None:
+    """Where other schedulers stay at their last LR, torch's OneCycleLR raises: better now than in the middle."""
+    steps = run.steps if sched.interval == "step" else run.epochs
+    if steps is None or run.trial or steps // sched.frequency <= total_steps:
+        return
+    own = next((name for name in ("total_steps", "epochs") if sched.args.get(name) is not None), None)
+    key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
+    problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {steps}: {run.source}"
+    raise ConfigError(f"{sched.path}.{key}", f"{problem}; leave it out and the cycle is as long as the run")
 
 
 def _required(sched: SchedConfig) -> bool:

@@ -147,7 +147,9 @@ class OptimMixin(_LightningModule):
             if start is not None:
                 checkpoint_path.seek(start)
             kwargs = arguments_of_init(cls, saved, kwargs)
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
+        if weights_only is not None:
+            kwargs["weights_only"] = weights_only
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
 
 
 def attach_optimizers(module: Any, cfg: Any) -> Any:
@@ -163,7 +165,7 @@ def attach_optimizers(module: Any, cfg: Any) -> Any:
 
     Raises:
         ConfigError: the block does not parse.
-        TypeError: not a LightningModule.
+        TypeError: not a LightningModule, or one with an attribute `optim_config` of its own.
 
     """
     config = parse_optim(cfg)
@@ -171,6 +173,8 @@ def attach_optimizers(module: Any, cfg: Any) -> Any:
     if lightning_of(module) is None:
         raise TypeError(f"attach_optimizers takes a LightningModule, not {cls.__name__}")
     if not isinstance(module, OptimMixin):
+        if hasattr(module, "optim_config"):
+            raise TypeError(f"{cls.__name__} has an optim_config of its own, which attaching would hide; rename it")
         module.__class__ = _with_mixin(cls)
     module.optim_config = config
     return module

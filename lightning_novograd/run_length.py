@@ -108,4 +108,4 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     args = config.sched.args if config.sched is not None else {}
     named = (value for value in args.values() if isinstance(value, int | float) and value >= 1)
     steps = 10**6 + sum(map(math.ceil, named))
-    return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps)
+    return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)

@@ -1,6 +1,7 @@
 """Config and module -> optimizer, LARC, and Lightning's scheduler dict of the right length."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,8 +176,6 @@ def test_length_of_the_schedule_and_the_log_line(sched, run, attribute, value, s
     "sched",
     [
         {"name": "StepLR", "step_size": 3},
-        {"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 5},
-        {"name": "OneCycleLR", "max_lr": 0.1, "epochs": 2, "steps_per_epoch": 5},
         {"name": "CosineAnnealingLR", "T_max": 3},
         {"name": "cosine", "max_steps": 5},
     ],
@@ -184,6 +183,25 @@ def test_length_of_the_schedule_and_the_log_line(sched, run, attribute, value, s
 def test_the_length_is_not_asked_for_in_vain(sched):
     cfg = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": sched}
     assert build_optimizers(cfg, model(), max_steps=never)["lr_scheduler"]["scheduler"] is not None
+
+
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ({"total_steps": 99}, "total_steps"),
+        ({"epochs": 9, "steps_per_epoch": 11}, "epochs"),
+        ({"max_steps": 99}, "max_steps"),
+        ({"max_epochs": 9}, "max_epochs"),
+    ],
+)
+def test_one_cycle_that_ends_before_the_run_is_refused_before_it_starts(own, key):
+    """torch raises in the middle of the run."""
+    cfg = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": {"name": "OneCycleLR", "max_lr": 0.1, **own}}
+    with pytest.raises(ConfigError, match=r"OneCycleLR ends after \d+ steps, and the run has 100: 10 epochs") as caught:
+        build_optimizers(cfg, model(), max_steps=RUN)
+    assert caught.value.path == f"optim.sched.{key}"
+    for run in (RunLength(None, "it has no end", 10, 10), RunLength(9, "shorter", 1, 9), replace(RUN, trial=True)):
+        assert build_optimizers(cfg, model(), max_steps=run)
 
 
 def test_the_length_is_asked_for_once_and_after_the_optimizer_is_built():

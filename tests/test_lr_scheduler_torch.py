@@ -243,10 +243,13 @@ class TestAddedGroups:
         advance(self.optimizer, self.scheduler, 10)
         assert current(self.optimizer) == pytest.approx([0.05, 0.01, 0.02])
 
-    def test_without_initial_lr_is_an_error_that_says_what_to_do(self):
-        self.optimizer.add_param_group(self.added)
-        with pytest.raises(ScheduleError, match=r"param_groups\[2\].initial_lr: missing.*add_param_group"):
+    def test_without_initial_lr_it_starts_from_its_lr_and_a_warning_says_so(self):
+        """As Lightning's fine-tuning callbacks add them."""
+        self.optimizer.add_param_group({**self.added, "lr": 0.04})
+        with pytest.warns(UserWarning, match="param group 2 was added .* takes its lr, 0.04, as the LR to start from"):
             self.scheduler.step()
+        advance(self.optimizer, self.scheduler, 9)
+        assert current(self.optimizer) == pytest.approx([0.05, 0.01, 0.02])
 
     def test_survives_a_resume(self):
         self.optimizer.add_param_group({**self.added, "initial_lr": 0.04})

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from typing import Any
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -103,9 +104,10 @@ def test_packages_that_do_not_mix_are_named(of_trainer, of_module):
 class Foreign(Step, pl.LightningModule):
     """Somebody else's module, with hooks and an optimizer of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **attributes: Any) -> None:
         super().__init__()
         self.stepped = 0
+        vars(self).update(attributes)
 
     def configure_optimizers(self):
         raise AssertionError("replaced")
@@ -149,6 +151,7 @@ def test_attached_modules_can_be_copied_and_pickled(duplicate):
     [
         (nn.Linear(1, 1), BLOCK, TypeError, "takes a LightningModule, not Linear"),
         (Foreign(), block(nmae=1), ConfigError, "optim.nmae"),
+        (Foreign(optim_config={"a": 1}), BLOCK, TypeError, "Foreign has an optim_config of its own"),
     ],
 )
 def test_attach_refuses(module, cfg, error, message):
