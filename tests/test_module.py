@@ -3,8 +3,8 @@
 import copy
 import io
 import pickle
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest

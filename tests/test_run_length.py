@@ -117,7 +117,9 @@ def test_epochs_of_the_schedule_where_the_accumulation_changes():
         ({"max_epochs": 2, "max_steps": 50}, 2),
         ({"max_steps": 8}, 2),
         ({"max_epochs": 50, "max_steps": 5, "accumulate_grad_batches": 3}, 3),
-        ({"max_steps": 7, "callbacks": [GradientAccumulationScheduler({0: 1, 1: 3})]}, 3),
+        pytest.param(
+            {"max_steps": 7, "callbacks": [GradientAccumulationScheduler({0: 1, 1: 3})]}, 3, id="changing accumulation"
+        ),
     ],
     ids=str,
 )
