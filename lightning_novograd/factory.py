@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -79,7 +80,8 @@ def build_scheduler(
     sched: SchedConfig, optimizer: Optimizer, max_steps: int | RunLength | Callable[[], int | RunLength] | None = None
 ) -> dict[str, Any]:
     """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build_optimizers`."""
-    length, source = _length(sched, max_steps) if needs_length(sched) else (None, "")
+    run = cache(lambda: _asked(max_steps))
+    length, source = _length(sched, run) if needs_length(sched) else (None, "")
     explained, whose = "", "schedule"
     if length is not None:
         whose = "schedule" if source.startswith(sched.path) else "run"
@@ -92,7 +94,7 @@ def build_scheduler(
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
     if isinstance(entry["scheduler"], OneCycleLR) and whose == "schedule":
-        _refuse_longer_run(sched, entry["scheduler"].total_steps, _asked(max_steps))
+        _refuse_longer_run(sched, entry["scheduler"].total_steps, run())
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
@@ -103,15 +105,13 @@ def build_scheduler(
     return entry
 
 
-def _length(
-    sched: SchedConfig, max_steps: int | RunLength | Callable[[], int | RunLength] | None
-) -> tuple[int | None, str]:
+def _length(sched: SchedConfig, length_of_run: Callable[[], RunLength]) -> tuple[int | None, str]:
     """What the scheduler counts to, steps or epochs, and where that comes from."""
     if sched.max_steps is not None:
         return sched.max_steps, f"{sched.path}.max_steps"
     if sched.interval == "epoch" and sched.max_epochs is not None:
         return sched.max_epochs, f"{sched.path}.max_epochs"
-    run = _asked(max_steps)
+    run = length_of_run()
     if sched.max_epochs is not None:
         if run.steps_per_epoch is None:
             raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")

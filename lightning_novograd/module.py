@@ -36,6 +36,8 @@ else:
 
 
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
+# the key of checkpoints that has the name of the optimizer
+_OPTIMIZER = "lightning_novograd_optimizer"
 
 
 class OptimMixin(_LightningModule):
@@ -67,6 +69,7 @@ class OptimMixin(_LightningModule):
     _optim_config: OptimConfig | None = None
     _step_count: StepCount | None = None
     _saved_schedulers: list[Any] | None = None
+    _saved_optimizer: str | None = None
     _attached = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -96,7 +99,13 @@ class OptimMixin(_LightningModule):
         _check_clipping(config, trainer, self.automatic_optimization)
         built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
         self._step_count = StepCount(built["optimizer"])
-        ResumeCheck(config, built, lambda: self._saved_schedulers, lambda: _steps_of_schedule(trainer, config.sched))
+        ResumeCheck(
+            config,
+            built,
+            saved_schedulers=lambda: self._saved_schedulers,
+            saved_optimizer=lambda: self._saved_optimizer,
+            step=lambda: _steps_of_schedule(trainer, config.sched),
+        )
         return built
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -119,13 +128,16 @@ class OptimMixin(_LightningModule):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: note the schedule's state, for the comparison with the block (`ResumeCheck`)."""
+        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`)."""
         super().on_load_checkpoint(checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
+        self._saved_optimizer = checkpoint.get(_OPTIMIZER)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: save hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
+        if self._step_count is not None:  # there is an optimizer
+            checkpoint[_OPTIMIZER] = self.optim_config.name
         # an attached module is loaded by its own class, which does not have our load_from_checkpoint
         store_plain(checkpoint, only="optim" if self._attached else None)
 

@@ -32,6 +32,8 @@ def _attributes(scheduler: type) -> set[str]:
 _FINGERPRINT = {"policy", "arguments"}.union(
     *(_attributes(cls) for cls in vars(lr_scheduler).values() if isinstance(cls, type) and issubclass(cls, LRScheduler))
 )
+# optimizers that can go on from each other's state
+_SAME_STATE = {"Adam", "AdamW"}
 
 
 class ResumeCheck:
@@ -48,7 +50,11 @@ class ResumeCheck:
         config: what `built` was built from.
         built: optimizer and scheduler, as `build_optimizers` returns them.
         saved_schedulers: the states in the checkpoint, in the list from which they will be loaded; None: not known.
+        saved_optimizer: the name of the optimizer in the checkpoint; None: not known.
         step: how often the scheduler would have been stepped up to the checkpoint.
+
+    Raises:
+        ConfigError: when the state of one optimizer is loaded into another, which could not go on from it.
 
     """
 
@@ -57,16 +63,26 @@ class ResumeCheck:
         config: OptimConfig,
         built: Mapping[str, Any],
         saved_schedulers: Callable[[], list[Any] | None],
+        saved_optimizer: Callable[[], str | None],
         step: Callable[[], int],
     ) -> None:
         self._config, self._saved_schedulers, self._step = config, saved_schedulers, step
+        self._saved_optimizer = saved_optimizer
+        # as they are now: fine-tuning callbacks replace them with the checkpoint's before the optimizer loads its state
+        self._groups = [_settings(group) for group in built["optimizer"].param_groups]
         self._scheduler = built["lr_scheduler"]["scheduler"] if "lr_scheduler" in built else None
         built["optimizer"].register_load_state_dict_pre_hook(self._before_load)
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-        config, saved = optimizer.param_groups, state_dict["param_groups"]
-        if len(config) != len(saved):
+        name = self._saved_optimizer() or self._config.name
+        if name != self._config.name and not {name, self._config.name} <= _SAME_STATE:
+            problem = f"{self._config.name} cannot go on from the state of {name}, which is in the checkpoint"
+            how = "load the weights alone (load_from_checkpoint) and fit without ckpt_path"
+            raise ConfigError(f"{self._config.path}.name", f"{problem}; to change the optimizer, {how}")
+        saved = state_dict["param_groups"]
+        if len(optimizer.param_groups) != len(saved):
             return None  # which torch refuses
+        config = self._groups[: len(saved)] + [_settings(g) for g in optimizer.param_groups[len(self._groups) :]]
         states = self._saved_schedulers()
         had_schedule = any("initial_lr" in group for group in saved) if states is None else bool(states)
         of_schedule, from_config = self._place(states, had_schedule, config, saved)
@@ -186,6 +202,10 @@ def _plain(value: Any) -> Any:
 def _shown(value: Any) -> str:
     value = _plain(value)
     return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _lrs(groups: list[Any]) -> str:

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from tiny_fit import Net, Step, loader, trainer
 
 from lightning_novograd.config import parse_optim
@@ -35,15 +35,19 @@ def per_step(name, **arguments):
 def resumed(tmp_path_factory):
     """A function of two blocks: trains 3 epochs with one, resumes at step 6 with the other; (module, warnings)."""
 
-    def fit(before, after, epochs=3, saved_at=SAVED_AT, net=Net):
+    def fit(before, after, epochs=3, saved_at=SAVED_AT, net=Net, callbacks=()):
         folder = tmp_path_factory.mktemp("run")
         save = ModelCheckpoint(folder, every_n_train_steps=saved_at, save_top_k=-1, filename="{step}")
         whole = net(before)
-        trainer(max_epochs=3, callbacks=[save], enable_checkpointing=True).fit(whole, loader())
+        trainer(max_epochs=3, callbacks=[save, *(make() for make in callbacks)], enable_checkpointing=True).fit(
+            whole, loader()
+        )
         rest = net(after)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer(max_epochs=epochs).fit(rest, loader(), ckpt_path=folder / f"step={saved_at}.ckpt")
+            trainer(max_epochs=epochs, callbacks=[make() for make in callbacks]).fit(
+                rest, loader(), ckpt_path=folder / f"step={saved_at}.ckpt"
+            )
         said = [str(w.message) for w in caught if "config differ" in str(w.message) or "resumes at" in str(w.message)]
         rest.before = whole.lrs
         return rest, said
@@ -145,6 +149,36 @@ def test_settings_of_the_optimizer_are_the_checkpoints_and_a_warning_names_them(
     assert rest.lrs == rest.before[SAVED_AT:]
 
 
+class Thawing(BaseFinetuning):
+    """On restart Lightning's callback puts the checkpoint's param groups into the optimizer before it is loaded."""
+
+    def freeze_before_training(self, pl_module):
+        pass
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        pass
+
+
+def test_settings_are_compared_under_a_fine_tuning_callback_too(resumed):
+    rest, said = resumed(sgd(weight_decay=0.1), sgd(lr=0.2, weight_decay=0.5), callbacks=(Thawing,))
+    assert len(said) == 1
+    assert "weight_decay 0.1 (config: 0.5)" in said[0]
+    assert "lr 0.1 (config: 0.2)" in said[0]
+    assert rest.optimizers().param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(("before", "after"), [("adam", "sgd"), ("novograd", "sgd"), ("sgd", "novograd")])
+def test_the_state_of_another_optimizer_is_refused(before, after, resumed):
+    with pytest.raises(ConfigError, match=r"cannot go on from the state of .*load the weights alone") as caught:
+        resumed({"name": before, "lr": 0.1}, {"name": after, "lr": 0.1})
+    assert caught.value.path == "optim.name"
+
+
+def test_adam_and_adamw_go_on_from_each_others_state(resumed):
+    _, said = resumed({"name": "adam", "lr": 0.1}, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5})
+    assert "weight_decay 0 (config: 0.5)" in said[0]
+
+
 def test_a_setting_assigned_in_on_train_start_holds(resumed):
     class Assigns(Net):
         def on_train_start(self):
@@ -159,7 +193,7 @@ def watched(block):
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2, bias=False)
     built = build_optimizers(block, net)
-    ResumeCheck(parse_optim(block), built, lambda: None, lambda: 0)
+    ResumeCheck(parse_optim(block), built, lambda: None, lambda: None, lambda: 0)
     return net, built["optimizer"]
 
 
@@ -321,7 +355,7 @@ def test_a_scheduler_that_gathers_state_as_it_goes_keeps_it():
     scheduler.step()
     states = [scheduler.state_dict()]
     built = {"optimizer": again, "lr_scheduler": {"scheduler": Counts(again, step_size=5)}}
-    ResumeCheck(parse_optim(sgd(sched=SCHEDULES["StepLR"])), built, lambda: states, lambda: 1)
+    ResumeCheck(parse_optim(sgd(sched=SCHEDULES["StepLR"])), built, lambda: states, lambda: None, lambda: 1)
     again.load_state_dict(saved.state_dict())
     assert states == [scheduler.state_dict()]
 

@@ -196,6 +196,7 @@ def _fits_kernel(param: Tensor, grad: Tensor, exp_avg: Tensor) -> bool:
         and grad.is_contiguous()
         and exp_avg.is_contiguous()
         and param.shape == grad.shape == exp_avg.shape  # or the kernel would read past their ends
+        and not (param.is_neg() or grad.is_neg() or exp_avg.is_neg())
     )
 
 

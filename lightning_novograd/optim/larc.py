@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 from lightning_novograd.errors import choices
 from lightning_novograd.optim import cpu_kernel
 from lightning_novograd.optim.larc_cpu import fused_worker
-from lightning_novograd.optim.larc_kernels import ParamGroup, limit, save
+from lightning_novograd.optim.larc_kernels import ParamGroup, limit, new_scratch, save
 from lightning_novograd.optim.larc_maths import (
     Scratch,
     cachefuls,
@@ -195,7 +195,7 @@ class LARC(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.factors: list[tuple[list[Tensor], Tensor]] = []
-        self._scratch, self._saved = Scratch(), torch.empty(0)
+        self._scratch, self._saved = Scratch(), new_scratch()
         super().__setstate__(state)
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer
 
 from lightning_novograd.optim import cpu_kernel, larc_kernels
-from lightning_novograd.optim.larc_kernels import Factors, ParamGroup
+from lightning_novograd.optim.larc_kernels import Factors, ParamGroup, are_plain
 from lightning_novograd.optim.larc_maths import cachefuls, gradient_factors, larc_options, update_factors
 from lightning_novograd.optim.layer_norms import cpu_squared_norm
 from lightning_novograd.optim.novograd import NovoGrad
@@ -49,7 +49,7 @@ def fused_worker(optimizer: Optimizer, target: str, group: ParamGroup) -> Worker
     """
     if not group["larc"] or group.get("foreach") or group.get("fused") is False:
         return None
-    built = cpu_kernel.load() is not None
+    built = cpu_kernel.load() is not None and are_plain(group["params"])
     if type(optimizer) is torch.optim.SGD and target == "gradient":
         if built:
             return larc_kernels.sgd_step
@@ -75,7 +75,8 @@ def _split(optimizer: Optimizer, group: ParamGroup, moment: str) -> tuple[list[T
 def _fits_kernel(param: Tensor, grad: Tensor | None, moment: Tensor | None) -> bool:
     tensors = [param, grad] if moment is None else [param, grad, moment]
     return all(
-        t is not None and t.dtype == torch.float32 and t.is_contiguous() and t.shape == param.shape for t in tensors
+        t is not None and t.dtype == torch.float32 and t.is_contiguous() and t.shape == param.shape and not t.is_neg()
+        for t in tensors
     )
 
 

@@ -23,6 +23,17 @@ ParamGroup = dict[str, Any]
 Factors = list[tuple[list[Tensor], Tensor]]
 
 
+def are_plain(layers: list[Tensor]) -> bool:
+    """Whether none is of a subclass of Tensor, which may have its memory elsewhere, as DTensors have."""
+    return set(map(type, layers)) <= {Tensor, torch.nn.Parameter}
+
+
+def new_scratch() -> Tensor:
+    """An empty vector for `scratch` or `before`, whatever defaults and modes are in force."""
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=torch.float32, device="cpu")
+
+
 def sgd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
     """One step of `torch.optim.SGD` under target gradient; returns factors and the layers that are left to others."""
     layers = [p for p in group["params"] if p.grad is not None]
@@ -106,7 +117,7 @@ def save(before: Tensor, layers: list[Tensor]) -> list[int]:
 
     Nothing is copied, and nothing returned, where there are no kernels or they cannot take a layer.
     """
-    kernels = None if torch.compiler.is_compiling() else cpu_kernel.load()
+    kernels = None if torch.compiler.is_compiling() or not are_plain(layers) else cpu_kernel.load()
     return [] if kernels is None else kernels.larc_save_.default(before, layers)
 
 

@@ -1,8 +1,11 @@
 """LARC's fused CPU workers, and the C++ kernels, against its general path in float64, over the table of inputs."""
 
+import warnings
+
 import pytest
 import torch
 from optim_db import LAYERS, STEPS, WORKERS, assert_close, layers, set_grads
+from torch.testing._internal.two_tensor import TwoTensor
 
 from lightning_novograd.optim import NovoGrad, cpu_kernel, larc_cpu
 from lightning_novograd.optim.larc import LARC
@@ -260,3 +263,86 @@ def test_the_step_can_be_compiled(inner, kernels):
         return list(params.values())
 
     torch.testing.assert_close(train(compiled=True), train(compiled=False))
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("shared", ["twice", "same memory", "overlapping"])
+def test_layers_that_share_memory_are_not_stepped_at_the_same_time(inner, shared, cpp_kernels):
+    def train(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            memory = torch.randn(90_000, generator=torch.Generator().manual_seed(0))
+            first = torch.nn.Parameter(memory[:60_000])
+            second = {"twice": memory[:0], "same memory": memory[:60_000], "overlapping": memory[30_000:]}[shared]
+            params = [first, first if shared == "twice" else torch.nn.Parameter(second)]
+            with warnings.catch_warnings(action="ignore"):  # torch's, that a parameter is there twice
+                larc = build(inner, params, trust_coefficient=1e-2)
+            for step in range(5):
+                for index, p in enumerate(params):
+                    p.grad = torch.randn(len(p), generator=torch.Generator().manual_seed(10 * step + index))
+                larc.step()
+        finally:
+            torch.set_num_threads(before)
+        return memory
+
+    torch.testing.assert_close(train(4), train(1))  # up to the rounding of torch's own kernels
+
+
+@pytest.mark.parametrize("inner", ["adamw", "rmsprop"])
+def test_defaults_and_modes_in_force_when_it_is_built_do_not_matter(inner, cpp_kernels):
+    params = layers(torch.float32, ["conv", "vector"])
+    larcs = [build(inner, params.values())]
+    with torch.device("meta"):
+        larcs.append(build(inner, params.values()))
+    with torch.inference_mode():
+        larcs.append(build(inner, params.values()))
+    torch.set_default_dtype(torch.float64)
+    try:
+        larcs.append(build(inner, params.values()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for larc in larcs:
+        set_grads(params, 1)
+        larc.step()
+
+
+def test_an_infinite_weight_without_decay_spoils_no_other_weight(kernels):
+    weight = torch.nn.Parameter(torch.randn(70, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        weight[3] = -torch.inf
+    weight.grad = torch.ones(70)
+    LARC(NovoGrad([weight], lr=0.1)).step()
+    assert weight.isfinite().sum() == 69
+
+
+@pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw"])
+def test_gradients_with_the_negative_bit(inner, kernels):
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    for p, grad in zip(params, (torch._neg_view(torch.arange(4.0)), -torch.arange(4.0)), strict=True):
+        p.grad = grad
+        build(inner, [p]).step()
+    torch.testing.assert_close(*params)
+
+
+def test_temporaries_are_as_large_as_the_layers(cpp_kernels):
+    """Not as large as their number."""
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(1000)]
+    larc = build("adamw", params)
+    for p in params:
+        p.grad = torch.ones(1)
+    larc.step()
+    assert larc._saved.numel() <= 16 * 1000
+
+
+@pytest.mark.parametrize("inner", ["adamw", "rmsprop"])
+def test_a_subclass_of_tensor_keeps_to_its_own_operations(inner, kernels):
+    """It may have no memory of its own, as DTensors have none."""
+    plain = torch.nn.Parameter(torch.ones(5))
+    wrapped = torch.nn.Parameter(TwoTensor(torch.ones(5), torch.ones(5)))
+    for step in range(2):
+        for p in (plain, wrapped):
+            grad = torch.arange(5.0) + step
+            p.grad = TwoTensor(grad, grad.clone()) if p is wrapped else grad
+            build(inner, [p], trust_coefficient=1e-2).step()
+    torch.testing.assert_close(wrapped.detach().a, plain.detach())

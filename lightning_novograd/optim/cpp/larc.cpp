@@ -64,7 +64,7 @@ FOR_EACH_CPU void sgd(
     float* __restrict weight, const float* __restrict grad, float* __restrict moment, int64_t size, Sgd options,
     float factor, float share) {
   const auto step = [&](int64_t i) __attribute__((always_inline)) {
-    const float scaled = factor * (options.sign * grad[i] + options.weight_decay * weight[i]);
+    const float scaled = factor * (options.sign * grad[i] + decayed(options.weight_decay, weight[i]));
     const float average = options.momentum * moment[i] + share * scaled;
     moment[i] = average;
     weight[i] -= options.lr * (options.nesterov ? scaled + options.momentum * average : average);
@@ -84,7 +84,7 @@ FOR_EACH_CPU void sgd(
 FOR_EACH_CPU void sgd_without_momentum(
     float* __restrict weight, const float* __restrict grad, int64_t size, Sgd options, float factor) {
   for (int64_t i = 0; i < size; ++i) {
-    weight[i] -= options.lr * factor * (options.sign * grad[i] + options.weight_decay * weight[i]);
+    weight[i] -= options.lr * factor * (options.sign * grad[i] + decayed(options.weight_decay, weight[i]));
   }
 }
 
@@ -98,13 +98,13 @@ FOR_EACH_CPU std::pair<double, double> adam(
     const float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg,
     float* __restrict exp_avg_sq, float* __restrict update, int64_t size, Adam options) {
   const auto step = [&](int64_t i) __attribute__((always_inline)) {
-    const float g = options.sign * grad[i] + options.decay_of_grad * weight[i];
+    const float g = options.sign * grad[i] + decayed(options.decay_of_grad, weight[i]);
     const float moment = options.beta1 * exp_avg[i] + options.one_less_beta1 * g;
     const float second_moment = options.beta2 * exp_avg_sq[i] + options.one_less_beta2 * g * g;
     exp_avg[i] = moment;
     exp_avg_sq[i] = second_moment;
     const float denom = std::sqrt(second_moment) * options.bias_correction + options.eps;
-    return update[i] = options.step_size * moment / denom + options.decay_of_weight * weight[i];
+    return update[i] = options.step_size * moment / denom + decayed(options.decay_of_weight, weight[i]);
   };
   constexpr int kLanes = 32;
   float weight_sums[kLanes] = {}, step_sums[kLanes] = {};
@@ -144,8 +144,10 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_sgd_step(
   const Sgd options{static_cast<float>(lr), static_cast<float>(weight_decay), static_cast<float>(momentum),
                     maximize ? -1.0F : 1.0F, nesterov};
   std::vector<int64_t> layers, others;
+  Memory memory;
   for (int64_t i = 0; i < static_cast<int64_t>(params.size()); ++i) {
-    const bool taken = fits(params[i], grads[i]) && (moments.empty() || fits(params[i], moments[i]));
+    const bool taken =
+        fits(params[i], grads[i]) && (moments.empty() || fits(params[i], moments[i])) && memory.add(params[i]);
     (taken ? layers : others).push_back(i);
   }
   std::vector<double> weight_sq_norms(params.size()), grad_sq_norms(params.size()), factors(params.size());
@@ -193,9 +195,11 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
     bool maximize, at::ArrayRef<double> larc_options, const at::Tensor& scratch) {
   const Larc larc = larc_from(larc_options);
   std::vector<int64_t> layers, others;
+  Memory memory;
   std::vector<Adam> options(params.size());
   for (int64_t i = 0; i < static_cast<int64_t>(params.size()); ++i) {
-    if (!fits(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]) || !is_plain_number(steps[i])) {
+    if (!fits(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]) || !is_plain_number(steps[i]) ||
+        !memory.add(params[i])) {
       others.push_back(i);
       continue;
     }
@@ -218,13 +222,13 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
   for_each_batch(layers, params, batch_size(), [&](size_t begin, size_t end, const auto& chunks) {
     weight_sums.resize(chunks.size());
     step_sums.resize(chunks.size());
-    float* updates = with_room_for(scratch, chunks.size() * kChunk);
+    float* updates = with_room_for(scratch, chunks.empty() ? 0 : chunks.back().room + in_lines(chunks.back().size));
     for_each_chunk(chunks, [&](const Chunk& chunk, int64_t c) {
       std::tie(weight_sums[c], step_sums[c]) = adam(
           params[chunk.layer].const_data_ptr<float>() + chunk.begin,
           grads[chunk.layer].const_data_ptr<float>() + chunk.begin,
           exp_avgs[chunk.layer].mutable_data_ptr<float>() + chunk.begin,
-          exp_avg_sqs[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + c * kChunk, chunk.size,
+          exp_avg_sqs[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + chunk.room, chunk.size,
           options[chunk.layer]);
     });
     add_up(chunks, weight_sums, weight_sq_norms);
@@ -233,9 +237,9 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
       const int64_t layer = layers[position];
       factors[layer] = larc.update_factor(std::sqrt(weight_sq_norms[layer]), std::sqrt(step_sq_norms[layer]), lr);
     }
-    for_each_chunk(chunks, [&](const Chunk& chunk, int64_t c) {
+    for_each_chunk(chunks, [&](const Chunk& chunk, int64_t) {
       descend(
-          params[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + c * kChunk, chunk.size,
+          params[chunk.layer].mutable_data_ptr<float>() + chunk.begin, updates + chunk.room, chunk.size,
           static_cast<float>(factors[chunk.layer]));
     });
   });
@@ -251,8 +255,9 @@ std::tuple<std::vector<double>, std::vector<int64_t>> larc_adam_step(
 // Indices of layers that the kernels cannot take.
 std::vector<int64_t> misfits(at::TensorList params, at::TensorList grads) {
   std::vector<int64_t> result;
+  Memory memory;
   for (size_t i = 0; i < params.size(); ++i) {
-    if (!fits(params[i], grads[i])) {
+    if (!fits(params[i], grads[i]) || !memory.add(params[i])) {
       result.push_back(i);
     }
   }
@@ -268,14 +273,17 @@ std::vector<int64_t> positions(at::TensorList params) {
 // Copies the layers one after the other into `before`, which grows as needed, and returns where each begins; nothing is
 // copied and nothing returned where a layer does not fit.
 std::vector<int64_t> larc_save(const at::Tensor& before, at::TensorList params) {
-  if (!std::all_of(params.begin(), params.end(), is_plain_float)) {
-    return {};
+  Memory memory;
+  for (const auto& param : params) {
+    if (!is_plain_float(param) || !memory.add(param)) {
+      return {};
+    }
   }
   std::vector<int64_t> starts;
   int64_t elements = 0;
   for (const auto& param : params) {
     starts.push_back(elements);
-    elements += (param.numel() + 15) / 16 * 16;  // at multiples of 64 bytes
+    elements += in_lines(param.numel());
   }
   float* copies = with_room_for(before, elements);
   for_each_batch(positions(params), params, batch_size(), [&](size_t, size_t, const auto& chunks) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -24,12 +25,15 @@ constexpr int64_t kChunk = 4096;     // elements; float32 sums of so few squares
 constexpr int64_t kLine = 16;        // of a cache line
 constexpr int64_t kPrefetch = 1024;  // elements ahead: one stream of reads alone does not fill the memory bus
 
+// Elements [begin, begin + size) of a layer; room is where in a batch's temporary memory they have place.
 struct Chunk {
-  int64_t layer, begin, size;
+  int64_t layer, begin, size, room;
 };
 
+// Wrappers such as DTensor say that they are float tensors on the CPU, and have no memory of their own.
 inline bool is_plain_float(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided && tensor.is_cpu() &&
+  return !tensor.key_set().has(c10::DispatchKey::Python) && tensor.has_storage() &&
+      tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided && tensor.is_cpu() &&
       tensor.is_contiguous() && !tensor.is_neg();
 }
 
@@ -39,12 +43,39 @@ bool fits(const at::Tensor& param, const Tensors&... others) {
   return is_plain_float(param) && ((is_plain_float(others) && others.sizes() == param.sizes()) && ...);
 }
 
+// Memory that the threads write to. Layers that share some must be stepped one after the other.
+class Memory {
+ public:
+  // Whether `tensor` has no byte in common with those that were added; then it is added.
+  bool add(const at::Tensor& tensor) {
+    if (tensor.numel() == 0) {
+      return true;
+    }
+    const char* begin = static_cast<const char*>(tensor.const_data_ptr());
+    const char* end = begin + tensor.nbytes();
+    const auto next = ends_.upper_bound(begin);  // the first that ends behind `begin`
+    if (next != ends_.end() && next->second < end) {
+      return false;
+    }
+    ends_.emplace_hint(next, end, begin);
+    return true;
+  }
+
+ private:
+  std::map<const char*, const char*> ends_;
+};
+
 inline bool is_plain_number(const at::Tensor& tensor) {
   return is_plain_float(tensor) && tensor.numel() == 1;
 }
 
 inline void bump_version(const at::Tensor& tensor) {
   tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+// Elements, rounded up to whole cache lines.
+inline int64_t in_lines(int64_t elements) {
+  return (elements + kLine - 1) / kLine * kLine;
 }
 
 // Calls work(begin, end, chunks) for runs of layers of at most `elements` elements, or for one layer that has more:
@@ -56,14 +87,15 @@ void for_each_batch(
   const size_t count = layers.size();
   for (size_t begin = 0, end = 0; begin < count; begin = end) {
     chunks.clear();
-    for (int64_t taken = 0; end < count; ++end) {
+    for (int64_t taken = 0, room = 0; end < count; ++end) {
       const int64_t size = tensors[layers[end]].numel();
       if (end != begin && taken + size > elements) {
         break;
       }
       taken += size;
       for (int64_t start = 0; start < size; start += kChunk) {
-        chunks.push_back({layers[end], start, std::min(kChunk, size - start)});
+        chunks.push_back({layers[end], start, std::min(kChunk, size - start), room});
+        room += in_lines(chunks.back().size);
       }
     }
     work(begin, end, chunks);
@@ -106,6 +138,11 @@ FOR_EACH_CPU static double sum_of_squares(const float* x, int64_t size) {
     total += static_cast<double>(x[i]) * x[i];
   }
   return total;
+}
+
+// Without decay there is none of an infinite weight either, where 0 times infinity would be NaN.
+__attribute__((always_inline)) inline float decayed(float decay, float weight) {
+  return decay == 0 ? 0.0F : decay * weight;
 }
 
 FOR_EACH_CPU static void descend(

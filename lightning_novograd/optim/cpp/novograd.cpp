@@ -21,7 +21,7 @@ FOR_EACH_CPU void update(
     float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg, int64_t size,
     float beta1, float factor, float decay, float lr) {
   for (int64_t i = 0; i < size; ++i) {
-    const float moment = beta1 * exp_avg[i] + factor * grad[i] + decay * weight[i];
+    const float moment = beta1 * exp_avg[i] + factor * grad[i] + decayed(decay, weight[i]);
     exp_avg[i] = moment;
     weight[i] -= lr * moment;
   }
@@ -37,7 +37,7 @@ FOR_EACH_CPU std::pair<double, double> update_moment(
   for (; i + kLanes <= size; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const float w = weight[i + lane];
-      const float moment = beta1 * exp_avg[i + lane] + factor * grad[i + lane] + decay * w;
+      const float moment = beta1 * exp_avg[i + lane] + factor * grad[i + lane] + decayed(decay, w);
       exp_avg[i + lane] = moment;
       weight_sums[lane] += w * w;
       moment_sums[lane] += moment * moment;
@@ -49,7 +49,7 @@ FOR_EACH_CPU std::pair<double, double> update_moment(
     moment_sum += moment_sums[lane];
   }
   for (; i < size; ++i) {
-    const float moment = beta1 * exp_avg[i] + factor * grad[i] + decay * weight[i];
+    const float moment = beta1 * exp_avg[i] + factor * grad[i] + decayed(decay, weight[i]);
     exp_avg[i] = moment;
     weight_sum += static_cast<double>(weight[i]) * weight[i];
     moment_sum += static_cast<double>(moment) * moment;
@@ -75,9 +75,10 @@ std::tuple<std::vector<int64_t>, std::vector<double>> novograd_step(
   const bool amsgrad = !max_exp_avg_sqs.empty();
   const bool limited = luc || larc;
   std::vector<int64_t> layers, others;
+  Memory memory;
   for (int64_t i = 0; i < static_cast<int64_t>(params.size()); ++i) {
     const bool taken = fits(params[i], grads[i], exp_avgs[i]) && is_plain_number(exp_avg_sqs[i]) &&
-        (!amsgrad || is_plain_number(max_exp_avg_sqs[i]));
+        (!amsgrad || is_plain_number(max_exp_avg_sqs[i])) && memory.add(params[i]);
     (taken ? layers : others).push_back(i);
   }
 
