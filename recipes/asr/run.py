@@ -106,14 +106,15 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks
         monitor="dev_wer",
         mode="min",
         save_top_k=settings.checkpoint.save_top_k,
-        save_last=True,
     )
+    # not save_last=True, which copies the newest of the top k. It comes second: the best one's path travels in it
+    last = pl_callbacks.ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
     if settings.checkpoint.every_n_steps is None:
-        return [by_epoch]
+        return [by_epoch, last]
     by_step = pl_callbacks.ModelCheckpoint(
         dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
     )
-    return [by_epoch, by_step]
+    return [by_epoch, last, by_step]
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
