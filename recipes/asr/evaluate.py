@@ -1,0 +1,130 @@
+"""Count a trained model's errors: ``python recipes/asr/evaluate.py RUN [--manifest FILE.json]``.
+
+Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none). Audio is
+read as the run read it (data.downmix, data.min_duration, ...); relative paths in the run's config begin at the current
+folder, as they did in training. Nothing is written unless --out is given.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_novograd.errors import ConfigError, LightningNovoGradError
+from lightning_novograd.recipes.asr.corpora.manifest import ManifestOptions
+from lightning_novograd.recipes.asr.data import SpeechDataModule
+from lightning_novograd.recipes.asr.dataset import SpeechDataset, collate
+from lightning_novograd.recipes.asr.loader import BatchLoader
+from lightning_novograd.recipes.asr.metrics import ErrorRate
+from lightning_novograd.recipes.asr.sampler import EvalBatchSampler
+from lightning_novograd.recipes.asr.trained import Recognizer, TrainedRun, make_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when the errors are counted, 1 with a message on stderr when they cannot be."""
+    parser = make_parser("evaluate", __doc__)
+    parser.add_argument("--manifest", metavar="FILE.json", type=Path, help="measure these utterances instead")
+    parser.add_argument("--batch-size", metavar="N", type=_positive, help="default: data.eval_batch_size of the run")
+    parser.add_argument(
+        "--out", metavar="FILE.json", type=Path, help="write the totals and every reference with its hypothesis"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.out is not None and not arguments.out.parent.is_dir():
+            raise ConfigError("--out", f"the folder of {arguments.out} does not exist")
+        run = TrainedRun.read(arguments.run)
+        checkpoint = run.checkpoint(arguments.checkpoint)
+        recognizer = run.recognizer(checkpoint, arguments.device)
+        dataset = read_set(run, recognizer, arguments.manifest)
+        loading = run.data.loading
+        batch_size = arguments.batch_size or loading.eval_batch_size or loading.batch_size
+        hypotheses = transcribe_set(recognizer, dataset, batch_size, loading.num_workers)
+        totals = {"checkpoint": str(checkpoint), **count_errors(dataset, hypotheses)}
+        show(totals)
+        if arguments.out is not None:
+            write(arguments.out, totals, dataset, hypotheses)
+    except LightningNovoGradError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = None) -> SpeechDataset:
+    """The utterances of a manifest; without one those of the run's test set, or else of its dev set.
+
+    Raises:
+        DataError: a line of the manifest or its audio cannot be used. Texts may be longer than CTC can spell in the
+            time: the model is measured on them all the same.
+    """
+    config = run.data
+    if manifest is not None:
+        path = str(manifest)
+        config = dataclasses.replace(config, name="manifest", corpus=ManifestOptions(train=path, dev=path, test=path))
+    data = SpeechDataModule(config, recognizer.alphabet, sample_rate=recognizer.sample_rate)
+    split, stage = ("test", "test") if data.has_test_set else ("dev", "validate")
+    data.setup(stage)
+    return data.datasets[split]
+
+
+def transcribe_set(recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int = 0) -> list[str]:
+    """One text per utterance, in the order of the set."""
+    hypotheses = [""] * len(dataset)
+    sampler = EvalBatchSampler(dataset.durations, batch_size)
+    loader = BatchLoader(dataset, sampler, collate, num_workers=num_workers)
+    for indices, batch in zip(sampler, loader, strict=True):
+        for index, text in zip(indices, recognizer(batch.wave_BS, batch.wave_lens_B), strict=True):
+            hypotheses[index] = text
+    loader.close()
+    return hypotheses
+
+
+def count_errors(dataset: SpeechDataset, hypotheses: Sequence[str]) -> dict[str, Any]:
+    """Error rates, as fractions, and what they are made of."""
+    references = [u.text for u in dataset.utterances]
+    totals: dict[str, Any] = {"manifest": str(dataset.utterances[0].manifest), "num_utterances": len(references)}
+    for name, unit, metric in (("wer", "word", ErrorRate("word")), ("cer", "char", ErrorRate("char"))):
+        metric.update(hypotheses, references)
+        totals |= {name: metric.compute().item(), f"{unit}_errors": int(metric.errors), f"{unit}s": int(metric.units)}
+    return totals
+
+
+def show(totals: dict[str, Any]) -> None:
+    """Print the totals, a line each."""
+    print(f"checkpoint  {totals['checkpoint']}")
+    print(f"manifest    {totals['manifest']}")
+    print(f"utterances  {totals['num_utterances']}")
+    print(f"WER {100 * totals['wer']:11.2f} %   {totals['word_errors']} errors in {totals['words']} words")
+    print(f"CER {100 * totals['cer']:11.2f} %   {totals['char_errors']} errors in {totals['chars']} characters")
+
+
+def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses: Sequence[str]) -> None:
+    """Write the totals and the texts as JSON.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    texts = [
+        {"audio_filepath": str(u.audio), "offset": u.offset, "reference": u.text, "hypothesis": hypothesis}
+        for u, hypothesis in zip(dataset.utterances, hypotheses, strict=True)
+    ]
+    try:
+        path.write_text(json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+if __name__ == "__main__":
+    # what is left out and what is resampled is in the log, on stderr
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lightning_novograd").setLevel(logging.INFO)
+    sys.exit(main())
