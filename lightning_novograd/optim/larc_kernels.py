@@ -2,8 +2,8 @@
 
 They take float32 layers whose tensors are contiguous and lie on the CPU.
 
-- `sgd_step` (target gradient) and `novograd_step` (target update) take norms, factor and step batch by batch of layers,
-  while these are in the cache; nothing is copied.
+- `sgd_step` (target gradient), `novograd_step` and `adam_step` (target update) take norms, factor and step batch by
+  batch of layers, while these are in the cache; no layer is copied.
 - `save` and `limit` serve target update around any other optimizer, whose step lies between the two.
 
 `scratch` and `before` are vectors that the caller keeps between steps; they grow as needed.
@@ -124,7 +124,8 @@ def save(before: Tensor, layers: list[Tensor]) -> list[int]:
 def limit(before: Tensor, starts: list[int], layers: list[Tensor], group: ParamGroup) -> Tensor:
     """Scale the way from what `save` has copied to where the layers are now; returns the factors."""
     options = _options(group)
-    return torch.tensor(_kernels().larc_limit_.default(before, starts, layers, float(group["lr"]), options))
+    factors = _kernels().larc_limit_.default(before, starts, layers, float(group["lr"]), options)
+    return torch.tensor(factors, dtype=torch.float32)
 
 
 def _kernels() -> Any:
@@ -142,7 +143,7 @@ def _result(
     layers: list[Tensor], factors: list[float], left: list[int], others: list[Tensor] | None = None
 ) -> tuple[Factors, list[Tensor]]:
     taken, left_layers = _parted(layers, left)
-    pairs = [(taken, torch.tensor(_parted(factors, left)[0]))] if taken else []
+    pairs = [(taken, torch.tensor(_parted(factors, left)[0], dtype=torch.float32))] if taken else []
     return pairs, [*(others or []), *left_layers]
 
 
