@@ -1,16 +1,16 @@
 """Checked config + module -> optimizer, LARC around it, and Lightning's LR scheduler dict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
 
 from lightning_novograd.config import parse_optim
-from lightning_novograd.construct import needs_length, new_larc, new_optimizer, new_scheduler
+from lightning_novograd.construct import SchedulerSpec, needs_length, new_larc, new_optimizer, new_scheduler
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.param_groups import build_param_groups
@@ -93,8 +93,8 @@ def build_scheduler(
         "strict": sched.strict,
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
-    if isinstance(entry["scheduler"], OneCycleLR) and whose == "schedule":
-        _refuse_longer_run(sched, entry["scheduler"].total_steps, run())
+    if whose == "schedule":
+        _refuse_longer_run(sched, entry["scheduler"], run)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
@@ -133,15 +133,34 @@ def _asked(max_steps: int | RunLength | Callable[[], int | RunLength] | None) ->
     return asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "it was not given")
 
 
-def _refuse_longer_run(sched: SchedConfig, total_steps: int, run: RunLength) -> None:
+def _refuse_longer_run(sched: SchedConfig, scheduler: Any, length_of_run: Callable[[], RunLength]) -> None:
     """Where other schedulers stay at their last LR, torch's OneCycleLR raises: better now than in the middle."""
-    steps = run.steps if sched.interval == "step" else run.epochs
-    if steps is None or run.trial or steps // sched.frequency <= total_steps:
+    if not list(_cycles(sched, scheduler, 0)):
         return
-    own = next((name for name in ("total_steps", "epochs") if sched.args.get(name) is not None), None)
-    key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
-    problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {steps}: {run.source}"
-    raise ConfigError(f"{sched.path}.{key}", f"{problem}; leave it out and the cycle is as long as the run")
+    run = length_of_run()
+    length = run.steps if sched.interval == "step" else run.epochs
+    if length is None or run.trial:
+        return
+    for spec, total_steps, steps in _cycles(sched, scheduler, length // sched.frequency):
+        if steps > total_steps:
+            own = next((name for name in ("total_steps", "epochs") if spec.args.get(name) is not None), None)
+            key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
+            problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {length}: {run.source}"
+            cure = "; leave it out and the cycle is as long as the run" if spec is sched else ""
+            raise ConfigError(f"{spec.path}.{key}", problem + cure)
+
+
+def _cycles(spec: SchedulerSpec, scheduler: Any, steps: int) -> Iterator[tuple[SchedulerSpec, int, int]]:
+    """Every OneCycleLR in a scheduler that is stepped `steps` times: its spec, its length, how often it is stepped."""
+    if isinstance(scheduler, OneCycleLR):
+        yield spec, scheduler.total_steps, steps
+    milestones = scheduler._milestones if isinstance(scheduler, SequentialLR) else []
+    for index, member in enumerate(getattr(scheduler, "_schedulers", ())):
+        begin, end = 0, steps
+        if milestones:
+            begin = ([0, *milestones])[index]
+            end = min([steps, *(milestone - 1 for milestone in milestones[index : index + 1])])
+        yield from _cycles(spec.args["schedulers"][index], member, max(0, end - begin))
 
 
 def _required(sched: SchedConfig) -> bool:

@@ -1,6 +1,8 @@
 """Config and module -> optimizer, LARC, and Lightning's scheduler dict of the right length."""
 
 import logging
+import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -185,6 +187,10 @@ def test_the_length_is_not_asked_for_in_vain(sched):
     assert build_optimizers(cfg, model(), max_steps=never)["lr_scheduler"]["scheduler"] is not None
 
 
+CONSTANT = {"name": "ConstantLR"}
+CYCLE = {"name": "OneCycleLR", "max_lr": 0.1}
+
+
 @pytest.mark.parametrize(
     ("own", "key"),
     [
@@ -202,6 +208,32 @@ def test_one_cycle_that_ends_before_the_run_is_refused_before_it_starts(own, key
     assert caught.value.path == f"optim.sched.{key}"
     for run in (RunLength(None, "it has no end", 10, 10), RunLength(9, "shorter", 1, 9), replace(RUN, trial=True)):
         assert build_optimizers(cfg, model(), max_steps=run)
+
+
+@pytest.mark.parametrize(
+    ("sched", "fits"),
+    [
+        ({"name": "SequentialLR", "milestones": [40], "schedulers": [CONSTANT, {**CYCLE, "total_steps": 60}]}, True),
+        ({"name": "SequentialLR", "milestones": [40], "schedulers": [CONSTANT, {**CYCLE, "total_steps": 59}]}, False),
+        ({"name": "SequentialLR", "milestones": [40], "schedulers": [{**CYCLE, "total_steps": 39}, CONSTANT]}, True),
+        ({"name": "SequentialLR", "milestones": [40], "schedulers": [{**CYCLE, "total_steps": 38}, CONSTANT]}, False),
+        ({"name": "SequentialLR", "milestones": [200], "schedulers": [{**CYCLE, "total_steps": 99}, CONSTANT]}, False),
+        ({"name": "ChainedScheduler", "schedulers": [CONSTANT, {**CYCLE, "total_steps": 100}]}, True),
+        ({"name": "ChainedScheduler", "schedulers": [CONSTANT, {**CYCLE, "total_steps": 99}]}, False),
+    ],
+)
+def test_one_cycle_inside_another_scheduler_is_as_long_as_its_turn(sched, fits):
+    cfg = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": {**sched, "interval": "step"}}
+    with warnings.catch_warnings(action="ignore"):  # torch's, of steps in another order than in a training
+        if not fits:
+            with pytest.raises(ConfigError, match="OneCycleLR ends after") as caught:
+                build_optimizers(cfg, model(), max_steps=RUN)
+            assert caught.value.path.endswith("].total_steps")
+        # torch agrees
+        scheduler = build_optimizers(cfg, model(), max_steps=replace(RUN, trial=True))["lr_scheduler"]["scheduler"]
+        with nullcontext() if fits else pytest.raises(ValueError, match="Tried to step"):
+            for _ in range(100):
+                scheduler.step()
 
 
 def test_the_length_is_asked_for_once_and_after_the_optimizer_is_built():

@@ -229,7 +229,7 @@ def test_what_cannot_be_drawn(text, message, plot, tmp_path):
             "{name: sgd, sched: {name: SequentialLR, interval: step, milestones: [5], schedulers: [{name: ConstantLR}, "
             "{name: OneCycleLR, max_lr: 1.0, total_steps: 20}]}}",
             "--max-steps 30",
-            "conf.yaml: optim.sched: SequentialLR cannot be stepped 30 times (--max-steps 30): Tried to step 21 times.",
+            "conf.yaml: optim.sched.schedulers[1].total_steps: OneCycleLR ends after 20 steps, and the run has 30",
         ),
         (COSINE, "--out nodir/lr.png", "nodir/lr.png: there is no folder 'nodir'; make it first"),
         (COSINE, "--out lr", "lr: has no suffix, which chooses the format. Allowed: "),
