@@ -26,27 +26,9 @@ FOR_EACH_CPU void copy(float* __restrict to, const float* __restrict from, int64
 // The sums of squares of `before` and of `after - before`.
 FOR_EACH_CPU std::pair<double, double> norm_and_distance(
     const float* __restrict before, const float* __restrict after, int64_t size) {
-  constexpr int kLanes = 32;
-  float norms[kLanes] = {}, distances[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float distance = after[i + lane] - before[i + lane];
-      norms[lane] += before[i + lane] * before[i + lane];
-      distances[lane] += distance * distance;
-    }
-  }
-  double norm = 0, distance = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    norm += norms[lane];
-    distance += distances[lane];
-  }
-  for (; i < size; ++i) {
-    const double step = static_cast<double>(after[i]) - before[i];
-    norm += static_cast<double>(before[i]) * before[i];
-    distance += step * step;
-  }
-  return {norm, distance};
+  return sums_of_squares(size, [=](int64_t i) __attribute__((always_inline)) {
+    return std::pair{before[i], after[i] - before[i]};
+  });
 }
 
 FOR_EACH_CPU void interpolate(const float* __restrict before, float* __restrict after, int64_t size, float factor) {
@@ -97,36 +79,16 @@ struct Adam {
 FOR_EACH_CPU std::pair<double, double> adam(
     const float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg,
     float* __restrict exp_avg_sq, float* __restrict update, int64_t size, Adam options) {
-  const auto step = [&](int64_t i) __attribute__((always_inline)) {
+  return sums_of_squares(size, [=](int64_t i) __attribute__((always_inline)) {
     const float g = options.sign * grad[i] + decayed(options.decay_of_grad, weight[i]);
     const float moment = options.beta1 * exp_avg[i] + options.one_less_beta1 * g;
     const float second_moment = options.beta2 * exp_avg_sq[i] + options.one_less_beta2 * g * g;
     exp_avg[i] = moment;
     exp_avg_sq[i] = second_moment;
     const float denom = std::sqrt(second_moment) * options.bias_correction + options.eps;
-    return update[i] = options.step_size * moment / denom + decayed(options.decay_of_weight, weight[i]);
-  };
-  constexpr int kLanes = 32;
-  float weight_sums[kLanes] = {}, step_sums[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float length = step(i + lane);
-      weight_sums[lane] += weight[i + lane] * weight[i + lane];
-      step_sums[lane] += length * length;
-    }
-  }
-  double weight_sum = 0, step_sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    weight_sum += weight_sums[lane];
-    step_sum += step_sums[lane];
-  }
-  for (; i < size; ++i) {
-    const double length = step(i);
-    weight_sum += static_cast<double>(weight[i]) * weight[i];
-    step_sum += length * length;
-  }
-  return {weight_sum, step_sum};
+    update[i] = options.step_size * moment / denom + decayed(options.decay_of_weight, weight[i]);
+    return std::pair{weight[i], update[i]};
+  });
 }
 
 float* with_room_for(const at::Tensor& scratch, int64_t elements) {

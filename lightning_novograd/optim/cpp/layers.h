@@ -140,6 +140,32 @@ FOR_EACH_CPU static double sum_of_squares(const float* x, int64_t size) {
   return total;
 }
 
+// The two sums of squares of what element(i) returns for all i below `size`, float32 in lanes as above.
+template <typename Element>
+__attribute__((always_inline)) inline std::pair<double, double> sums_of_squares(int64_t size, const Element& element) {
+  constexpr int kLanes = 32;
+  float firsts[kLanes] = {}, seconds[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const auto [first, second] = element(i + lane);
+      firsts[lane] += first * first;
+      seconds[lane] += second * second;
+    }
+  }
+  double first_sum = 0, second_sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    first_sum += firsts[lane];
+    second_sum += seconds[lane];
+  }
+  for (; i < size; ++i) {
+    const auto [first, second] = element(i);
+    first_sum += static_cast<double>(first) * first;
+    second_sum += static_cast<double>(second) * second;
+  }
+  return {first_sum, second_sum};
+}
+
 // Without decay there is none of an infinite weight either, where 0 times infinity would be NaN.
 __attribute__((always_inline)) inline float decayed(float decay, float weight) {
   return decay == 0 ? 0.0F : decay * weight;

@@ -31,30 +31,11 @@ FOR_EACH_CPU void update(
 FOR_EACH_CPU std::pair<double, double> update_moment(
     const float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg, int64_t size,
     float beta1, float factor, float decay) {
-  constexpr int kLanes = 32;
-  float weight_sums[kLanes] = {}, moment_sums[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float w = weight[i + lane];
-      const float moment = beta1 * exp_avg[i + lane] + factor * grad[i + lane] + decayed(decay, w);
-      exp_avg[i + lane] = moment;
-      weight_sums[lane] += w * w;
-      moment_sums[lane] += moment * moment;
-    }
-  }
-  double weight_sum = 0, moment_sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    weight_sum += weight_sums[lane];
-    moment_sum += moment_sums[lane];
-  }
-  for (; i < size; ++i) {
+  return sums_of_squares(size, [=](int64_t i) __attribute__((always_inline)) {
     const float moment = beta1 * exp_avg[i] + factor * grad[i] + decayed(decay, weight[i]);
     exp_avg[i] = moment;
-    weight_sum += static_cast<double>(weight[i]) * weight[i];
-    moment_sum += static_cast<double>(moment) * moment;
-  }
-  return {weight_sum, moment_sum};
+    return std::pair{weight[i], moment};
+  });
 }
 
 struct Luc {
