@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.larc import LARC
-from lightning_novograd.recipes.asr.model import JasperCTC
+from lightning_novograd.optim.larc.optimizer import LARC
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 
 MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
 OPTIMIZERS = {

@@ -18,10 +18,10 @@ import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_novograd.callbacks import LayerMonitor
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.larc import LARC
-from lightning_novograd.recipes.asr.model import JasperCTC
+from lightning_novograd.optim.larc.optimizer import LARC
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.training.callbacks import LayerMonitor
 
 MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
 

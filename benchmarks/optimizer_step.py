@@ -6,7 +6,7 @@ Times one step of each optimizer over real parameter shapes: interleaved in one 
 anew in every round, so that whatever else the machine does falls on all alike. The ratio of a round is taken to torch's
 fused SGD with momentum of the same round: it moves the same 20 bytes per parameter and so is the floor.
 
-"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.cpu_kernel` has built it.
+"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.kernels.cpu.library` has built it.
 
 Peers are timed where they can be imported. The files of their optimizers are enough, unpacked from their wheels into a
 folder that PYTHONPATH names: NeMo's nemo/core/optim/novograd.py; timm's timm/optim/nvnovograd.py and, beside it,
@@ -33,21 +33,22 @@ from shapes import MODELS, Shapes
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_novograd.optim import NovoGrad, cpu_kernel
+from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim.kernels.cpu import library
 
 FLOOR = "torch SGD fused"
 NOVOGRAD = {"lr": 1e-6, "betas": (0.95, 0.25), "weight_decay": 1e-3}
 
 
 class WithoutCppKernel(NovoGrad):
-    """The fused CPU worker as it is before `python -m lightning_novograd.optim.cpu_kernel`."""
+    """The fused CPU worker as it is before `python -m lightning_novograd.optim.kernels.cpu.library`."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        load, cpu_kernel.load = cpu_kernel.load, lambda: None
+        load, library.load = library.load, lambda: None
         try:
             return super().step(closure)
         finally:
-            cpu_kernel.load = load
+            library.load = load
 
 
 Make = Callable[[list[Tensor]], Optimizer]
@@ -134,7 +135,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cpp_kernel": device.type == "cpu" and cpu_kernel.load() is not None,
+        "cpp_kernel": device.type == "cpu" and library.load() is not None,
         "copy_gb_per_s": copy_bandwidth(device),
         "rows": rows,
     }

@@ -7,18 +7,18 @@ from lightning_novograd._version import __version__
 from lightning_novograd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from lightning_novograd.batch_plan import BatchPlan, scale_lr, solve_batch_plan
-    from lightning_novograd.config import OptimConfig, parse_optim
-    from lightning_novograd.factory import build_optimizers
-    from lightning_novograd.module import OptimMixin, attach_optimizers, check_same_lightning
-    from lightning_novograd.optim.larc import LARC
-    from lightning_novograd.optim.novograd import NovoGrad
+    from lightning_novograd.config.build import build_optimizers
+    from lightning_novograd.config.parse import OptimConfig, parse_optim
+    from lightning_novograd.large_batch.plan import BatchPlan, scale_lr, solve_batch_plan
+    from lightning_novograd.optim.larc.optimizer import LARC
+    from lightning_novograd.optim.novograd.optimizer import NovoGrad
     from lightning_novograd.registry import (
         available_optimizers,
         available_schedulers,
         register_optimizer,
         register_scheduler,
     )
+    from lightning_novograd.training.mixin import OptimMixin, attach_optimizers, check_same_lightning
 
 __all__ = [
     "LARC",
@@ -43,21 +43,21 @@ __all__ = [
 
 # Imported when first used: torch takes a second to import, and the version or an error type should not
 _MODULES = {
-    "LARC": "optim.larc",
-    "BatchPlan": "batch_plan",
-    "NovoGrad": "optim.novograd",
-    "OptimConfig": "config",
-    "OptimMixin": "module",
-    "attach_optimizers": "module",
+    "LARC": "optim",
+    "BatchPlan": "large_batch",
+    "NovoGrad": "optim",
+    "OptimConfig": "config.parse",
+    "OptimMixin": "training.mixin",
+    "attach_optimizers": "training.mixin",
     "available_optimizers": "registry",
     "available_schedulers": "registry",
-    "build_optimizers": "factory",
-    "check_same_lightning": "module",
-    "parse_optim": "config",
+    "build_optimizers": "config.build",
+    "check_same_lightning": "training.mixin",
+    "parse_optim": "config.parse",
     "register_optimizer": "registry",
     "register_scheduler": "registry",
-    "scale_lr": "batch_plan",
-    "solve_batch_plan": "batch_plan",
+    "scale_lr": "large_batch",
+    "solve_batch_plan": "large_batch",
 }
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_novograd.convert_checkpoint import add_convert_checkpoint
+from lightning_novograd.commands.convert_checkpoint import add_convert_checkpoint
 from lightning_novograd.errors import LightningNovoGradError
 
 
@@ -33,7 +33,7 @@ def _add_describe(commands: Any) -> None:
 
 
 def _describe(args: argparse.Namespace) -> None:
-    from lightning_novograd import describe
+    from lightning_novograd.commands import describe
     from lightning_novograd.registry import get_optimizer, get_scheduler
 
     if args.markdown:
@@ -70,7 +70,7 @@ def _add_plot_schedule(commands: Any) -> None:
 
 
 def _plot_schedule(args: argparse.Namespace) -> None:
-    from lightning_novograd.schedule_picture import RunOptions, draw
+    from lightning_novograd.commands.plot_schedule import RunOptions, draw
 
     run = RunOptions(max_steps=args.max_steps, max_epochs=args.max_epochs, steps_per_epoch=args.steps_per_epoch)
     draw(args.config, args.out, run)

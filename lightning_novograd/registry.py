@@ -13,7 +13,7 @@ import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
 from lightning_novograd import lr_scheduler
-from lightning_novograd.arguments import Argument, arguments_of
+from lightning_novograd.config.arguments import Argument, arguments_of
 from lightning_novograd.errors import ConfigError, choices
 
 Kind = Literal["optimizer", "scheduler", "wrapper"]
@@ -257,7 +257,7 @@ def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:
     return _SCHEDULERS.get(name, path)
 
 
-LARC = Entry("LARC", "wrapper", "lightning_novograd.optim.larc:LARC")
+LARC = Entry("LARC", "wrapper", "lightning_novograd.optim:LARC")
 
 # Short names of the common ones, and OpenSeq2Seq's names of its own
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -277,7 +277,7 @@ _TORCH_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
 
 
 def _add_built_in() -> None:
-    _OPTIMIZERS.add(Entry("NovoGrad", "optimizer", "lightning_novograd.optim.novograd:NovoGrad"))
+    _OPTIMIZERS.add(Entry("NovoGrad", "optimizer", "lightning_novograd.optim:NovoGrad"))
     for name, cls in vars(torch.optim).items():
         if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
             _OPTIMIZERS.add(Entry(name, "optimizer", cls))

@@ -8,10 +8,10 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from lightning_novograd.config import parse_optim
-from lightning_novograd.recipes.asr.data import DataConfig
-from lightning_novograd.recipes.asr.model import JasperCTC
-from lightning_novograd.recipes.asr.settings import RunSettings
+from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.recipes.asr.data.module import DataConfig
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 CONF = ROOT / "conf"
 GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml"))

@@ -11,13 +11,13 @@ import lightning_novograd
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 MODULES = [
     module.name
-    for folder in ("", "optim.")
-    for module in pkgutil.iter_modules(
-        importlib.import_module(f"lightning_novograd.{folder}".rstrip(".")).__path__, f"lightning_novograd.{folder}"
-    )
-    if not module.ispkg
+    for module in pkgutil.walk_packages(lightning_novograd.__path__, "lightning_novograd.")
+    if not module.ispkg and not module.name.startswith(("lightning_novograd.conf.", "lightning_novograd.recipes."))
 ]
-NEEDS = {"lightning_novograd.optim.fused_cuda": "triton", "lightning_novograd.optim.cuda_kernels": "triton"}
+NEEDS = {
+    "lightning_novograd.optim.novograd.cuda": "triton",
+    "lightning_novograd.optim.kernels.cuda.novograd": "triton",
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -29,6 +29,8 @@ def test_examples_run(name):
 
 
 def test_the_examples_are_found():
-    examples = doctest.DocTestFinder().find(importlib.import_module("lightning_novograd.factory"))
-    assert [example.name for example in examples if example.examples] == ["lightning_novograd.factory.build_optimizers"]
+    examples = doctest.DocTestFinder().find(importlib.import_module("lightning_novograd.config.build"))
+    assert [example.name for example in examples if example.examples] == [
+        "lightning_novograd.config.build.build_optimizers"
+    ]
     assert lightning_novograd.__doc__

@@ -54,7 +54,7 @@ def test_wheel_holds_configs_and_recipes_but_no_tests(dist):
 def test_every_source_is_shipped(dist):
     [wheel] = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    patterns = ("lightning_novograd/**/*.py", "lightning_novograd/optim/cpp/*", "hydra_plugins/**/*.py")
+    patterns = ("lightning_novograd/**/*.py", "lightning_novograd/optim/kernels/cpu/*.[ch]*", "hydra_plugins/**/*.py")
     sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     shipped = {p.relative_to(ROOT).as_posix() for p in sources}
     shipped |= {f"lightning_novograd/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("recipes/**/*.py")}

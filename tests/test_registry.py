@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
-from lightning_novograd import describe, lr_scheduler, registry
-from lightning_novograd.config import parse_optim
+from lightning_novograd import lr_scheduler, registry
+from lightning_novograd.commands import describe
+from lightning_novograd.config.parse import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
     available_optimizers,
@@ -232,7 +233,9 @@ def test_a_broken_plugin_is_named_when_it_is_asked_for(installed, value, problem
 
 def test_a_scheduler_of_a_plugin_gets_the_length_of_the_run(installed):
     installed(
-        "schedulers", fancy="lightning_novograd.lr_scheduler:CosineAnnealing", plain="torch.optim.lr_scheduler:StepLR"
+        "schedulers",
+        fancy="lightning_novograd.lr_scheduler.nemo:CosineAnnealing",
+        plain="torch.optim.lr_scheduler:StepLR",
     )
     assert get_scheduler("fancy").length == "max_steps"
     assert get_scheduler("plain").length is None

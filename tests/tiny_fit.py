@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_novograd.module import OptimMixin
+from lightning_novograd.training.mixin import OptimMixin
 
 
 class Numbers(Dataset):

@@ -22,8 +22,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_novograd.config import parse_optim
-from lightning_novograd.construct import new_larc, new_optimizer
+from lightning_novograd.config.construct import new_larc, new_optimizer
+from lightning_novograd.config.parse import parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import Entry, available_optimizers, available_schedulers, get_optimizer, get_scheduler
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
-from lightning_novograd.recipes.asr.corpora.manifest import ManifestOptions
-from lightning_novograd.recipes.asr.data import SpeechDataModule
-from lightning_novograd.recipes.asr.dataset import SpeechDataset, collate
-from lightning_novograd.recipes.asr.loader import BatchLoader
-from lightning_novograd.recipes.asr.metrics import ErrorRate
-from lightning_novograd.recipes.asr.sampler import EvalBatchSampler
-from lightning_novograd.recipes.asr.trained import Recognizer, TrainedRun, make_parser
+from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
+from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
+from lightning_novograd.recipes.asr.data.loader import BatchLoader
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler
+from lightning_novograd.recipes.asr.text.metrics import ErrorRate
+from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import LightningNovoGradError
-from lightning_novograd.recipes.asr.corpora import available_corpora, get_corpus
-from lightning_novograd.recipes.asr.corpora.base import prepare_in
+from lightning_novograd.recipes.asr.data.corpora import available_corpora, get_corpus
+from lightning_novograd.recipes.asr.data.corpora.base import prepare_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_novograd.errors import LightningNovoGradError
-from lightning_novograd.recipes.asr.run import run
+from lightning_novograd.recipes.asr.training.run import run
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="asr")

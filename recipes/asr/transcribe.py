@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from lightning_novograd.errors import DataError, LightningNovoGradError
-from lightning_novograd.recipes.asr.audio import load_audio
-from lightning_novograd.recipes.asr.trained import Recognizer, TrainedRun, make_parser
+from lightning_novograd.recipes.asr.data.audio import load_audio
+from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

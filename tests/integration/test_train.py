@@ -13,7 +13,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
-from lightning_novograd.recipes.asr.run import run
+from lightning_novograd.recipes.asr.training.run import run
 
 QUICK = [
     "model=quartznet_small",

@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from lightning_novograd import lr_scheduler
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.integrations import nemo
-from lightning_novograd.optim.larc import LARC
-from lightning_novograd.optim.novograd import NovoGrad
+from lightning_novograd.optim.larc.optimizer import LARC
+from lightning_novograd.optim.novograd.optimizer import NovoGrad
 
 LABELS = [" ", "a", "b", "c"]
 STEPS = 8

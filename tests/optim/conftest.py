@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lightning_novograd.optim import cpu_kernel
+from lightning_novograd.optim.kernels.cpu import library
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "kernels"
 
@@ -21,11 +21,11 @@ def built_kernels():
     FOLDER.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch, FileLock(FOLDER / "lock"):
         patch.setenv("NOVOGRAD_KERNEL_DIR", str(FOLDER))
-        if not cpu_kernel.library_path().exists():
-            cpu_kernel.build()
-        cpu_kernel.load.cache_clear()
-        kernels = cpu_kernel.load()
-        cpu_kernel.load.cache_clear()
+        if not library.library_path().exists():
+            library.build()
+        library.load.cache_clear()
+        kernels = library.load()
+        library.load.cache_clear()
     assert kernels is not None
     return kernels
 
@@ -33,7 +33,7 @@ def built_kernels():
 @pytest.fixture
 def cpp_kernels(built_kernels, monkeypatch):
     """Inside the test, the optimizers find the kernels."""
-    monkeypatch.setattr(cpu_kernel, "load", lambda: built_kernels)
+    monkeypatch.setattr(library, "load", lambda: built_kernels)
     return built_kernels
 
 

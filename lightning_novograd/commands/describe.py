@@ -1,0 +1,209 @@
+"""What the optim block takes, as text for a terminal and as docs/optim_block.md."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from lightning_novograd.config.arguments import Argument, expected
+from lightning_novograd.config.schema import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.registry import (
+    LARC,
+    Entry,
+    Kind,
+    available_optimizers,
+    available_schedulers,
+    get_optimizer,
+    get_scheduler,
+)
+
+_INTRO = """\
+# The optim block
+
+<!-- Made by `python -m lightning_novograd describe --markdown`; edit lightning_novograd/describe.py and docstrings. -->
+
+```yaml
+optim:
+  name: novograd                  # any registered optimizer
+  lr: 0.05                        # and its other arguments
+  betas: [0.95, 0.25]
+  weight_decay: 0.001
+  no_decay: [bias, norm]
+  param_groups:
+    - {match: "decoder.*", lr: 0.01}
+  larc: {trust_coefficient: 0.001}
+  sched:
+    name: CosineAnnealing         # any registered scheduler, and its arguments
+    warmup_ratio: 0.05
+    min_lr: 0.0
+```
+
+- Names are looked up in the registry only, without regard to case. `_target_`, Python objects, YAML tags are refused.
+- An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.
+- Everything becomes plain Python before it reaches an optimizer: checkpoints load with `weights_only=True`.
+- `python -m lightning_novograd describe optimizer NAME` (or `scheduler NAME`) lists the arguments of any of them.
+"""
+
+_GROUPS = """\
+The first rule that matches a parameter takes it; a rule sets any argument that the optimizer has per group. Shorthands:
+`bias` (parameters called `bias`, `bias_*` or `*_bias`), `norm` (those of normalization layers), `1d` or `ndim<=1` (at
+most one dimension). A glob matches full parameter names, dots included; its brackets are a choice of characters, so
+the name `x[0]` is `x[[]0]`. With both `match` and `module_type`, both must hold.
+
+- A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
+  nothing to. Names of groups, given or made of the patterns, differ.
+- `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule sets a value.
+- Frozen parameters (`requires_grad=False`) are left out; the log says how many.
+- Groups are in this order: what no rule matches, then each rule's; each before its part without decay. A scheduler's
+  list (`max_lr: [0.1, 0.2]`) has one value for each group that the model has.
+- A shared parameter is optimized once; if its names fall under different rules, that is an error.
+"""
+
+_SCHED = """\
+The schedule is as long as the run, unless `max_steps` or `max_epochs` says otherwise: the Trainer's `max_steps`, or
+epochs x batches / accumulation, whichever is less. The log shows the length and where it came from; a warmup that does
+not fit is an error that shows both, and so is a length that cannot be known (an iterable dataset without `max_steps`).
+
+- Our schedulers, `OneCycleLR` and `CyclicLR` are stepped with the optimizer, torch's others once per epoch; `interval`
+  changes that. NeMo steps `StepLR` with the optimizer: say `interval: step` there.
+- `OneCycleLR.total_steps` and `CosineAnnealingLR.T_max` are filled in like `max_steps`.
+- `SequentialLR` and `ChainedScheduler` take a list of blocks like this one as `schedulers`.
+- A step that a GradScaler skipped (fp16) does not advance the schedule.
+"""
+
+_NEMO = """\
+## NeMo's grammar
+
+NeMo's blocks parse as they are: lower-case names, `sched` inline, `args: {name: auto, params: {...}}` in `optim` and in
+`sched`, `t_max_epochs`, `max_steps: -1` (from the trainer), `last_epoch: -1`, and `iters_per_batch`,
+`t_accumulate_grad_batches`, `t_limit_train_batches`, `t_num_workers` as null (the trainer knows them). OpenSeq2Seq's
+`larc_eta`, `larc_mode` and `epsilon` are taken in `larc`.
+"""
+
+# Arguments that the policies share and explain together in lr_scheduler.py
+_SHARED_HELP = {
+    "max_steps": "optimizer steps of the schedule; afterwards the LR is min_lr",
+    "warmup_steps": "linear warmup to the base LR",
+    "warmup_ratio": "the same as a share of max_steps, 0..1",
+    "hold_steps": "steps at the base LR after warmup",
+    "hold_ratio": "the same as a share of max_steps, 0..1",
+    "constant_steps": "steps at the end of the schedule",
+    "constant_ratio": "the same as a share of max_steps, 0..1",
+    "min_lr": "LR at the end, absolute",
+    "power": "1 is linear",
+    "cycle": "start again at the end of the decay",
+    "decay_rate": "0.5 is Noam's, 1 Squeezeformer's",
+    "d_model": "width of the model: the LR is divided by its root",
+}
+
+
+def overview(kind: Kind | None = None) -> str:
+    """Every registered name with its one line; of one kind only, if that is given."""
+    optimizers = ["Optimizers (optim.name)", *_lines(available_optimizers(), get_optimizer)]
+    schedulers = ["Schedulers (optim.sched.name)", *_lines(available_schedulers(), get_scheduler)]
+    shown = {"optimizer": optimizers, "scheduler": schedulers}
+    return "\n\n".join("\n".join(lines) for key, lines in shown.items() if kind in (key, None))
+
+
+def details(entry: Entry) -> str:
+    """One class: help, paper, arguments."""
+    head = [entry.name, f"  {entry.help}"]
+    if entry.aliases:
+        head.append(f"  also called {', '.join(entry.aliases)}")
+    if entry.paper:
+        head.append(f"  {entry.paper}")
+    rows = [(a.name, _type(a), _default(a), a.help) for a in _settable(entry)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([*head, "", *(f"  {line}" for line in lines)])
+
+
+def markdown() -> str:
+    """docs/optim_block.md."""
+    optimizers = _importable(available_optimizers(), get_optimizer)
+    schedulers = _importable(available_schedulers(), get_scheduler)
+    parts = [
+        _INTRO,
+        "## Keys\n\n`name`, the arguments of the named optimizer, and:\n",
+        _table(OPTIM_KEYS.values()),
+        "## Parameter groups\n",
+        _GROUPS,
+        _table([*RULE_KEYS.values()]),
+        "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
+        _table([*_settable(LARC), *LARC_KEYS.values()]),
+        "## Schedules\n\n`name`, the arguments of the named scheduler, and:\n",
+        _table(SCHED_KEYS.values()),
+        _SCHED,
+        _NEMO,
+        "## Optimizers\n",
+        *(_section(entry) for entry in optimizers if _is_ours(entry)),
+        _names("torch.optim", optimizers),
+        "## Schedulers\n",
+        *(_section(entry) for entry in schedulers if _is_ours(entry)),
+        _names("torch.optim.lr_scheduler", schedulers),
+    ]
+    return "\n".join(parts)
+
+
+def _importable(names: Iterable[str], get: Callable[[str], Entry]) -> list[Entry]:
+    entries = []
+    for name in names:
+        with contextlib.suppress(ConfigError):  # a plugin's fault, which `describe` shows
+            entries.append(get(name))
+    return entries
+
+
+def _section(entry: Entry) -> str:
+    also = f" Also called {', '.join(f'`{alias}`' for alias in entry.aliases)}." if entry.aliases else ""
+    paper = f" <{entry.paper}>" if entry.paper else ""
+    return f"### {entry.name}\n\n{entry.help}.{also}{paper}\n\n{_table(_settable(entry))}"
+
+
+def _names(title: str, entries: Iterable[Entry]) -> str:
+    names = ", ".join(f"`{entry.name}`" for entry in entries if entry.cls.__module__.startswith("torch."))
+    return f"### {title}\n\n{names}, with torch's own arguments and defaults.\n"
+
+
+def _is_ours(entry: Entry) -> bool:
+    return entry.cls.__module__.startswith("lightning_novograd.")
+
+
+def _settable(entry: Entry) -> list[Argument]:
+    arguments = [argument for name, argument in entry.arguments.items() if name != "last_epoch"]
+    helps = _SHARED_HELP if _is_ours(entry) else {}
+    arguments = [replace(a, help=a.help or helps.get(a.name, "")) for a in arguments]
+    return [replace(a, default="the run's") if a.name == entry.length else a for a in arguments]
+
+
+def _lines(names: Iterable[str], get: Callable[[str], Entry]) -> list[str]:
+    rows = []
+    for name in names:
+        try:
+            entry = get(name)
+            rows.append((entry.name, entry.help))
+        except ConfigError as error:  # a plugin's fault must not hide the others
+            rows.append((name, error.problem))
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name.ljust(width)}  {help_}" for name, help_ in rows]
+
+
+def _table(arguments: Iterable[Argument]) -> str:
+    head = "| key | value | default | |\n|---|---|---|---|\n"
+    rows = (f"| `{a.name}` | {_type(a)} | {_default(a)} | {a.help} |\n".replace("|  |", "| |") for a in arguments)
+    return head + "".join(rows)
+
+
+def _type(argument: Argument) -> str:
+    return expected(argument.hint).removeprefix("a ").removeprefix("an ") or "a Python function: not from a config"
+
+
+def _default(argument: Argument) -> str:
+    words: Mapping[object, str] = {None: "null", True: "true", False: "false", "": ""}
+    if argument.required:
+        return "required"
+    value = argument.default
+    if isinstance(value, tuple):
+        return str(list(value)).replace("None", "null")
+    return words[value] if value is None or isinstance(value, bool) or value == "" else str(value)

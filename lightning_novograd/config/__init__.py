@@ -1,0 +1,1 @@
+"""The optim block: from any mapping to checked data, and from there to objects."""

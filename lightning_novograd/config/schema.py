@@ -1,0 +1,109 @@
+"""The optim block: its keys beside the arguments of the classes it names, and what parsing makes of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightning_novograd.config.arguments import Argument
+from lightning_novograd.config.construct import SchedulerSpec
+from lightning_novograd.optim.param_groups import ParamGroupRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedConfig(SchedulerSpec):
+    """`optim.sched`: a scheduler, its arguments, and when Lightning steps it.
+
+    Args:
+        max_steps: optimizer steps of the schedule; None: those of the run.
+        max_epochs: the same in epochs (NeMo's `t_max_epochs`).
+        interval: `"step"` or `"epoch"`.
+        frequency: as in Lightning: every so many intervals.
+        monitor: the logged metric that `ReduceLROnPlateau` watches.
+        strict: as in Lightning: a missing `monitor` is an error.
+        log_name: under which `LearningRateMonitor` logs it (Lightning's `name`).
+
+    """
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    interval: Literal["step", "epoch"] = "step"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    log_name: str | None = None
+
+    @property
+    def reduce_on_plateau(self) -> bool:
+        """Whether the scheduler is stepped with the monitored metric."""
+        return self.name == "ReduceLROnPlateau"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LarcConfig:
+    """`optim.larc`: arguments of `LARC`.
+
+    Args:
+        args: what the block sets of LARC's constructor arguments.
+        allow_grad_clip: whether gradient clipping may be on as well; both bound the step, so usually one is a mistake.
+
+    """
+
+    args: Mapping[str, Any] = field(default_factory=dict)
+    allow_grad_clip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optim block.
+
+    Args:
+        name: registered optimizer.
+        args: its arguments, `lr` included; what is absent has the class's default.
+        sched: None: the LR is constant.
+        larc: None: no LARC.
+        no_decay: shorthands and globs of parameters without weight decay.
+        param_groups: rules, first match wins.
+        grad_clip_norm: bound of the norm of all gradients together, > 0.
+        grad_clip_value: bound of each gradient element, > 0.
+        path: of the block in the config, for errors.
+
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    sched: SchedConfig | None = None
+    larc: LarcConfig | None = None
+    no_decay: tuple[str, ...] = ()
+    param_groups: tuple[ParamGroupRule, ...] = ()
+    grad_clip_norm: float | None = None
+    grad_clip_value: float | None = None
+    path: str = "optim"
+
+
+OPTIM_KEYS = {
+    "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
+    "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
+    "larc": Argument("larc", dict | bool | None, None, "LARC's arguments, or true for its defaults"),
+    "no_decay": Argument("no_decay", list[str] | str | None, None, "parameters without weight decay"),
+    "param_groups": Argument("param_groups", list[dict] | None, None, "rules, first match wins"),
+    "sched": Argument("sched", dict | None, None, "the learning-rate schedule"),
+}
+SCHED_KEYS = {
+    "max_steps": Argument("max_steps", int | None, None, "optimizer steps of the schedule; null: of the run"),
+    "max_epochs": Argument("max_epochs", int | None, None, "the same in epochs (NeMo: t_max_epochs)"),
+    "interval": Argument("interval", Literal["step", "epoch"] | None, None, "null: the scheduler's own"),
+    "frequency": Argument("frequency", int, 1, "step it every so many intervals"),
+    "monitor": Argument("monitor", str | None, None, "metric for ReduceLROnPlateau"),
+    "reduce_on_plateau": Argument("reduce_on_plateau", bool | None, None, "null: as the scheduler is"),
+    "strict": Argument("strict", bool, True, "a monitor that is not logged is an error"),
+    "log_name": Argument("log_name", str | None, None, "name for LearningRateMonitor (Lightning's `name`)"),
+}
+RULE_KEYS = {
+    "match": Argument("match", list[str] | str | None, None, "bias, norm, 1d, or globs over parameter names"),
+    "module_type": Argument("module_type", list[str] | str | None, None, "globs over class names of modules"),
+    "name": Argument("name", str, "", "of the group, in logs"),
+    "larc": Argument("larc", bool, True, "false: LARC leaves the group alone"),
+}
+LARC_KEYS = {
+    "allow_grad_clip": Argument("allow_grad_clip", bool, False, "LARC and gradient clipping together are meant"),
+}

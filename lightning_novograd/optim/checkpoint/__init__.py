@@ -1,0 +1,11 @@
+"""NovoGrad's state, from and to other implementations."""
+
+from lightning_novograd.optim.checkpoint.convert import (
+    FORMATS,
+    convert_checkpoint,
+    convert_state_dict,
+    detect_format,
+    in_our_format,
+)
+
+__all__ = ["FORMATS", "convert_checkpoint", "convert_state_dict", "detect_format", "in_our_format"]

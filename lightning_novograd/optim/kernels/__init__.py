@@ -1,0 +1,1 @@
+"""Compiled kernels by device; they know tensors and numbers, and no optimizer."""

@@ -1,0 +1,1 @@
+"""C++ kernels for the CPU, and how they are built and found."""

@@ -1,0 +1,1 @@
+"""Triton kernels for CUDA, and the tables of addresses that they read."""

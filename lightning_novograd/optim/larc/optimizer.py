@@ -1,0 +1,410 @@
+"""LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from lightning_novograd.errors import choices
+from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.larc.cpu import fused_worker
+from lightning_novograd.optim.larc.factors import (
+    Scratch,
+    cachefuls,
+    decay_and_scale,
+    gradient_factors,
+    larc_options,
+    numbers,
+    same_device_and_dtype,
+    shorten_step,
+    squared_norms_and_distances,
+    update_factors,
+)
+from lightning_novograd.optim.larc.native import ParamGroup, limit, new_scratch, save
+from lightning_novograd.optim.larc.options import (
+    OPTIONS,
+    TARGETS,
+    check_optimizer,
+    check_options,
+    larc_arguments_from_openseq2seq,
+)
+from lightning_novograd.optim.norms import is_sharded, local_shard, placed_like, real_view, squared_norms
+from lightning_novograd.optim.novograd.optimizer import NovoGrad
+
+__all__ = ["LARC", "larc_arguments_from_openseq2seq"]
+
+# A gradient scaled by c scales the steps of these by c: scaling the gradient controls the step.
+_FOLLOW_GRADIENT_SCALE = (torch.optim.SGD, torch.optim.ASGD)
+# These divide by the size of their own gradients or take its sign only: scaling the gradient controls nothing.
+_UNDO_GRADIENT_SCALE = (
+    NovoGrad,
+    torch.optim.Adadelta,
+    torch.optim.Adafactor,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.AdamW,
+    torch.optim.Muon,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+)
+# What these do to a layer depends on that layer alone.
+_LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
+
+
+class LARC(Optimizer):
+    r"""Layer-wise adaptive rate control: keeps every layer's step small against the layer's weights.
+
+    A layer is one parameter tensor :math:`w` with gradient :math:`g`; :math:`\gamma` and :math:`\lambda` are its
+    group's `lr` and `weight_decay`, :math:`\tau` is `trust_coefficient` and :math:`\mu` is `min_update`.
+    A layer's factor is
+
+    .. math::
+        r &= \tau \|w\| / (s + \epsilon) \\
+        f &= \min(\max(r / \gamma, \mu), 1) \text{ with clip, else } \max(r, \mu)
+
+    - `target="gradient"`: :math:`s = \|g\| + \lambda \|w\|`. The wrapped optimizer gets the gradient
+      :math:`f (g + \lambda w)` and no weight decay.
+    - `target="update"`: the wrapped optimizer makes its step :math:`\Delta w`, with decay, momentum and all;
+      :math:`s = \|\Delta w\| / \gamma`, and the step becomes :math:`f \Delta w`. Whatever the optimizer, its length is
+      then at most :math:`\tau \|w\|` with `clip`, and :math:`\gamma \tau \|w\|` without, up to :math:`\epsilon` and the
+      rounding of :math:`w`. With `clip`, a step within the bound is left exactly as it is (of Adam and AdamW, up to
+      rounding where the C++ kernels have been built).
+    - `target="auto"`: gradient around SGD and ASGD, update around all others. An optimizer that divides by the
+      size of its own gradients (NovoGrad, Adam and kin) undoes a scaling of them.
+
+    Where the weights, the gradient or (target update) the step of a layer are all zero, :math:`f = 1`: weights can
+    leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. With target gradient, a zero gradient
+    is not decayed.
+
+    Args:
+        optimizer: the optimizer to wrap, which keeps `param_groups`, `state` and `defaults` for both.
+        trust_coefficient: :math:`\tau \ge 0`, the length of a step relative to the weights.
+        clip: only ever shorten steps; otherwise set their length.
+        eps: :math:`\epsilon \ge 0`, in units of the gradient norm.
+        min_update: :math:`\mu \ge 0`, the smallest factor. It goes before the bound.
+        target: "gradient", "update" or "auto"; the attribute `target` is the resolved choice.
+
+    The options live in the param groups as `larc_trust_coefficient`, `larc_clip`, `larc_eps` and `larc_min_update`:
+    they are saved in the state_dict and may differ between groups. A group with `larc=False` is left to the wrapped
+    optimizer; do so for biases and normalization layers.
+
+    State: that of the wrapped optimizer. The attribute `factors` holds the last step's factors, as pairs of layers and
+    a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
+    on the CPU it is kept between steps, because fresh memory costs more than the arithmetic. There is none for the
+    float32 layers of SGD (target gradient) and of NovoGrad, Adam and AdamW (target update) that the fused workers of
+    `larc_cpu` and `larc_kernels` take.
+
+    When `step` returns or raises, `weight_decay` is what it was, and so is `p.grad`: with target gradient even if the
+    wrapped optimizer writes into the gradients that it gets.
+
+    Raises:
+        TypeError: `optimizer` is no torch Optimizer or evaluates its closure several times (LBFGS).
+        ValueError: an option out of range, an unknown target, or an optimizer that is under LARC already, has
+            `differentiable=True`, has no `lr`, or has parameters flattened by FSDP1 or DeepSpeed.
+        RuntimeError: sparse gradients.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = LARC(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), trust_coefficient=0.001)
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.target
+        'gradient'
+
+    You, Gitman and Ginsburg, *Large Batch Training of Convolutional Networks*, https://arxiv.org/abs/1708.03888. Target
+    gradient gives the values of apex's LARC and, without weight decay, of OpenSeq2Seq's. Target update is ours; around
+    NovoGrad it is the optimizer's own `luc`, except that zero weights can move. More in `docs/larc.md`.
+
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        trust_coefficient: float = 0.02,
+        clip: bool = True,
+        eps: float = 1e-8,
+        min_update: float = 0.0,
+        target: str = "auto",
+    ) -> None:
+        check_optimizer(optimizer)
+        if target not in TARGETS:
+            raise ValueError(f"Invalid target: {target!r}{choices(target, TARGETS)}")
+        if target == "gradient" and isinstance(optimizer, _UNDO_GRADIENT_SCALE):
+            warnings.warn(
+                f"LARC(target='gradient') does not bound the steps of {type(optimizer).__name__}, which divides by the "
+                "size of its own gradients; use target='update' or 'auto'",
+                stacklevel=2,
+            )
+        if target == "auto":
+            target = "gradient" if isinstance(optimizer, _FOLLOW_GRADIENT_SCALE) else "update"
+        options = {
+            "larc": True,
+            "larc_trust_coefficient": trust_coefficient,
+            "larc_clip": clip,
+            "larc_eps": eps,
+            "larc_min_update": min_update,
+        }
+        for group in optimizer.param_groups:
+            check_options({**options, **group})
+        # As copies and unpickled ones begin; the base's __init__ would put new param_groups and state into both.
+        self.__setstate__({"optimizer": optimizer, "target": target})
+        self.defaults.update(options)
+        self._complete_groups()
+
+    # The optimizer that is wrapped, and which of TARGETS is meant.
+    optimizer: Optimizer
+    target: str
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The wrapped optimizer's."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, param_groups: list[ParamGroup]) -> None:
+        self.optimizer.param_groups = param_groups
+
+    @property
+    def state(self) -> Any:
+        """The wrapped optimizer's."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The wrapped optimizer's, with LARC's options."""
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.optimizer.defaults = defaults
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "target": self.target}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.factors: list[tuple[list[Tensor], Tensor]] = []
+        self._scratch, self._saved = Scratch(), new_scratch()
+        super().__setstate__(state)
+
+    def __repr__(self) -> str:
+        return f"LARC(target={self.target!r}, optimizer={self.optimizer!r})"
+
+    def add_param_group(self, param_group: ParamGroup) -> None:
+        """Add a param group to the wrapped optimizer.
+
+        Args:
+            param_group: `params` and options, LARC's among them; those left out take the defaults.
+
+        Raises:
+            ValueError: an option of LARC is unknown or out of range.
+
+        """
+        if isinstance(param_group, dict):
+            check_options({**self.defaults, **param_group})
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state_dict; LARC's options are in its param groups."""
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = self.optimizer.state_dict()
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            result = post_hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load into the wrapped optimizer.
+
+        Args:
+            state_dict: of a LARC, or of a bare optimizer like the wrapped one: then LARC's options stay as they are.
+
+        Raises:
+            ValueError: an option of LARC is unknown or out of range.
+
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = pre_hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        options = [{option: group[option] for option in OPTIONS} for group in self.param_groups]
+        saved = state_dict["param_groups"]
+        if len(saved) == len(options):
+            state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
+            for group in state_dict["param_groups"]:
+                check_options(group)
+        self.optimizer.load_state_dict(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one controlled step of the wrapped optimizer.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called once, with gradients enabled, before any norm is
+                taken.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            RuntimeError: sparse gradients.
+
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._complete_groups()
+        for group in self.param_groups:
+            if group["larc"] and any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+                raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
+        self.factors = []
+        scaled = self._scaled_gradients if self.target == "gradient" else self._scaled_updates
+        if self._divisible():
+            self._step_in_pieces(scaled)
+        else:
+            with scaled([group for group in self.param_groups if group["larc"]]):
+                self.optimizer.step()
+        return loss
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            for option in OPTIONS:
+                group.setdefault(option, self.defaults[option])
+
+    def _step_in_pieces(self, scaled: Callable[[list[ParamGroup]], AbstractContextManager[None]]) -> None:
+        """Step on a cacheful of layers at a time, or with a fused worker where there is one.
+
+        Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
+        """
+        optimizer, groups = self.optimizer, self.optimizer.param_groups
+        # the C++ kernels use the cores' own caches, of which two threads have about one cacheful
+        caches = max(1, torch.get_num_threads() // 2) if library.load() is not None else 1
+        try:
+            for group in groups:
+                others = group["params"]
+                worker = fused_worker(optimizer, self.target, group)
+                if worker is not None:
+                    factors, others = worker(optimizer, group, self._saved)
+                    self.factors += factors
+                for layers in cachefuls(others, caches):
+                    piece = {**group, "params": layers}
+                    optimizer.param_groups = [piece]
+                    with scaled([piece] if group["larc"] else []):
+                        optimizer.step()
+        finally:
+            optimizer.param_groups = groups
+
+    def _divisible(self) -> bool:
+        """Whether steps on some layers at a time are one step on all of them, to the layers and to onlookers."""
+        optimizer = self.optimizer
+        onlookers = (
+            optimizer._optimizer_step_pre_hooks,
+            optimizer._optimizer_step_post_hooks,
+            _global_optimizer_pre_hooks,
+            _global_optimizer_post_hooks,
+            "step" in vars(optimizer),  # patched to see every call
+        )
+        return (
+            not any(onlookers)
+            and not torch.compiler.is_compiling()
+            and type(optimizer) in _LAYER_BY_LAYER
+            and all(
+                p.device.type == "cpu" and not is_sharded(p) for group in self.param_groups for p in group["params"]
+            )
+        )
+
+    @contextmanager
+    def _scaled_gradients(self, groups: list[ParamGroup]) -> Iterator[None]:
+        """Inside, layers have scaled and decayed copies of their gradients, and `weight_decay` is 0."""
+        layers = [p for group in groups for p in _with_gradient(group)]
+        originals = [p.grad for p in layers]
+        grads = [placed_like(grad, p) for grad, p in zip(originals, layers, strict=True) if grad is not None]
+        sq_norms = squared_norms([*layers, *grads])
+        scaled = self._scratch.like(grads)
+        for group, indices in _by_group(groups):
+            weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
+            grad_norms = torch.stack([sq_norms[len(layers) + i] for i in indices]).sqrt()
+            weight_decay = group.get("weight_decay", 0.0)
+            factors = gradient_factors(
+                weight_norms, grad_norms, weight_decay=weight_decay, **larc_options(group, grad_norms)
+            )
+            self.factors.append(([layers[i] for i in indices], factors))
+            # an optimizer that maximizes negates what it gets, the decay with it
+            decay = -weight_decay if group.get("maximize") else weight_decay
+            # A factor of 0 keeps a zero gradient free of decay, as in apex.
+            for i, factor in zip(indices, numbers(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
+                out, grad, weight = (local_shard(t[i]) for t in (scaled, grads, layers))
+                decay_and_scale(out, grad, weight, decay, factor)
+
+        decays = [(group, group["weight_decay"]) for group in groups if "weight_decay" in group]
+        try:
+            for group, _ in decays:
+                group["weight_decay"] = 0.0
+            for p, grad in zip(layers, scaled, strict=True):
+                p.grad = grad
+            yield
+        finally:
+            for p, original in zip(layers, originals, strict=True):
+                p.grad = original
+            for group, weight_decay in decays:
+                group["weight_decay"] = weight_decay
+
+    @contextmanager
+    def _scaled_updates(self, groups: list[ParamGroup]) -> Iterator[None]:
+        """The way that weights go inside is scaled afterwards."""
+        layers_of_groups = [_with_gradient(group) for group in groups]
+        layers = [p for group_layers in layers_of_groups for p in group_layers]
+        if not layers:
+            yield
+            return
+        starts = save(self._saved, layers)
+        if starts:
+            yield
+            for group, group_layers in zip(groups, layers_of_groups, strict=True):
+                group_starts, starts = starts[: len(group_layers)], starts[len(group_layers) :]
+                self.factors.append((group_layers, limit(self._saved, group_starts, group_layers, group)))
+            return
+        largest = max(p.numel() for p in layers)
+        *copies, difference = self._scratch.like([*layers, next(p for p in layers if p.numel() == largest)])
+        before = [real_view(local_shard(p)) for p in copies]
+        after = [real_view(local_shard(p)) for p in layers]
+        torch._foreach_copy_(before, after)
+        yield
+        sq_norms, sq_steps = squared_norms_and_distances(before, after, layers, difference)
+        for group, indices in _by_group(groups):
+            weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
+            step_norms = torch.stack([sq_steps[i] for i in indices]).sqrt()
+            factors = update_factors(weight_norms, step_norms, **larc_options(group, step_norms))
+            self.factors.append(([layers[i] for i in indices], factors))
+            for i, factor in zip(indices, numbers(factors), strict=True):
+                if not (isinstance(factor, float) and factor == 1):
+                    shorten_step(before[i], after[i], factor)
+
+
+def _with_gradient(group: ParamGroup) -> list[Tensor]:
+    return [p for p in group["params"] if p.grad is not None]
+
+
+def _by_group(groups: list[ParamGroup]) -> Iterator[tuple[ParamGroup, list[int]]]:
+    """Groups with indices of those of their layers, counted through all groups, whose norms can be stacked."""
+    start = 0
+    for group in groups:
+        layers = _with_gradient(group)
+        for indices in same_device_and_dtype(layers):
+            yield group, [start + index for index in indices]
+        start += len(layers)

@@ -1,0 +1,5 @@
+"""NovoGrad: the optimizer, its functional form and the workers that do the arithmetic."""
+
+from lightning_novograd.optim.novograd.optimizer import NovoGrad, novograd
+
+__all__ = ["NovoGrad", "novograd"]

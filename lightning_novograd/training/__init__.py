@@ -1,0 +1,1 @@
+"""The Lightning side: all that knows modules, trainers and checkpoints."""

@@ -1,0 +1,59 @@
+"""Corpora by name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.data.corpora import espeak_digits, fsdd, manifest
+from lightning_novograd.recipes.asr.data.corpora.base import Corpus, Manifests
+
+__all__ = ["Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
+
+DEFAULT_CACHE = Path("~/.cache/lightning_novograd")
+
+_CORPORA: dict[str, Corpus] = {
+    "espeak_digits": espeak_digits.EspeakDigits(),
+    "fsdd": fsdd.Fsdd(),
+    "manifest": manifest.OwnManifests(),
+}
+
+
+def available_corpora() -> list[str]:
+    """Names that `prepare_corpus` takes."""
+    return sorted(_CORPORA)
+
+
+def get_corpus(name: str, path: str = "data.name") -> Corpus:
+    """The corpus of that name.
+
+    Raises:
+        ConfigError: there is none, naming the nearest.
+    """
+    if name not in _CORPORA:
+        raise ConfigError(path, f"unknown corpus {name!r}{choices(name, _CORPORA)}")
+    return _CORPORA[name]
+
+
+def prepare_corpus(
+    name: str, root: str | Path | None = None, cache_dir: str | Path = DEFAULT_CACHE, **options: Any
+) -> Manifests:
+    """Make a corpus unless it is there, and say where its manifests are.
+
+    Args:
+        name: one of `available_corpora()`.
+        root: where the source of the corpus lies, for those that have one.
+        cache_dir: generated corpora go into a folder of their own under it.
+        options: of the corpus; see its options class.
+
+    Raises:
+        ConfigError: unknown corpus or option.
+        DataError: the source is not what the corpus needs.
+
+    Example:
+        >>> prepare_corpus("fsdd", "free-spoken-digit-dataset").dev.name  # doctest: +SKIP
+        'dev.json'
+    """
+    corpus = get_corpus(name)
+    values: Mapping[str, Any] = options if root is None else {"root": str(root), **options}
+    return corpus.prepare(corpus.options.read(values, "data"), Path(cache_dir).expanduser())

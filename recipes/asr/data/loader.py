@@ -1,0 +1,110 @@
+"""Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+
+
+class _WithEpoch(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index): a worker process has no other way to know the epoch."""
+
+    def __init__(self, sampler: GlobalBatchSampler | EvalBatchSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.sampler.epoch
+        for batch in self.sampler:
+            yield [(epoch, index) for index in batch]
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class BatchLoader:
+    """Iterates over the batches of a sampler that deals to ranks itself.
+
+    It holds a `torch.utils.data.DataLoader` and is none: in that Lightning would put a distributed sampler of its own.
+
+    Args:
+        dataset: its items are looked up by ``(epoch, index)``.
+        sampler: gives the batches.
+        collate: list of items to batch.
+        num_workers: processes that load ahead; 0 loads in this one.
+        pin_memory: put batches into page-locked memory.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: GlobalBatchSampler | EvalBatchSampler,
+        collate: Callable[[list[Any]], Any],
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self._new_loader = partial(
+            DataLoader,
+            dataset,
+            batch_sampler=_WithEpoch(sampler),
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+        self._loader = self._new_loader()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def close(self) -> None:
+        """Let go of the worker processes; iterating again starts new ones.
+
+        Left to the garbage collector, which may come while other workers are being started, they take seconds to end.
+        """
+        self._loader = self._new_loader()
+
+
+class ResumableLoader(BatchLoader):
+    """Iterates over training batches and knows how many of them have been delivered.
+
+    Lightning saves `state_dict` in its checkpoints and restores it in ``trainer.fit(ckpt_path=...)``, so a run that
+    was cut off goes on with the very next batch. Batches that worker processes have prepared but not delivered do
+    not count. The position is the same on every rank; any rank's will do.
+
+    An epoch that was iterated to its end is followed by the next one; `sampler.set_epoch`, which Lightning calls,
+    says so explicitly. The workers start at the first `next`, not at `iter`, because Lightning calls `iter` before
+    it says which epoch it is.
+
+    Args:
+        dataset: its items are looked up by ``(epoch, index)``.
+        sampler: gives the batches and keeps the position.
+        collate: list of items to batch.
+        **kwargs: as for `BatchLoader`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, sampler: GlobalBatchSampler, collate: Callable[[list[Any]], Any], **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, sampler, collate, **kwargs)
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            self.sampler.delivered += 1
+            yield batch
+        self.sampler.set_epoch(self.sampler.epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's position."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the sampler's position."""
+        self.sampler.load_state_dict(state)

@@ -1,0 +1,222 @@
+"""Manifests: one JSON object per line and utterance, as NeMo has them."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.audio import Header, read_header, resampled_length
+from lightning_novograd.recipes.asr.text.alphabet import Alphabet, min_ctc_frames
+
+log = logging.getLogger(__name__)
+
+REQUIRED = ("audio_filepath", "duration", "text")
+DURATION_TOLERANCE = 0.1  # s; manifests round their durations, to one decimal at worst
+REPORTED = 5  # bad lines quoted in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One line of a manifest.
+
+    Args:
+        audio: the recording.
+        duration: s.
+        text: what is said.
+        line: 1-based line in the manifest.
+        manifest: the manifest itself.
+        offset: s, where the utterance begins in the recording; None means that it is the whole recording.
+    """
+
+    audio: Path
+    duration: float
+    text: str
+    line: int
+    manifest: Path
+    offset: float | None = None
+
+    @property
+    def where(self) -> str:
+        """``manifest:line``, for messages."""
+        return f"{self.manifest}:{self.line}"
+
+
+def read_manifest(
+    path: str | Path,
+    alphabet: Alphabet,
+    *,
+    sample_rate: int = 16000,
+    samples_to_frames: Callable[[Tensor], Tensor] | None = None,
+    min_duration: float | None = None,
+    max_duration: float | None = None,
+    downmix: bool = False,
+) -> list[Utterance]:
+    """The utterances of a manifest, every one of them checked.
+
+    Each line is an object with `audio_filepath` (absolute, or relative to the manifest's folder), `duration` (s) and
+    `text`; with `offset` (s) the utterance is the part of the recording from there on that `duration` says, without
+    it the whole recording. Other keys are metadata and are not used. Blank lines are passed over.
+
+    Args:
+        path: the manifest.
+        alphabet: characters that texts may have.
+        sample_rate: Hz, the rate of the model.
+        samples_to_frames: output frames of the model for numbers of samples, both int64 of shape (N,), as
+            `JasperCTC.output_lengths`; None skips the check of lengths.
+        min_duration: s; shorter utterances are left out, and counted in the log. None keeps all.
+        max_duration: s; likewise for longer ones.
+        downmix: accept recordings with several channels.
+
+    Raises:
+        DataError: there is no manifest, nothing in it, or lines in it are bad: not JSON, lacking a key, of a wrong
+            type, an empty text or one outside the alphabet, audio that is missing, corrupt, of another duration than
+            stated, or too short for its text under CTC. The first bad lines are quoted, all are counted.
+
+    Source: NeMo's manifest format. NeMo replaces or drops what it cannot use; here it is an error.
+    """
+    path = Path(path)
+    utterances, bad = _parse(path, alphabet)
+    lines = len(utterances) + len(bad)
+    if not lines:
+        raise DataError(f"manifest {path} is empty")
+    utterances = _filter(path, utterances, min_duration, max_duration)
+    headers = _read_headers(utterances, downmix, bad)
+    utterances = [u for u in utterances if u.line in headers]
+    if samples_to_frames is not None and utterances:
+        samples = [_model_samples(u, headers[u.line], sample_rate) for u in utterances]
+        frames = torch.as_tensor(samples_to_frames(torch.tensor(samples))).tolist()
+        for utterance, available in zip(utterances, frames, strict=True):
+            needed = min_ctc_frames(alphabet.encode(utterance.text))
+            if needed > available:
+                bad[utterance.line] = (
+                    f"{utterance.duration:g} s of audio give {available} output frames, but the text "
+                    f"{utterance.text!r} needs {needed} under CTC (one per character, a blank between equal ones)"
+                )
+    if bad:
+        raise DataError(_report(path, bad, lines))
+    if not utterances:
+        raise DataError(f"manifest {path}: min_duration and max_duration leave none of its {lines} utterances")
+    other_rates = sorted({h.sample_rate for h in headers.values()} - {sample_rate})
+    if other_rates:
+        log.info("%s: audio at %s Hz is resampled to %d Hz", path, ", ".join(map(str, other_rates)), sample_rate)
+    return utterances
+
+
+def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, str]]:
+    """Utterances of the good lines, and what is wrong with the others by line number."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"manifest {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"manifest {path} cannot be read: {error}") from error
+    utterances, bad = [], {}
+    for line, row in enumerate(content.split("\n"), start=1):
+        if not row.strip():
+            continue
+        try:
+            utterances.append(_parse_line(row, line, path, alphabet))
+        except DataError as error:
+            bad[line] = str(error)
+    return utterances, bad
+
+
+def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utterance:
+    try:
+        entry = json.loads(row)
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(entry, dict):
+        raise DataError(f"is not a JSON object but {row.strip()[:60]}")
+    for key in REQUIRED:
+        if key not in entry:
+            raise DataError(f"lacks the key {key!r}; it has {', '.join(map(repr, entry)) or 'no keys'}")
+    audio, text = entry["audio_filepath"], entry["text"]
+    if not isinstance(audio, str) or not audio:
+        raise DataError(f"audio_filepath must be a path, not {audio!r}")
+    if not isinstance(text, str):
+        raise DataError(f"text must be a string, not {text!r}")
+    if not text.strip():
+        raise DataError("text is empty; remove the line if nothing is said in the recording")
+    alphabet.encode(text)
+    duration = _seconds(entry, "duration")
+    if duration <= 0:
+        raise DataError(f"duration must be positive, not {duration:g}")
+    offset = _seconds(entry, "offset") if entry.get("offset") is not None else None
+    if offset is not None and offset < 0:
+        raise DataError(f"offset must not be negative, but is {offset:g}")
+    return Utterance(manifest.parent / Path(audio).expanduser(), duration, text, line, manifest, offset)
+
+
+def _seconds(entry: Mapping[str, Any], key: str) -> float:
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{key} must be a number of seconds, not {value!r}")
+    return float(value)
+
+
+def _filter(
+    path: Path, utterances: list[Utterance], min_duration: float | None, max_duration: float | None
+) -> list[Utterance]:
+    low, high = min_duration or 0.0, math.inf if max_duration is None else max_duration
+    kept = [u for u in utterances if low <= u.duration <= high]
+    if len(kept) < len(utterances):
+        log.info("%s: %d of %d utterances are outside %g to %g s and are left out",
+                 path, len(utterances) - len(kept), len(utterances), low, high)  # fmt: skip
+    return kept
+
+
+def _read_headers(utterances: list[Utterance], downmix: bool, bad: dict[int, str]) -> dict[int, Header]:
+    """Headers by line; what is wrong with the others is added to `bad`."""
+
+    def check(utterance: Utterance) -> Header | str:
+        try:
+            header = read_header(utterance.audio)
+            _check_header(utterance, header, downmix)
+        except DataError as error:
+            return str(error)
+        return header
+
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        results = dict(zip((u.line for u in utterances), pool.map(check, utterances), strict=True))
+    bad.update({line: result for line, result in results.items() if isinstance(result, str)})
+    return {line: result for line, result in results.items() if isinstance(result, Header)}
+
+
+def _check_header(utterance: Utterance, header: Header, downmix: bool) -> None:
+    if header.channels > 1 and not downmix:
+        raise DataError(f"audio file {utterance.audio} has {header.channels} channels; set downmix=true to average")
+    if utterance.offset is not None and utterance.offset >= header.seconds:
+        raise DataError(
+            f"offset is {utterance.offset:g} s, but the audio file {utterance.audio} lasts {header.seconds:g} s"
+        )
+    stated = utterance.duration if utterance.offset is None else utterance.offset + utterance.duration
+    excess = stated - header.seconds
+    if excess > DURATION_TOLERANCE or (utterance.offset is None and -excess > DURATION_TOLERANCE):
+        end = "duration is" if utterance.offset is None else "offset and duration reach"
+        raise DataError(f"{end} {stated:g} s, but the audio file {utterance.audio} lasts {header.seconds:g} s")
+
+
+def _model_samples(utterance: Utterance, header: Header, sample_rate: int) -> int:
+    samples = header.samples
+    if utterance.offset is not None:
+        start = round(utterance.offset * header.sample_rate)
+        samples = min(samples - start, round(utterance.duration * header.sample_rate))
+    return resampled_length(samples, header.sample_rate, sample_rate)
+
+
+def _report(path: Path, bad: Mapping[int, str], lines: int) -> str:
+    quoted = [f"{path}:{line}: {bad[line]}" for line in sorted(bad)[:REPORTED]]
+    if len(bad) == 1:
+        return quoted[0]
+    more = [f"... and {len(bad) - REPORTED} more"] if len(bad) > REPORTED else []
+    return "\n  ".join([f"{len(bad)} of {lines} lines of {path} are bad:", *quoted, *more])

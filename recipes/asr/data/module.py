@@ -1,0 +1,264 @@
+"""The data of a run: a corpus by name, and batches of it for every rank."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from torch import Tensor
+
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
+from lightning_novograd.recipes.asr.data.dataset import Batch, SpeechDataset, collate
+from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
+from lightning_novograd.recipes.asr.data.manifest import read_manifest
+from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
+from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+
+__all__ = ["AugmentConfig", "Batch", "DataConfig", "LoadingConfig", "SpeechDataModule"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """Augmentation of the training set's waveforms.
+
+    Args:
+        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch;
+            null for the recordings as they are.
+    """
+
+    speed: Sequence | None = key(None)
+
+    def check(self) -> None:
+        """Factors are numbers, and not absurd."""
+        for factor in self.factors or (None,):
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.5 <= factor <= 2.0:
+                raise ConfigError("speed", f"must be a list of factors from 0.5 to 2, not {self.speed!r}")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What to draw from."""
+        return (1.0,) if self.speed is None else tuple(self.speed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig(Section):
+    """How a corpus is read; what it is made of is in the options of the corpus.
+
+    Args:
+        cache_dir: generated corpora are kept here.
+        batch_size: training utterances per device and micro-batch.
+        eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
+        num_workers: processes that load ahead; 0 loads in the training process.
+        cache_audio: keep all decoded audio in memory (115 MB per hour).
+        min_duration: s; shorter utterances are left out of all sets; null keeps them.
+        max_duration: s; likewise for longer ones.
+        downmix: average the channels of recordings that have several, which are an error otherwise.
+    """
+
+    cache_dir: str = key(str(DEFAULT_CACHE))
+    batch_size: int = key(32, low=1)
+    eval_batch_size: int | None = key(None, low=1)
+    num_workers: int = key(0, low=0)
+    cache_audio: bool = key(False)
+    min_duration: float | None = key(None, low=0.0)
+    max_duration: float | None = key(None, above=0.0)
+    downmix: bool = key(False)
+
+    def check(self) -> None:
+        """Some utterances have to be left."""
+        if self.min_duration is not None and self.max_duration is not None and self.min_duration > self.max_duration:
+            raise ConfigError("min_duration", f"{self.min_duration:g} exceeds max_duration {self.max_duration:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The `data` group of the config: the corpus, how it is read, and augmentation."""
+
+    name: str
+    corpus: Section
+    loading: LoadingConfig
+    augment: AugmentConfig
+
+    @classmethod
+    def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":
+        """A checked config.
+
+        Keys are `name`, `augment`, those of `LoadingConfig` and the options of the corpus, side by side.
+
+        Raises:
+            ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
+        """
+        values = plain_mapping(cfg, path)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}.name", f"is missing: one of {', '.join(available_corpora())}")
+        options = get_corpus(name, f"{path}.name").options
+        augment = values.pop("augment", None) or {}
+        of_loading, of_corpus = ({f.name for f in dataclasses.fields(c)} for c in (LoadingConfig, options))
+        for unknown in values.keys() - of_loading - of_corpus:
+            allowed = {"name", "augment"} | of_loading | of_corpus
+            raise ConfigError(f"{path}.{unknown}", f"unknown key{choices(unknown, allowed)}")
+        return cls(
+            name,
+            options.read({k: v for k, v in values.items() if k in of_corpus}, path),
+            LoadingConfig.read({k: v for k, v in values.items() if k in of_loading}, path),
+            AugmentConfig.read(augment, f"{path}.augment"),
+        )
+
+
+class SpeechDataModule(LightningDataModule):
+    """Batches of a corpus for training, development and test, the same ones however many ranks share them.
+
+    `prepare_data` makes the corpus on one process of each node; `setup` reads and checks the manifests. Ranks,
+    world size and accumulation are the trainer's; without a trainer it is one process and no accumulation.
+    `trainer.use_distributed_sampler` may have either value.
+
+    Args:
+        config: the `data` group.
+        alphabet: of the model.
+        samples_to_frames: output frames of the model for numbers of samples (`JasperCTC.output_lengths`), to find
+            audio that is too short for its text; None skips that.
+        sample_rate: Hz, of the model.
+        seed: of batches and augmentation.
+        batch_size: instead of `config.loading.batch_size`, for a global batch that was solved.
+
+    Raises:
+        DataError: in `setup`, for anything in a manifest or its audio that cannot be used.
+
+    Example:
+        >>> config = DataConfig.from_mapping({"name": "manifest", "train": "train.json", "dev": "dev.json"})
+        >>> data = SpeechDataModule(config, Alphabet("ab "), batch_size=16)
+        >>> data.batch_size
+        16
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        alphabet: Alphabet,
+        *,
+        samples_to_frames: Callable[[Tensor], Tensor] | None = None,
+        sample_rate: int = 16000,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.alphabet, self.sample_rate, self.seed = config, alphabet, sample_rate, seed
+        self.samples_to_frames = samples_to_frames
+        self.batch_size = batch_size or config.loading.batch_size
+        self.eval_batch_size = config.loading.eval_batch_size or self.batch_size
+        self.datasets: dict[str, SpeechDataset] = {}
+        self._loaders: list[BatchLoader] = []
+
+    def _manifests(self) -> dict[str, Path]:
+        corpus = get_corpus(self.config.name)
+        manifests = corpus.prepare(self.config.corpus, Path(self.config.loading.cache_dir).expanduser())
+        return {split: path for split, path in vars(manifests).items() if path is not None}
+
+    @property
+    def has_test_set(self) -> bool:
+        """Whether the corpus has one (your own manifests need not)."""
+        return "test" in self._manifests()
+
+    def prepare_data(self) -> None:
+        """Make the corpus if it is not there."""
+        self._manifests()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets that `stage` needs."""
+        needed = {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(
+            str(stage), ("train", "dev", "test")
+        )
+        manifests = self._manifests()
+        for split in needed:
+            if split in manifests and split not in self.datasets:
+                self.datasets[split] = self._read(split, manifests[split])
+
+    def _read(self, split: str, manifest: Path) -> SpeechDataset:
+        loading = self.config.loading
+        speeds = self.config.augment.factors if split == "train" else (1.0,)
+        frames = self.samples_to_frames
+        fastest = max(speeds)
+        utterances = read_manifest(
+            manifest,
+            self.alphabet,
+            sample_rate=self.sample_rate,
+            # fast audio is short audio
+            samples_to_frames=None if frames is None else lambda samples: frames((samples.double() / fastest).long()),
+            min_duration=loading.min_duration,
+            max_duration=loading.max_duration,
+            downmix=loading.downmix,
+        )
+        hours = sum(u.duration for u in utterances) / 3600
+        log.info("%s set: %d utterances, %.2f h, from %s", split, len(utterances), hours, manifest)
+        return SpeechDataset(
+            utterances,
+            self.alphabet,
+            self.sample_rate,
+            downmix=loading.downmix,
+            cache=loading.cache_audio,
+            speeds=speeds,
+            seed=self.seed,
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; the position survives a checkpoint."""
+        dataset = self.datasets["train"]
+        accumulate, shuffle = 1, True
+        if (trainer := self.trainer) is not None:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the Trainer's connector
+            if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+                raise ConfigError(
+                    "trainer.callbacks", "GradientAccumulationScheduler would change the global batch size"
+                )
+            accumulate = trainer.accumulate_grad_batches
+            shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer's set-up
+        sampler = GlobalBatchSampler(
+            dataset.durations, self.batch_size, accumulate=accumulate, seed=self.seed, shuffle=shuffle, **self._place()
+        )
+        loader = ResumableLoader(dataset, sampler, collate, **self._loading())
+        self._loaders.append(loader)
+        return loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """The development set, every utterance once."""
+        return self._eval_loader("dev")
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test set, every utterance once.
+
+        Raises:
+            ConfigError: the corpus has none.
+        """
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> BatchLoader:
+        if split not in self.datasets:
+            raise ConfigError(f"data.{split}", f"the corpus {self.config.name} has no {split} set")
+        dataset = self.datasets[split]
+        sampler = EvalBatchSampler(dataset.durations, self.eval_batch_size, **self._place())
+        loader = BatchLoader(dataset, sampler, collate, **self._loading())
+        self._loaders.append(loader)
+        return loader
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of all worker processes."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"world_size": 1, "rank": 0}
+        return {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
+
+    def _loading(self) -> dict[str, Any]:
+        cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.config.loading.num_workers, "pin_memory": cuda}

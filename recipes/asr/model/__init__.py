@@ -1,0 +1,1 @@
+"""The acoustic model: features, masks, blocks and their stack."""

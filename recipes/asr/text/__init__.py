@@ -1,0 +1,1 @@
+"""Texts as class ids, and back."""

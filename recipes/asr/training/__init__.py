@@ -1,0 +1,1 @@
+"""A run: the Lightning module, its callbacks and settings."""

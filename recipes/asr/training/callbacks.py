@@ -1,0 +1,147 @@
+"""What a run shows of itself (utterances per second, curves), and its random numbers."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_novograd.recipes.asr.data.module import Batch
+
+
+class UtteranceRate(pl.Callback):
+    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``."""
+
+    def __init__(self) -> None:
+        self.utterances = 0
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Utterances per second of the training so far; 0.0 before the first batch."""
+        return self.utterances / self.seconds if self.seconds else 0.0
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def _start(self) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Pause: validation is not training."""
+        self._stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on, unless the epoch is over."""
+        if trainer.training:
+            self._start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch on all ranks."""
+        self.utterances += len(batch.texts) * trainer.world_size
+        self._stop()
+        self._start()
+        pl_module.log("utt_per_s", self.mean, prog_bar=True, batch_size=len(batch.texts))
+
+
+class BatchSeed(pl.Callback):
+    """Makes the random numbers of a batch (dither, dropout, masks) depend on seed, epoch, batch and rank alone.
+
+    A resumed run so draws what the uninterrupted one would have drawn; checkpoints hold no generator states.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Seed torch's generators."""
+        place = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+
+class CurveRecorder(pl.Callback):
+    """Remembers loss, learning rate and error rate against optimizer steps, and draws ``curves.png`` when fit ends.
+
+    The points travel in the checkpoint: the curves of a resumed run begin at its first step.
+
+    Args:
+        path: the picture to write.
+        every_n_steps: optimizer steps between two points of loss and learning rate.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int = 10) -> None:
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.points: dict[str, list[tuple[int, float]]] = {"loss": [], "lr": [], "wer": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points so far."""
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the points of an interrupted run."""
+        self.points = {name: [(int(s), float(v)) for s, v in state_dict["points"][name]] for name in self.points}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep loss and LR of every `every_n_steps`-th optimizer step."""
+        step = trainer.global_step
+        if step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self.points["loss"].append((step, loss.item() if isinstance(loss, Tensor) else float(loss)))
+        self.points["lr"].append((step, float(trainer.optimizers[0].param_groups[0]["lr"])))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the dev WER."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and "dev_wer" in trainer.callback_metrics:
+            self.points["wer"].append((trainer.global_step, float(trainer.callback_metrics["dev_wer"])))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the curves, on rank 0."""
+        if trainer.is_global_zero:
+            draw_curves(self.points, self.path)
+
+
+def draw_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Write one picture with loss, WER and learning rate below each other against optimizer steps.
+
+    Args:
+        points: ``(step, value)`` pairs under ``loss``, ``wer`` (a fraction) and ``lr``.
+        path: the picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    titles = {"loss": "CTC loss (training)", "wer": "WER (dev), %", "lr": "learning rate"}
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(3, 1, sharex=True), titles.items(), strict=True):
+        steps = [step for step, _ in points[name]]
+        values = [100 * v if name == "wer" else v for _, v in points[name]]
+        axes.plot(steps, values, marker="o" if name == "wer" else None)
+        axes.set_ylabel(title)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("optimizer step")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,121 @@
+"""The Lightning module of the recipe: acoustic model, CTC loss, error rates."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_novograd import OptimMixin
+from lightning_novograd.recipes.asr.data.module import Batch
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.text.decode import greedy
+from lightning_novograd.recipes.asr.text.metrics import ErrorRate
+
+log = logging.getLogger(__name__)
+
+
+def ctc_loss(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_lens_B: Tensor, blank: int) -> Tensor:
+    """Mean over the batch of each utterance's CTC loss, in float32 (NeMo's ``mean_batch``).
+
+    Every utterance weighs the same, however long its text, so that the mean over equal micro-batches and ranks is
+    the mean over the global batch. An utterance too short for its text has an infinite loss; the data module refuses
+    such utterances when it reads the manifest, so here infinity stays visible instead of being zeroed.
+
+    Args:
+        log_probs_BTV: log-probabilities, ``(batch, frames, classes)``.
+        lens_B: valid frames of each utterance.
+        targets_BU: class indices, ``(batch, characters)``; entries beyond ``target_lens_B`` are ignored.
+        target_lens_B: characters of each text.
+        blank: index of the blank class.
+    """
+    # the CTC recursion loses too much in half precision
+    log_probs_TBV = log_probs_BTV.float().transpose(0, 1)
+    return F.ctc_loss(log_probs_TBV, targets_BU, lens_B, target_lens_B, blank=blank, reduction="none").mean()
+
+
+class CTCModule(OptimMixin, pl.LightningModule):
+    """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
+
+    The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
+    ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions,
+    summed over all ranks.
+
+    Args:
+        model: the model's config, see :meth:`JasperCTC.from_config`.
+        optim: the optim block, see ``docs/optim_block.md``; None for a module that is only evaluated.
+        num_samples: transcripts shown in the log after each validation.
+
+    Raises:
+        ConfigError: a key of `model` or `optim` is unknown, misspelt, or has an impossible value.
+    """
+
+    def __init__(self, model: Mapping[str, Any], optim: Mapping[str, Any] | None = None, num_samples: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters({"model": model, "optim": optim, "num_samples": num_samples})
+        self.model = JasperCTC.from_config(model)
+        if optim is not None:
+            self.optim_config = optim
+        self.num_samples = num_samples
+        self.alphabet = self.model.alphabet
+        self.train_wer = ErrorRate("word")
+        self.dev_wer, self.dev_cer = ErrorRate("word"), ErrorRate("char")
+        self.test_wer, self.test_cer = ErrorRate("word"), ErrorRate("char")
+
+    def forward(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities ``(batch, frames, classes)`` and valid frames of waveforms ``(batch, samples)``."""
+        return self.model(wave_BS, wave_lens_B)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """CTC loss of one micro-batch."""
+        log_probs_BTV, lens_B, loss = self._loss(batch)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.texts))
+        every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the Trainer's connector
+        if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
+            wer = self.train_wer(greedy(log_probs_BTV.detach(), lens_B, self.alphabet), batch.texts)
+            self.log("train_wer", wer, prog_bar=True, batch_size=len(batch.texts))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and error rates on the dev set; shows the first transcripts."""
+        hypotheses = self._evaluate(batch, "dev", self.dev_wer, self.dev_cer)
+        if batch_idx == 0:
+            self._show_samples(hypotheses, batch.texts)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and error rates on the test set."""
+        self._evaluate(batch, "test", self.test_wer, self.test_cer)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        log_probs_BTV, lens_B = self(batch.wave_BS, batch.wave_lens_B)
+        loss = ctc_loss(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
+        return log_probs_BTV, lens_B, loss
+
+    def _evaluate(self, batch: Batch, split: str, wer: ErrorRate, cer: ErrorRate) -> list[str]:
+        log_probs_BTV, lens_B, loss = self._loss(batch)
+        hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
+        wer.update(hypotheses, batch.texts)
+        cer.update(hypotheses, batch.texts)
+        size = len(batch.texts)
+        self.log(f"{split}_loss", loss, batch_size=size, on_epoch=True, sync_dist=True)
+        self.log_dict({f"{split}_wer": wer, f"{split}_cer": cer}, batch_size=size, on_epoch=True, prog_bar=True)
+        return hypotheses
+
+    @rank_zero_only
+    def _show_samples(self, hypotheses: list[str], references: list[str]) -> None:
+        for reference, hypothesis in list(zip(references, hypotheses, strict=True))[: self.num_samples]:
+            log.info("reference  %s", reference)
+            log.info("hypothesis %s", hypothesis)
+            for logger in self.loggers:
+                if isinstance(logger, pl.loggers.TensorBoardLogger):
+                    text = f"    reference   {reference}\n    hypothesis  {hypothesis}"
+                    logger.experiment.add_text("transcript", text, self.global_step)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,163 @@
+"""The run's own part of the config: everything in ``conf/asr.yaml`` that is not optim, model or data."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+import lightning.pytorch as pl
+from lightning.pytorch.accelerators import AcceleratorRegistry
+
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
+from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
+
+# the name in the config -> the class in lightning.pytorch.loggers
+LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
+
+_TRAINER_ARGUMENTS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+# arguments of the Trainer that the recipe sets itself, and where the user says it instead
+_TRAINER_RESERVED = {
+    "logger": "use the logger group",
+    "callbacks": "use the checkpoint block",
+    "default_root_dir": "use hydra.run.dir",
+    "use_distributed_sampler": "the data module's sampler knows its rank",
+    "gradient_clip_val": "use optim.grad_clip_norm or optim.grad_clip_value",
+    "gradient_clip_algorithm": "use optim.grad_clip_norm or optim.grad_clip_value",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Section):
+    """The ``checkpoint`` block.
+
+    Args:
+        save_top_k: checkpoints kept by dev WER; -1 keeps all. That of the last epoch is always kept.
+        every_n_steps: optimizer steps between checkpoints inside an epoch, of which the newest is kept; None: none.
+        test: whether the test set sees the weights of the ``"last"`` or of the ``"best"`` epoch.
+    """
+
+    save_top_k: int = key(2, low=-1)
+    every_n_steps: int | None = key(None, low=1)
+    test: str = key("last", allowed=("last", "best"))
+
+    def check(self) -> None:
+        """The best epoch must have been kept."""
+        if self.test == "best" and self.save_top_k == 0:
+            raise ConfigError("save_top_k", "must not be 0 where checkpoint.test is 'best'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeBatchSettings(Section):
+    """The ``large_batch`` block.
+
+    Args:
+        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to.
+    """
+
+    global_batch_size: int | None = key(None, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Section):
+    """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
+
+    Args:
+        model: see :meth:`JasperCTC.from_config`.
+        data: see :class:`DataConfig`.
+        optim: see ``docs/optim_block.md``.
+        trainer: arguments of Lightning's ``Trainer``.
+        logger: loggers by name (csv, tensorboard, wandb), with their arguments.
+        checkpoint: see :class:`CheckpointSettings`.
+        large_batch: see :class:`LargeBatchSettings`.
+        seed: of initialization, shuffling, dropout.
+        resume_from: checkpoint of a run to continue.
+        num_samples: transcripts shown after each validation.
+        layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
+    """
+
+    model: dict = key()
+    data: dict = key()
+    optim: dict = key()
+    trainer: dict = key()
+    logger: dict = key()
+    checkpoint: CheckpointSettings = key()
+    large_batch: LargeBatchSettings = key()
+    seed: int = key(1, low=0)
+    resume_from: str | None = key(None)
+    num_samples: int = key(3, low=0)
+    layer_monitor: int | None = key(None, low=1)
+
+    def check(self) -> None:
+        """Every block has known keys only, and those that the recipe sets are left to it."""
+        check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
+        check_keys(self.logger, LOGGERS, "logger")
+
+    @classmethod
+    def read(cls, cfg: Any, path: str) -> Self:
+        """Build it from the composed config; errors in its sections have the full key path."""
+        mapping = plain_mapping(cfg, path)
+        sections: dict[str, type[Section]] = {"checkpoint": CheckpointSettings, "large_batch": LargeBatchSettings}
+        for name, section in sections.items():
+            if name in mapping:
+                mapping[name] = section.read(mapping[name], join(path, name))
+        return super().read(mapping, path)
+
+
+def check_keys(
+    mapping: Mapping[str, Any], allowed: Iterable[str], path: str, reserved: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse unknown keys, with the nearest match, and reserved ones, with what to use instead."""
+    for name in mapping:
+        if name in reserved:
+            raise ConfigError(join(path, name), f"is set by the recipe; {reserved[name]}")
+        if name not in allowed:
+            raise ConfigError(join(path, name), f"unknown key{choices(name, allowed)}")
+
+
+def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan:
+    """Split the global batch over devices, nodes and accumulation, exactly.
+
+    Args:
+        settings: whose ``large_batch`` and ``trainer`` blocks count.
+        per_device_batch_size: utterances of one micro-batch.
+
+    Raises:
+        ConfigError: it does not divide (the message names sizes that do), or the accumulation is given twice.
+    """
+    accumulate = settings.trainer.get("accumulate_grad_batches", 1)
+    devices, nodes = count_devices(settings.trainer), settings.trainer.get("num_nodes", 1)
+    size = settings.large_batch.global_batch_size
+    if size is None:
+        size = per_device_batch_size * devices * nodes * accumulate
+    elif accumulate != 1:
+        problem = (
+            f"is {accumulate}, but large_batch.global_batch_size={size} decides the accumulation; give one of them"
+        )
+        raise ConfigError("trainer.accumulate_grad_batches", problem)
+    return solve_batch_plan(size, devices=devices, num_nodes=nodes, per_device_batch_size=per_device_batch_size)
+
+
+def count_devices(trainer: Mapping[str, Any]) -> int:
+    """Devices per node that ``trainer.devices`` means, counted as the Trainer does.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    name = trainer.get("accelerator", "auto")
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if name == "auto":
+        name = "gpu" if AcceleratorRegistry.get("cuda").is_available() else "cpu"
+    name = "cuda" if name == "gpu" else name
+    if devices not in ("auto", -1, "-1") or name not in AcceleratorRegistry:
+        raise ConfigError("trainer.devices", f"must be a number of devices, a list of them or 'auto', not {devices!r}")
+    accelerator = AcceleratorRegistry.get(name)
+    count = accelerator.auto_device_count() if accelerator.is_available() else 0
+    if count < 1:
+        raise ConfigError("trainer.devices", f"{devices!r}: this machine has no device for accelerator={name}")
+    return count

@@ -1,0 +1,111 @@
+"""Corpora by name, and folders that are complete or not there."""
+
+import threading
+
+import pytest
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, prepare_corpus
+from lightning_novograd.recipes.asr.data.corpora.base import cache_folder, prepare_in
+
+FINGERPRINT = {"corpus": "toy", "version": 1}
+
+
+def build(folder):
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.json").write_text(split)
+
+
+def test_names():
+    assert available_corpora() == ["espeak_digits", "fsdd", "manifest"]
+
+
+def test_own_manifests_are_taken_as_they_are(tmp_path):
+    made = prepare_corpus("manifest", cache_dir=tmp_path, train="a.json", dev="~/b.json")
+    assert made.train.name == "a.json"
+    assert made.dev.is_absolute(), "~ is the home folder"
+    assert made.test is None
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fsd", {}, "unknown corpus 'fsd'; did you mean 'fsdd'?"),
+        ("fsdd", {"root": "x", "trainsize": 3}, "data.trainsize: unknown key; did you mean 'train_size'?"),
+        ("fsdd", {}, "data.root: is missing: give a clone of https://github.com/"),
+        ("manifest", {"train": "x.json"}, "data.dev: is missing: give the path of a manifest"),
+        ("espeak_digits", {"letters": 2.0}, "data.letters: must be at most 1.0, not 2.0"),
+    ],
+    ids=["name", "option", "root", "dev", "range"],
+)
+def test_errors(tmp_path, name, options, message):
+    with pytest.raises(ConfigError) as error:
+        prepare_corpus(name, cache_dir=tmp_path, **options)
+    assert message in str(error.value)
+
+
+def test_a_corpus_is_built_once(tmp_path):
+    built = []
+
+    def counting_build(folder):
+        built.append(folder)
+        build(folder)
+
+    for _ in range(2):
+        made = prepare_in(tmp_path / "toy", FINGERPRINT, counting_build)
+    assert made == Manifests(*(tmp_path / "toy" / f"{split}.json" for split in ("train", "dev", "test")))
+    assert made.dev.read_text() == "dev"
+    assert len(built) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    def interrupted(folder):
+        build(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_in(tmp_path / "toy", FINGERPRINT, interrupted)
+    assert not any(tmp_path.iterdir())
+    prepare_in(tmp_path / "toy", FINGERPRINT, build)
+
+
+def test_of_two_builds_at_the_same_time_one_wins_and_both_are_right(tmp_path):
+    both_are_building = threading.Barrier(2, timeout=20)
+    results = []
+
+    def slow_build(folder):
+        build(folder)
+        both_are_building.wait()
+
+    def prepare():
+        results.append(prepare_in(tmp_path / "toy", FINGERPRINT, slow_build))
+
+    threads = [threading.Thread(target=prepare) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert results[0] == results[1]
+    assert results[0].train.read_text() == "train"
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_other_files_are_not_overwritten(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="exists and is not this corpus"):
+        prepare_in(tmp_path, FINGERPRINT, build)
+    prepare_in(tmp_path / "toy", FINGERPRINT, build)
+    with pytest.raises(ConfigError, match="exists and is not this corpus"):
+        prepare_in(tmp_path / "toy", {**FINGERPRINT, "version": 2}, build)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="exists and is not this corpus"):
+        prepare_in(tmp_path / "file", FINGERPRINT, build)
+
+
+def test_every_fingerprint_has_its_own_cache(tmp_path):
+    folders = {cache_folder(tmp_path, "toy", {"version": version}) for version in (1, 2)}
+    assert len(folders) == 2
+    assert cache_folder(tmp_path, "toy", {"a": 1, "b": 2}) == cache_folder(tmp_path, "toy", {"b": 2, "a": 1})

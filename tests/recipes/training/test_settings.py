@@ -1,0 +1,94 @@
+"""The run's own part of the config: what is refused, and how a global batch is split."""
+
+import pytest
+
+from lightning_novograd import ConfigError
+from lightning_novograd.recipes.asr.training.settings import RunSettings, count_devices, plan_batches
+
+BLOCKS = {
+    "model": {},
+    "data": {},
+    "optim": {},
+    "trainer": {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "accumulate_grad_batches": 1},
+    "logger": {"csv": {}},
+    "checkpoint": {},
+    "large_batch": {},
+}
+
+
+def settings(**changes) -> RunSettings:
+    return RunSettings.read({**BLOCKS, **changes}, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optmi": {}}, r"^optmi: unknown key; did you mean 'optim'\?"),
+        ({"trainer": {"max_epoch": 3}}, r"^trainer\.max_epoch: unknown key; did you mean 'max_epochs'\?"),
+        ({"trainer": {"callbacks": []}}, r"^trainer\.callbacks: is set by the recipe; use the checkpoint block"),
+        ({"trainer": {"gradient_clip_val": 1.0}}, r"^trainer\.gradient_clip_val: .* use optim\.grad_clip_norm"),
+        ({"logger": {"tensorbord": {}}}, r"^logger\.tensorbord: unknown key; did you mean 'tensorboard'\?"),
+        ({"checkpoint": {"save_topk": 1}}, r"^checkpoint\.save_topk: unknown key; did you mean 'save_top_k'\?"),
+        ({"checkpoint": {"test": "bset"}}, r"^checkpoint\.test: 'bset' is unknown; did you mean 'best'\?"),
+        ({"checkpoint": {"test": "best", "save_top_k": 0}}, r"^checkpoint\.save_top_k: must not be 0"),
+        ({"large_batch": {"global_batch": 8}}, r"^large_batch\.global_batch: unknown key; did you mean"),
+        ({"large_batch": {"global_batch_size": 0}}, r"^large_batch\.global_batch_size: must be at least 1, not 0"),
+        ({"large_batch": {"global_batch_size": "8k"}}, r"^large_batch\.global_batch_size: must be a whole number"),
+        ({"seed": -1}, r"^seed: must be at least 0, not -1"),
+        ({"trainer": None}, r"^trainer: must be"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "large_batch", "batch_size", "expected"),
+    [
+        # (global, per device, devices, nodes, accumulation)
+        ({"devices": 1}, {}, 32, (32, 32, 1, 1, 1)),
+        ({"devices": 1, "accumulate_grad_batches": 4}, {}, 8, (32, 8, 1, 1, 4)),
+        ({"devices": 2}, {"global_batch_size": 64}, 16, (64, 16, 2, 1, 2)),
+        ({"devices": [0, 3], "num_nodes": 4}, {"global_batch_size": 1024}, 16, (1024, 16, 2, 4, 8)),
+    ],
+)
+def test_plan(trainer, large_batch, batch_size, expected):
+    chosen = settings(trainer={**BLOCKS["trainer"], **trainer}, large_batch=large_batch)
+    plan = plan_batches(chosen, batch_size)
+    assert (
+        plan.global_batch_size,
+        plan.per_device_batch_size,
+        plan.devices,
+        plan.num_nodes,
+        plan.accumulate_grad_batches,
+    ) == expected
+
+
+def test_plan_that_does_not_divide_names_sizes_that_work():
+    with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: .*100.*(96|128)"):
+        plan_batches(settings(large_batch={"global_batch_size": 100}), 16)
+
+
+def test_accumulation_is_decided_once():
+    chosen = settings(trainer={"devices": 1, "accumulate_grad_batches": 2}, large_batch={"global_batch_size": 64})
+    with pytest.raises(ConfigError, match=r"^trainer\.accumulate_grad_batches: is 2, but .*global_batch_size=64"):
+        plan_batches(chosen, 16)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "count"),
+    [
+        ({"accelerator": "cpu", "devices": 3}, 3),
+        ({"accelerator": "cpu", "devices": "auto"}, 1),
+        ({"accelerator": "gpu", "devices": [0, 1]}, 2),
+    ],
+)
+def test_count_devices(trainer, count):
+    assert count_devices(trainer) == count
+
+
+@pytest.mark.parametrize("devices", [0, "two", 1.5])
+def test_devices_that_are_no_number(devices):
+    with pytest.raises(ConfigError, match=r"^trainer\.devices: must be a number of devices"):
+        count_devices({"accelerator": "cpu", "devices": devices})

@@ -1,0 +1,147 @@
+"""LightningCLI: optimizers and schedules by class name, and the optim block as an argument of the model."""
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_novograd import LARC, ConfigError, NovoGrad, OptimMixin
+from lightning_novograd.lr_scheduler.nemo import CosineAnnealing
+from lightning_novograd.training.cli import OptimCLI
+
+TRAINER = [
+    *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false"),
+    *("--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"),
+    *("--trainer.enable_model_summary=false", "--trainer.max_epochs=2"),
+]
+
+
+class Net(pl.LightningModule):
+    """8 batches an epoch; notes the LR of every batch."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, width)
+        self.lrs: list[float] = []
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(32, 4)), batch_size=4)
+
+    def training_step(self, batch, batch_idx):
+        self.lrs.append(self.optimizers().param_groups[0]["lr"])
+        return self.layer(batch[0]).square().mean()
+
+
+class NetWithBlock(OptimMixin, Net):
+    def __init__(self, optim: dict[str, Any]):
+        super().__init__()
+        self.optim_config = optim
+
+
+class Unregistered(torch.optim.SGD):
+    """Known to the command line, as all imported classes are, but not to the registry."""
+
+
+@pytest.fixture
+def fit(monkeypatch, tmp_path):
+    def run(cli, model, *arguments):
+        monkeypatch.setattr(sys, "argv", ["main.py"])
+        root = f"--trainer.default_root_dir={tmp_path}"
+        return cli(model, args=["fit", *TRAINER, root, *arguments], seed_everything_default=1).model
+
+    return run
+
+
+def cosine_lrs(base_lr: float, steps: int, **arguments: Any) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base_lr)
+    schedule = CosineAnnealing(optimizer, max_steps=steps, **arguments)
+    return [schedule.lr_at(step, base_lr) for step in range(steps)]
+
+
+def test_novograd_and_cosine_by_name_with_the_length_of_the_run(fit):
+    model = fit(
+        OptimCLI,
+        Net,
+        *("--optimizer", "NovoGrad", "--optimizer.lr=0.05", "--optimizer.betas=[0.9, 0.3]"),
+        *("--lr_scheduler", "CosineAnnealing", "--lr_scheduler.warmup_steps=3"),
+    )
+    assert isinstance(model.optimizers().optimizer, NovoGrad)
+    assert model.optimizers().param_groups[0]["betas"] == (0.9, 0.3)
+    assert model.lrs == pytest.approx(cosine_lrs(0.05, 16, warmup_steps=3), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments"), [("CosineAnnealingLR", []), ("OneCycleLR", ["--lr_scheduler.max_lr=0.1"])]
+)
+def test_torch_schedules_get_the_length_of_the_run_too(fit, schedule, arguments):
+    model = fit(OptimCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05", f"--lr_scheduler={schedule}", *arguments)
+    state = model.lr_schedulers().state_dict()
+    assert {"CosineAnnealingLR": ("T_max", 2), "OneCycleLR": ("total_steps", 16)}[schedule] in state.items()
+
+
+def test_accumulation_shortens_the_schedule(fit):
+    arguments = ["--optimizer=NovoGrad", "--optimizer.lr=0.05", "--lr_scheduler=CosineAnnealing"]
+    model = fit(OptimCLI, Net, *arguments, "--trainer.accumulate_grad_batches=4")
+    assert model.lrs[::4] == pytest.approx(cosine_lrs(0.05, 4), rel=1e-12)
+
+
+def test_torch_schedulers_keep_their_own_unit(fit):
+    arguments = ["--optimizer=AdamW", "--optimizer.lr=0.1", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+    model = fit(OptimCLI, Net, *arguments)
+    assert model.lrs == pytest.approx([0.1] * 8 + [0.01] * 8)
+
+
+def test_the_saved_config_reproduces_the_run(fit, tmp_path):
+    arguments = ["--optimizer=NovoGrad", "--optimizer.lr=0.05", "--lr_scheduler=CosineAnnealing"]
+    first = fit(OptimCLI, Net, *arguments)
+    (tmp_path / "config.yaml").rename(tmp_path / "saved.yaml")
+    second = fit(OptimCLI, Net, "--config", str(tmp_path / "saved.yaml"))
+    assert second.lrs == first.lrs
+    assert torch.equal(second.layer.weight, first.layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(
+            ["--lr_scheduler=CosineAnnealing"], "lr_scheduler: CosineAnnealing needs an --optimizer", id="alone"
+        ),
+        pytest.param(
+            ["--optimizer=Unregistered", "--optimizer.lr=1"],
+            "unknown optimizer 'Unregistered'",
+            id="not in the registry",
+        ),
+        pytest.param(
+            ["--optimizer=NovoGrad", "--lr_scheduler=CosineAnnealing", "--lr_scheduler.warmup_steps=17"],
+            r"optim\.sched\.warmup_steps: 17 warmup steps do not fit max_steps=16",
+            id="does not fit the run",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(fit, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(OptimCLI, Net, *arguments)
+
+
+@pytest.mark.parametrize("cli", [LightningCLI, OptimCLI])
+def test_the_block_as_an_argument_of_the_model(fit, cli):
+    model = fit(
+        cli,
+        NetWithBlock,
+        *("--model.optim.name=novograd", "--model.optim.lr=0.05", "--model.optim.weight_decay=1e-3"),
+        "--model.optim.sched={name: CosineAnnealing, warmup_steps: 3}",
+        "--model.optim.larc={trust_coefficient: 0.01}",
+    )
+    assert isinstance(model.optimizers().optimizer, LARC)
+    assert model.optimizers().param_groups[0]["weight_decay"] == 0.001
+    assert model.lrs == pytest.approx(cosine_lrs(0.05, 16, warmup_steps=3), rel=1e-12)
+
+
+def test_lightnings_own_cli_takes_the_optimizer(fit):
+    model = fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05")
+    assert isinstance(model.optimizers().optimizer, NovoGrad)
+    assert model.lrs == [0.05] * 16
