@@ -1,68 +1,78 @@
-"""Names in configs -> classes. Built in: all of torch.optim, NovoGrad, NeMo's schedules; others register theirs."""
+"""Names in configs -> classes. Every class registers itself where it stands; installed plugins add theirs.
+
+What is built in is found by importing the modules of `_BUILT_IN`: an optimizer or a schedule is one file in there.
+"""
 
 import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_novograd import lr_scheduler
-from lightning_novograd.config.arguments import Argument, arguments_of
 from lightning_novograd.errors import ConfigError, choices
 
-Kind = Literal["optimizer", "scheduler", "wrapper"]
+Kind = Literal["optimizer", "scheduler"]
+Interval = Literal["step", "epoch"]
 
-# What the registry fills in itself; a config never holds it
-_SKIPPED: dict[Kind, tuple[str, ...]] = {
-    "optimizer": ("params",),
-    "scheduler": ("optimizer",),
-    "wrapper": ("optimizer",),
-}
+# The packages whose modules register what is built in
+_BUILT_IN = ("lightning_novograd.optim", "lightning_novograd.lr_scheduler")
 # What the classes of other packages must be
-_BASES: dict[Kind, type] = {"optimizer": torch.optim.Optimizer, "scheduler": torch_schedulers.LRScheduler}
+_BASES: dict[Kind, type] = {"optimizer": torch.optim.Optimizer, "scheduler": LRScheduler}
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers that an argument may have, where its class does not check them.
+
+    Args:
+        words: `"at least 1"`, for error messages.
+        holds: whether a number is in it.
+
+    """
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """A registered class.
+    """A registered class, and what must be known of it beside its signature.
 
     Args:
         name: what configs call it; looked up without regard to case.
-        kind: `"optimizer"`, `"scheduler"`, or `"wrapper"` for LARC, which no name chooses.
-        target: the class, or `"package.module:Class"`, imported when first asked for.
+        kind: `"optimizer"` or `"scheduler"`.
+        cls: the class.
         aliases: further names.
+        ranges: by argument, where the class itself would fail later or never.
+        check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
         interval: schedulers: how often Lightning steps it unless the config says so.
         length: schedulers: the argument that takes the length of the run.
+        length_parts: schedulers: arguments that say the length together, in place of `length`.
+        settings: schedulers: keys of its state_dict that hold what it was built with; None: the arguments' names.
+        watches_metric: schedulers: whether it is stepped with a metric.
 
     """
 
     name: str
     kind: Kind
-    target: type | str
+    cls: type
     aliases: tuple[str, ...] = ()
-    interval: Literal["step", "epoch"] = "step"
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] | None = None
+    interval: Interval = "step"
     length: str | None = None
-    _help: str = field(default="", repr=False)
-    _paper: str = field(default="", repr=False)
-
-    @property
-    def cls(self) -> type:
-        """The class itself."""
-        if isinstance(self.target, type):
-            return self.target
-        module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    @property
-    def arguments(self) -> dict[str, Argument]:
-        """What a config may set, in the order of the signature."""
-        return arguments_of(self.cls, _SKIPPED[self.kind])
+    length_parts: tuple[str, ...] = ()
+    settings: tuple[str, ...] | None = None
+    watches_metric: bool = False
+    _help: str = ""
+    _paper: str = ""
 
     @property
     def help(self) -> str:
@@ -76,8 +86,25 @@ class Entry:
         papers = (link for link in links if re.search(r"arxiv|openreview|jmlr|pdf|mlr\.press|springer|aaai", link))
         return self._paper or next(papers, "").rstrip(".,")
 
+    def check_arguments(self, args: Mapping[str, Any]) -> None:
+        """Raise for arguments with which the class would fail in mid-run, or do nonsense without a word.
+
+        Raises:
+            ConfigError: `path` is the argument at fault.
+
+        """
+        for name, allowed in self.ranges.items():
+            value = args.get(name)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if number is not None and not allowed.holds(number):
+                    raise ConfigError(name, f"{value} is out of range; must be {allowed.words}")
+        if self.check is not None:
+            self.check(args)
+
 
 class _Registry:
+    """The classes of one kind by name, those of installed plugins included."""
+
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
@@ -86,7 +113,7 @@ class _Registry:
         for name in (entry.name, *entry.aliases):
             taken = self._entries.get(name.casefold())
             if taken is not None:
-                raise ConfigError("", f"{self.kind} {name!r} is already registered ({taken.target})")
+                raise ConfigError("", f"{self.kind} {name!r} is already registered ({taken.cls})")
         for name in (entry.name, *entry.aliases):
             self._entries[name.casefold()] = entry
 
@@ -96,13 +123,15 @@ class _Registry:
             del self._entries[known.casefold()]
 
     def names(self) -> list[str]:
+        _import_built_in()
         own = {entry.name for entry in self._entries.values()}
         return sorted(own | {point.name for point in _entry_points(self.kind)}, key=str.casefold)
 
     def get(self, name: str, path: str) -> Entry:
+        _import_built_in()
         points = [point for point in _entry_points(self.kind) if point.name.casefold() == name.casefold()]
         entry = self._entries.get(name.casefold())
-        offers = [_distribution(point) for point in points] + ([str(entry.target)] if entry else [])
+        offers = [_distribution(point) for point in points] + ([str(entry.cls)] if entry else [])
         if len(offers) > 1:
             raise ConfigError(path, f"{self.kind} {name!r} is offered more than once: by {', '.join(offers)}")
         if points:
@@ -115,7 +144,7 @@ class _Registry:
     def _not_fused(self, name: str) -> str:
         """A hint for `fused_adam` and its like: apex and NeMo have classes for what is an argument here."""
         plain = self._entries.get(re.sub("^fused_?", "", name.casefold()))
-        if plain is None or "fused" not in plain.arguments:
+        if plain is None or not _takes(plain.cls, "fused"):
             return ""
         meant = "AdamW (as apex's is by default) or Adam" if plain.name == "Adam" else plain.name
         return f"; did you mean {meant}, with fused: true?"
@@ -145,15 +174,42 @@ def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> Entry:
 
 def _with_length(entry: Entry) -> Entry:
     """The entry, without `length` where the class has no such argument."""
-    return entry if entry.length in entry.arguments else replace(entry, length=None)
+    return entry if entry.length and _takes(entry.cls, entry.length) else replace(entry, length=None)
 
 
-_OPTIMIZERS = _Registry("optimizer")
-_SCHEDULERS = _Registry("scheduler")
+def _takes(cls: type, argument: str) -> bool:
+    """Whether the constructor has the argument, or hands on to one that has it."""
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            parameters = inspect.signature(vars(owner)["__init__"]).parameters
+            if argument in parameters:
+                return True
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return False
+    return False
+
+
+@cache
+def _import_built_in() -> None:
+    """Let what is built in register itself, before the first look-up."""
+    for package in _BUILT_IN:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+
+
+OPTIMIZERS = _Registry("optimizer")
+SCHEDULERS = _Registry("scheduler")
 
 
 def register_optimizer(
-    name: str, cls: type | None = None, *, aliases: Iterable[str] = (), help: str = "", paper: str = ""
+    name: str,
+    cls: type | None = None,
+    *,
+    aliases: Iterable[str] = (),
+    ranges: Mapping[str, Range] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+    help: str = "",
+    paper: str = "",
 ) -> Callable[[type], type] | type:
     """Make an optimizer known to configs under `name`; also a class decorator.
 
@@ -161,6 +217,8 @@ def register_optimizer(
         name: unique, compared without regard to case.
         cls: a `torch.optim.Optimizer` class; None: use as a decorator.
         aliases: further names.
+        ranges: what numbers its arguments may have, where the class does not check them.
+        check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
         help: one line for `describe`; the docstring's first line if empty.
         paper: link; the docstring's first link to a paper if empty.
 
@@ -175,7 +233,8 @@ def register_optimizer(
         >>> unregister_optimizer("my_sgd")
 
     """
-    return _register(_OPTIMIZERS, name, cls, aliases=tuple(aliases), _help=help, _paper=paper)
+    meta = {"ranges": ranges or {}, "check": check, "_help": help, "_paper": paper}
+    return _register(OPTIMIZERS, name, cls, aliases=tuple(aliases), **meta)
 
 
 def register_scheduler(
@@ -183,8 +242,13 @@ def register_scheduler(
     cls: type | None = None,
     *,
     aliases: Iterable[str] = (),
-    interval: Literal["step", "epoch"] = "step",
+    ranges: Mapping[str, Range] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+    interval: Interval = "step",
     length: str | None = "max_steps",
+    length_parts: Iterable[str] = (),
+    settings: Iterable[str] | None = None,
+    watches_metric: bool = False,
     help: str = "",
     paper: str = "",
 ) -> Callable[[type], type] | type:
@@ -194,8 +258,14 @@ def register_scheduler(
         name: unique, compared without regard to case.
         cls: a `torch.optim.lr_scheduler.LRScheduler` class; None: use as a decorator.
         aliases: further names.
+        ranges: what numbers its arguments may have, where the class does not check them.
+        check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
         interval: `"step"` or `"epoch"`: how often it is stepped unless the config says so.
         length: the argument that takes the number of optimizer steps of the run, if the class has it.
+        length_parts: arguments that say the length together, in place of `length`.
+        settings: keys of its state_dict that hold what it was built with, which a resumed run takes from the
+            checkpoint and is told of; None: those named as its arguments. Our own policies take the config's.
+        watches_metric: whether it is stepped with the monitored metric, as ReduceLROnPlateau is.
         help: one line for `describe`; the docstring's first line if empty.
         paper: link; the docstring's first link to a paper if empty.
 
@@ -203,14 +273,26 @@ def register_scheduler(
         ConfigError: a name is taken.
 
     """
-    meta = {"interval": interval, "length": length, "_help": help, "_paper": paper}
-    return _register(_SCHEDULERS, name, cls, aliases=tuple(aliases), **meta)
+    meta: dict[str, Any] = {
+        "ranges": ranges or {},
+        "check": check,
+        "interval": interval,
+        "length": length,
+        "length_parts": tuple(length_parts),
+        "settings": None if settings is None else tuple(settings),
+        "watches_metric": watches_metric,
+        "_help": help,
+        "_paper": paper,
+    }
+    return _register(SCHEDULERS, name, cls, aliases=tuple(aliases), **meta)
 
 
 def _register(registry: _Registry, name: str, cls: type | None, **meta: Any) -> Callable[[type], type] | type:
     def add(cls: type) -> type:
         if not isinstance(cls, type):
             raise ConfigError("", f"{registry.kind} {name!r}: a class is registered, not {cls!r}")
+        if not cls.__module__.startswith(tuple(f"{package}." for package in _BUILT_IN)):
+            _import_built_in()  # so that it is the newcomer who is told that a name is taken
         registry.add(_with_length(Entry(name, registry.kind, cls, **meta)))
         return cls
 
@@ -219,22 +301,22 @@ def _register(registry: _Registry, name: str, cls: type | None, **meta: Any) -> 
 
 def unregister_optimizer(name: str) -> None:
     """Forget an optimizer, aliases included."""
-    _OPTIMIZERS.remove(name)
+    OPTIMIZERS.remove(name)
 
 
 def unregister_scheduler(name: str) -> None:
     """Forget a scheduler, aliases included."""
-    _SCHEDULERS.remove(name)
+    SCHEDULERS.remove(name)
 
 
 def available_optimizers() -> list[str]:
     """Names that `optim.name` may have, those of installed plugins included."""
-    return _OPTIMIZERS.names()
+    return OPTIMIZERS.names()
 
 
 def available_schedulers() -> list[str]:
     """Names that `optim.sched.name` may have, those of installed plugins included."""
-    return _SCHEDULERS.names()
+    return SCHEDULERS.names()
 
 
 def get_optimizer(name: str, path: str = "optim.name") -> Entry:
@@ -244,7 +326,7 @@ def get_optimizer(name: str, path: str = "optim.name") -> Entry:
         ConfigError: unknown, or its plugin does not import; `path` says where the name was found.
 
     """
-    return _OPTIMIZERS.get(name, path)
+    return OPTIMIZERS.get(name, path)
 
 
 def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:
@@ -254,40 +336,4 @@ def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:
         ConfigError: unknown, or its plugin does not import; `path` says where the name was found.
 
     """
-    return _SCHEDULERS.get(name, path)
-
-
-LARC = Entry("LARC", "wrapper", "lightning_novograd.optim:LARC")
-
-# Short names of the common ones, and OpenSeq2Seq's names of its own
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "CosineAnnealing": ("cosine",),
-    "PolynomialDecayAnnealing": ("polynomial",),
-    "WarmupPolicy": ("warmup",),
-    "PiecewiseConstant": ("piecewise_constant",),
-    "ExpDecay": ("exp_decay",),
-    "PolyDecay": ("poly_decay",),
-    "CosineDecay": ("cosine_decay",),
-    "TransformerPolicy": ("transformer_policy",),
-    "InvPolyDecay": ("inv_poly_decay",),
-}
-# torch's per-batch schedulers, by their documentation, and the arguments that are the length of a run
-_TORCH_PER_STEP = {"OneCycleLR", "CyclicLR"}
-_TORCH_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
-
-
-def _add_built_in() -> None:
-    _OPTIMIZERS.add(Entry("NovoGrad", "optimizer", "lightning_novograd.optim:NovoGrad"))
-    for name, cls in vars(torch.optim).items():
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
-            _OPTIMIZERS.add(Entry(name, "optimizer", cls))
-    for name in lr_scheduler.__all__:
-        register_scheduler(name, getattr(lr_scheduler, name), aliases=_ALIASES.get(name, ()))
-    for name in torch_schedulers.__all__:
-        cls = getattr(torch_schedulers, name)
-        if cls is not torch_schedulers.LRScheduler:
-            interval: Literal["step", "epoch"] = "step" if name in _TORCH_PER_STEP else "epoch"
-            _SCHEDULERS.add(Entry(name, "scheduler", cls, interval=interval, length=_TORCH_LENGTH.get(name)))
-
-
-_add_built_in()
+    return SCHEDULERS.get(name, path)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.registry import Entry
 
 REQUIRED = inspect.Parameter.empty
 
@@ -110,6 +111,12 @@ class Argument:
             else:
                 problem = f"expected {wanted}, got {_shown(value)}"
             raise ConfigError(path, problem) from None
+
+
+def entry_arguments(entry: Entry) -> dict[str, Argument]:
+    """What a config may set of a registered class, in the order of its signature."""
+    # the parameters and the optimizer are not for a config to give
+    return arguments_of(entry.cls, ("params",) if entry.kind == "optimizer" else ("optimizer",))
 
 
 def arguments_of(cls: type, skip: tuple[str, ...]) -> dict[str, Argument]:

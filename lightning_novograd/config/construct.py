@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler.pytorch import check_arguments
-from lightning_novograd.registry import LARC, Entry, get_optimizer, get_scheduler
+from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from lightning_novograd.config.schema import (
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.param_groups import ParamGroupRule
-from lightning_novograd.registry import LARC, Entry, get_optimizer, get_scheduler
+from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 __all__ = ["LarcConfig", "OptimConfig", "ParamGroupRule", "SchedConfig", "parse_optim"]
 

@@ -3,6 +3,7 @@
 from torch.optim import Optimizer
 
 from lightning_novograd.lr_scheduler.phases import PhasedLR, number, whole
+from lightning_novograd.registry import register_scheduler
 
 
 def hold_exponential(
@@ -28,6 +29,7 @@ def hold_exponential(
     return max(base_lr * gamma**decays, min_lr)
 
 
+@register_scheduler("WarmupHoldAnnealExponential")
 class WarmupHoldAnnealExponential(PhasedLR):
     """Warmup, hold, then the LR times `gamma`, `num_decays` times in equal distances; `min_lr` is a floor.
 

@@ -36,6 +36,7 @@ from lightning_novograd.lr_scheduler.openseq2seq import (
     TransformerPolicy,
 )
 from lightning_novograd.lr_scheduler.phases import PhasedLR, flag, number, spans, whole
+from lightning_novograd.registry import register_scheduler
 
 __all__ = [
     "CosineAnnealing",
@@ -62,6 +63,7 @@ __all__ = [
 ]
 
 
+@register_scheduler("WarmupPolicy", aliases=["warmup"])
 class WarmupPolicy(PhasedLR):
     """Linear warmup, then the base LR; `min_lr` after `max_steps`, None being a run without end."""
 
@@ -82,6 +84,7 @@ class WarmupPolicy(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, endless=True)
 
 
+@register_scheduler("WarmupHoldPolicy")
 class WarmupHoldPolicy(PhasedLR):
     """Linear warmup, hold, then the base LR still; `min_lr` after `max_steps`, which it needs."""
 
@@ -104,6 +107,7 @@ class WarmupHoldPolicy(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
 
 
+@register_scheduler("SquareAnnealing")
 class SquareAnnealing(PhasedLR):
     """Warmup, then quadratic decay: `max(base * ((M-s) / (M-W))^2, min_lr)`; note NeMo's `min_lr` of 1e-5."""
 
@@ -123,6 +127,7 @@ class SquareAnnealing(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
 
 
+@register_scheduler("SquareRootAnnealing")
 class SquareRootAnnealing(PhasedLR):
     """Warmup, then `max(base * sqrt((M-s) / M), min_lr)`, counted from step 0: the LR drops where warmup ends."""
 
@@ -142,6 +147,7 @@ class SquareRootAnnealing(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
 
 
+@register_scheduler("CosineAnnealing", aliases=["cosine"])
 class CosineAnnealing(PhasedLR):
     """Warmup, then half a cosine from the base LR to `min_lr`, then `min_lr` for `constant_steps`.
 
@@ -175,6 +181,7 @@ class CosineAnnealing(PhasedLR):
             raise ScheduleError("min_lr", f"{base_lr} is the learning rate of param group {index}; must be below it")
 
 
+@register_scheduler("NoamAnnealing")
 class NoamAnnealing(PhasedLR):
     """The Transformer's schedule: linear warmup, then `base * sqrt(1 / (d_model * s))`; never ends.
 
@@ -213,6 +220,7 @@ class NoamAnnealing(PhasedLR):
         )
 
 
+@register_scheduler("NoamHoldAnnealing")
 class NoamHoldAnnealing(PhasedLR):
     """Warmup, which it needs, hold, then `max(base * (W / (s-h))^decay_rate, min_lr)`, `h` the hold's length.
 
@@ -253,6 +261,7 @@ class NoamHoldAnnealing(PhasedLR):
         )
 
 
+@register_scheduler("WarmupHoldAnnealOneMinusSquareRoot")
 class WarmupHoldAnnealOneMinusSquareRoot(PhasedLR):
     """Warmup, hold, then `max(base * (1 - sqrt((s-H) / (M-H))), min_lr)`; without hold, `H` is 0 (as in NeMo)."""
 
@@ -274,6 +283,7 @@ class WarmupHoldAnnealOneMinusSquareRoot(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
 
 
+@register_scheduler("WarmupHoldAnnealLinear")
 class WarmupHoldAnnealLinear(PhasedLR):
     """Warmup, hold, then `base - (base-min_lr) * (s-H) / (M-H)`; without hold, `H` is 0 (as in NeMo)."""
 
@@ -295,6 +305,7 @@ class WarmupHoldAnnealLinear(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
 
 
+@register_scheduler("WarmupAnnealing")
 class WarmupAnnealing(PhasedLR):
     """Warmup, then linear decay to `min_lr`: `min_lr + (base-min_lr) * (1 - (s-W) / (M-W))`."""
 
@@ -314,6 +325,7 @@ class WarmupAnnealing(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
 
 
+@register_scheduler("InverseSquareRootAnnealing")
 class InverseSquareRootAnnealing(PhasedLR):
     """Warmup, then `base / sqrt((s+1) / (W+1))`; `min_lr` is the LR after `max_steps` and no floor before.
 
@@ -336,6 +348,7 @@ class InverseSquareRootAnnealing(PhasedLR):
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, endless=True)
 
 
+@register_scheduler("T5InverseSquareRootAnnealing")
 class T5InverseSquareRootAnnealing(PhasedLR):
     """T5's schedule `1 / sqrt(max(s, C))`, an absolute LR: the optimizer's `lr` is not used.
 
@@ -373,6 +386,7 @@ class T5InverseSquareRootAnnealing(PhasedLR):
         return spans([("constant", 0), ("anneal", self.arguments["constant_steps"] + 1)], self.arguments["max_steps"])
 
 
+@register_scheduler("PolynomialDecayAnnealing", aliases=["polynomial"])
 class PolynomialDecayAnnealing(PhasedLR):
     """Warmup, then `(base-min_lr) * (1 - (s-W) / (M-W))^power + min_lr`.
 
@@ -408,6 +422,7 @@ class PolynomialDecayAnnealing(PhasedLR):
         )
 
 
+@register_scheduler("PolynomialHoldDecayAnnealing")
 class PolynomialHoldDecayAnnealing(PhasedLR):
     """Warmup, hold, then `(base-min_lr) * (1 - (s-H)/D)^power + min_lr`, `D = M - max(W, H)`.
 

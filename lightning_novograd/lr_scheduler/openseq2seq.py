@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase, ScheduleError
 from lightning_novograd.lr_scheduler.phases import flag, number, spans, whole
+from lightning_novograd.registry import register_scheduler
 
 
 def _warmup(step: int, base_lr: float, warmup_steps: int) -> float:
@@ -100,6 +101,7 @@ def inv_poly_decay(step: int, base_lr: float, *, decay_steps: int, min_lr: float
     return base_lr * (1 + scale * step) ** -power  # the reciprocal would overflow in a long run
 
 
+@register_scheduler("PiecewiseConstant", aliases=["piecewise_constant"])
 class PiecewiseConstant(ClosedFormLR):
     """The base LR times `decay_rates[i]` after step `boundaries[i]`.
 
@@ -141,6 +143,7 @@ class PiecewiseConstant(ClosedFormLR):
         return spans([("x 1", 0), *starts], None)
 
 
+@register_scheduler("ExpDecay", aliases=["exp_decay"])
 class ExpDecay(ClosedFormLR):
     """Exponential decay: `max(base * decay_rate^((s-begin_decay_at) / decay_steps), min_lr)`.
 
@@ -183,6 +186,7 @@ class ExpDecay(ClosedFormLR):
         return _decay_phases(0, self.arguments["begin_decay_at"], None)
 
 
+@register_scheduler("PolyDecay", aliases=["poly_decay"])
 class PolyDecay(ClosedFormLR):
     """Polynomial decay to `min_lr`, under a warmup from 0 that multiplies the LR it starts from.
 
@@ -227,6 +231,7 @@ class PolyDecay(ClosedFormLR):
         return _decay_phases(**{k: self.arguments[k] for k in ("warmup_steps", "begin_decay_at", "decay_steps")})
 
 
+@register_scheduler("CosineDecay", aliases=["cosine_decay"])
 class CosineDecay(ClosedFormLR):
     """Half a cosine from the base LR to `min_lr_ratio` of it, under a warmup from 0 that multiplies it.
 
@@ -268,6 +273,7 @@ class CosineDecay(ClosedFormLR):
         return _decay_phases(**{k: self.arguments[k] for k in ("warmup_steps", "begin_decay_at", "decay_steps")})
 
 
+@register_scheduler("TransformerPolicy", aliases=["transformer_policy"])
 class TransformerPolicy(ClosedFormLR):
     """Noam's schedule one step ahead of NoamAnnealing (`t = s+1`), with a factor and a cap.
 
@@ -307,6 +313,7 @@ class TransformerPolicy(ClosedFormLR):
         return spans([("warmup", 0), ("anneal", self.arguments["warmup_steps"])], None)
 
 
+@register_scheduler("InvPolyDecay", aliases=["inv_poly_decay"])
 class InvPolyDecay(ClosedFormLR):
     """Inverse polynomial decay: `base / (1 + c*s)^power` with `c` such that the LR is `min_lr` at `decay_steps`.
 

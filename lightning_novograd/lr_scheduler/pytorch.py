@@ -1,30 +1,25 @@
-"""What torch's schedulers can work with.
+"""torch's own schedulers, registered with what must be known of them.
 
 Their constructors look at few of their arguments: `StepLR(step_size=0)` divides by zero at the first step, and
 `PolynomialLR(power=-1)` at its last, perhaps hours later; `gamma=-1` makes the LR negative without a word.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch.optim import lr_scheduler as torch
 
 from lightning_novograd.lr_scheduler.base import ScheduleError
+from lightning_novograd.registry import SCHEDULERS, Entry, Range
 
+_NOT_NEGATIVE = Range("at least 0", lambda value: value >= 0)
+_POSITIVE = Range("above 0", lambda value: value > 0)
+_AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
+_SHARE = Range("in 0..1", lambda value: 0 <= value <= 1)
+_POSITIVE_SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+_BELOW_1 = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 
-class _Range(NamedTuple):
-    words: str
-    holds: Callable[[float], bool]
-
-
-_NOT_NEGATIVE = _Range("at least 0", lambda value: value >= 0)
-_POSITIVE = _Range("above 0", lambda value: value > 0)
-_AT_LEAST_1 = _Range("at least 1", lambda value: value >= 1)
-_SHARE = _Range("in 0..1", lambda value: 0 <= value <= 1)
-_POSITIVE_SHARE = _Range("above 0 and at most 1", lambda value: 0 < value <= 1)
-_BELOW_1 = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
-
-_RANGES: dict[type, dict[str, _Range]] = {
+_RANGES: dict[type, dict[str, Range]] = {
     torch.StepLR: {"step_size": _AT_LEAST_1, "gamma": _NOT_NEGATIVE},
     torch.MultiStepLR: {"milestones": _NOT_NEGATIVE, "gamma": _NOT_NEGATIVE},
     # with 0 iterations the LR would stay at the first factor
@@ -65,38 +60,85 @@ _RANGES: dict[type, dict[str, _Range]] = {
 }
 
 
-def check_arguments(cls: type, args: Mapping[str, Any]) -> None:
-    """Raise for arguments with which torch's scheduler `cls` would fail in mid-run; other classes check their own.
-
-    Raises:
-        ScheduleError: `path` is the argument at fault.
-
-    """
-    for name, allowed in _RANGES.get(cls, {}).items():
-        value = args.get(name)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and not allowed.holds(number):
-                raise ScheduleError(name, f"{value} is out of range; must be {allowed.words}")
-    if cls is torch.SequentialLR and sorted(set(args["milestones"])) != args["milestones"]:
+def _check_milestones(args: Mapping[str, Any]) -> None:
+    if sorted(set(args["milestones"])) != args["milestones"]:
         raise ScheduleError("milestones", f"{args['milestones']} do not rise")
-    if cls is torch.OneCycleLR:
-        _check_one_cycle(**args)
 
 
-def _check_one_cycle(
-    *,
-    total_steps: int | None = None,
-    epochs: int | None = None,
-    steps_per_epoch: int | None = None,
-    pct_start: float = 0.3,
-    three_phase: bool = False,
-    **_: Any,
-) -> None:
+def _check_one_cycle(args: Mapping[str, Any]) -> None:
+    total_steps, epochs, steps_per_epoch = (args.get(name) for name in ("total_steps", "epochs", "steps_per_epoch"))
     if (epochs is None) != (steps_per_epoch is None):
         given, other = ("epochs", "steps_per_epoch") if steps_per_epoch is None else ("steps_per_epoch", "epochs")
         raise ScheduleError(given, f"has no effect without {other}; give both or neither")
     if total_steps is not None and epochs is not None:
         raise ScheduleError("epochs", f"{epochs}, but total_steps is {total_steps}; give one")
-    if three_phase and pct_start > 0.5:
+    pct_start = args.get("pct_start", 0.3)
+    if args.get("three_phase") and pct_start > 0.5:
         # the LR falls back to where it started in as many steps as it rose
         raise ScheduleError("pct_start", f"{pct_start} is out of range; must be at most 0.5 with three_phase")
+
+
+# Keys of the state_dict that hold what a scheduler was built with, where they are not just its arguments
+_SETTINGS: dict[type, tuple[str, ...]] = {
+    torch.SequentialLR: ("_milestones",),
+    torch.ChainedScheduler: (),
+    torch.LambdaLR: ("lr_lambdas",),
+    torch.MultiplicativeLR: ("lr_lambdas",),
+    torch.CyclicLR: (
+        *("max_lrs", "total_size", "step_ratio", "mode", "gamma"),
+        *("scale_mode", "cycle_momentum", "base_momentums", "max_momentums"),
+    ),
+    torch.OneCycleLR: ("total_steps", "cycle_momentum"),
+    torch.ReduceLROnPlateau: (
+        *("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown"),
+        *("min_lrs", "eps"),
+    ),
+}
+_CHECKS = {torch.SequentialLR: _check_milestones, torch.OneCycleLR: _check_one_cycle}
+# stepped once per batch, by torch's documentation
+_PER_STEP = (torch.OneCycleLR, torch.CyclicLR)
+_LENGTH: dict[type, str] = {torch.OneCycleLR: "total_steps", torch.CosineAnnealingLR: "T_max"}
+_LENGTH_PARTS = {torch.OneCycleLR: ("epochs", "steps_per_epoch")}
+
+for _name in torch.__all__:
+    _cls = getattr(torch, _name)
+    if _cls is not torch.LRScheduler:
+        SCHEDULERS.add(
+            Entry(
+                _name,
+                "scheduler",
+                _cls,
+                ranges=_RANGES.get(_cls, {}),
+                check=_CHECKS.get(_cls),
+                interval="step" if _cls in _PER_STEP else "epoch",
+                length=_LENGTH.get(_cls),
+                length_parts=_LENGTH_PARTS.get(_cls, ()),
+                settings=_SETTINGS.get(_cls),
+                watches_metric=_cls is torch.ReduceLROnPlateau,
+            )
+        )
+
+
+def own_length(scheduler: torch.LRScheduler) -> int | None:
+    """Steps until a scheduler of torch's has ended, by its own arguments; None if they do not say."""
+    if isinstance(scheduler, torch.OneCycleLR):
+        return scheduler.total_steps
+    return scheduler.T_max + 1 if isinstance(scheduler, torch.CosineAnnealingLR) else None
+
+
+def one_cycles(scheduler: Any, steps: int, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Every OneCycleLR in a scheduler that is stepped `steps` times; beyond its end it raises.
+
+    Yields:
+        Its place (the index in each list of `schedulers` on the way), its length, and how often it is stepped.
+
+    """
+    if isinstance(scheduler, torch.OneCycleLR):
+        yield place, scheduler.total_steps, steps
+    milestones = scheduler._milestones if isinstance(scheduler, torch.SequentialLR) else []
+    for index, member in enumerate(getattr(scheduler, "_schedulers", ())):
+        begin, end = 0, steps
+        if milestones:
+            begin = ([0, *milestones])[index]
+            end = min([steps, *(milestone - 1 for milestone in milestones[index : index + 1])])
+        yield from one_cycles(member, max(0, end - begin), (*place, index))

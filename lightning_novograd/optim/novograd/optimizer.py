@@ -30,10 +30,12 @@ from lightning_novograd.optim.norms import (
     squared_norms,
 )
 from lightning_novograd.optim.novograd.validation import check_options, check_same_parameters, refuse_flattened
+from lightning_novograd.registry import register_optimizer
 
 __all__ = ["NovoGrad", "novograd"]
 
 
+@register_optimizer("NovoGrad")
 class NovoGrad(Optimizer):
     r"""Stochastic gradient descent with layer-wise normalized gradients and one second moment per layer.
 
