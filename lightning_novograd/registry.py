@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -126,6 +126,13 @@ class _Registry:
         _import_built_in()
         own = {entry.name for entry in self._entries.values()}
         return sorted(own | {point.name for point in _entry_points(self.kind)}, key=str.casefold)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter({id(entry): entry for entry in self._entries.values()}.values())
+
+    def entry_of(self, cls: type) -> Entry | None:
+        """The first entry of the very class `cls`, whatever its name."""
+        return next((entry for entry in self if entry.cls is cls), None)
 
     def get(self, name: str, path: str) -> Entry:
         _import_built_in()
@@ -327,6 +334,20 @@ def get_optimizer(name: str, path: str = "optim.name") -> Entry:
 
     """
     return OPTIMIZERS.get(name, path)
+
+
+def scheduler_settings(cls: type | None = None) -> set[str]:
+    """Keys of state dicts that hold what schedulers were built with: those of the class `cls`, or of all."""
+    _import_built_in()
+    if cls is None:
+        return set().union(*(_settings(entry.cls, entry) for entry in SCHEDULERS))
+    return _settings(cls, SCHEDULERS.entry_of(cls))
+
+
+def _settings(cls: type, entry: Entry | None) -> set[str]:
+    if entry is not None and entry.settings is not None:
+        return {*entry.settings}
+    return {*inspect.signature(cls).parameters}
 
 
 def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:
