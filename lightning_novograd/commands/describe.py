@@ -19,7 +19,7 @@ from lightning_novograd.registry import (
 _INTRO = """\
 # The optim block
 
-<!-- Made by `python -m lightning_novograd describe --markdown`; edit lightning_novograd/commands/describe.py and docstrings. -->
+<!-- Made by `python -m lightning_novograd describe --markdown`; edit docstrings and describe.py. -->
 
 ```yaml
 optim:
