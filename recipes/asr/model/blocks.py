@@ -128,6 +128,7 @@ class JasperBlock(nn.Module):
         conv_mask: whether the convolutions are masked; decides NeMo's key, ``conv.weight`` or ``weight``.
 
     Example:
+        >>> import torch
         >>> block = JasperBlock(BlockConfig(filters=8, kernel=5, residual=True, separable=True), 4, (4,))
         >>> x_BCT, lens_B = torch.randn(2, 4, 30), torch.tensor([30, 20])
         >>> frames = Frames.of(x_BCT, lens_B, masked=True)

@@ -100,6 +100,7 @@ class JasperCTC(nn.Module):
         config: a checked config, see :meth:`from_config`.
 
     Example:
+        >>> import torch
         >>> model = JasperCTC.from_config({
         ...     "labels": ["a", "b"],
         ...     "encoder": {"jasper": [{"filters": 8, "kernel": 11, "stride": 2, "residual": False}]},
