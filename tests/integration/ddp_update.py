@@ -9,7 +9,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from lightning_novograd.recipes.asr.data.module import DataConfig, SpeechDataModule
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.training.module import CTCModule
 
 BLOCK = {"repeat": 1, "stride": [1], "dilation": [1], "dropout": 0.0, "residual": False, "separable": True}

@@ -1,1 +1,1 @@
-"""The acoustic model: features, masks, blocks and their stack."""
+"""The acoustic model: features, masks on them, an encoder of Jasper blocks, a decoder."""

@@ -8,11 +8,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.model.convolution import (
+    Frames,
+    GroupShuffle,
+    MaskedConv1d,
+    conv_lengths,
+    convolve,
+    padded_conv1d,
+)
 from lightning_novograd.recipes.asr.section import Section, key
 
 # every one maps 0 to 0, so that masked frames stay masked behind it
@@ -102,152 +108,6 @@ class BlockConfig(Section):
         return self.stride if self.stride_last else self.stride**self.repeat
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Frames:
-    """Which frames of a batch are valid.
-
-    Args:
-        lens_B: number of valid frames.
-        mask_B1T: 1 for valid frames and 0 beyond; None where convolutions are not masked.
-    """
-
-    lens_B: Tensor
-    mask_B1T: Tensor | None
-
-    @classmethod
-    def of(cls, x_BCT: Tensor, lens_B: Tensor, masked: bool) -> "Frames":
-        """The frames of `x_BCT`; the mask has its dtype, which is what the CPU multiplies fastest."""
-        if not masked:
-            return cls(lens_B, None)
-        mask_BT = torch.arange(x_BCT.shape[-1], device=x_BCT.device) < lens_B.unsqueeze(1)
-        return cls(lens_B, mask_BT.unsqueeze(1).to(x_BCT.dtype))
-
-    def zero_padding(self, x_BCT: Tensor) -> Tensor:
-        """A copy of `x_BCT` with zeros beyond the valid frames."""
-        return x_BCT if self.mask_B1T is None else x_BCT * self.mask_B1T.to(x_BCT.dtype)
-
-    def zero_padding_(self, x_BCT: Tensor) -> Tensor:
-        """`x_BCT` itself, zeroed beyond the valid frames; nothing may have saved it for its backward pass."""
-        return x_BCT if self.mask_B1T is None else x_BCT.mul_(self.mask_B1T)
-
-    def behind(self, conv: nn.Conv1d, y_BCT: Tensor) -> "Frames":
-        """The frames of `y_BCT`, the output of `conv`; the same object where no frame was gained or lost."""
-        if _keeps_length(conv):
-            return self
-        return Frames.of(y_BCT, conv_lengths(conv, self.lens_B), self.mask_B1T is not None)
-
-
-def _geometry(conv: nn.Conv1d) -> tuple[int, int, int, int]:
-    """Padding, stride, dilation, kernel size."""
-    assert not isinstance(conv.padding, str)  # "same" and "valid" are not used here
-    return conv.padding[0], conv.stride[0], conv.dilation[0], conv.kernel_size[0]
-
-
-def _keeps_length(conv: nn.Conv1d) -> bool:
-    padding, stride, dilation, kernel = _geometry(conv)
-    return stride == 1 and 2 * padding == dilation * (kernel - 1)
-
-
-def conv_lengths(conv: nn.Conv1d, lens_B: Tensor) -> Tensor:
-    """Valid output frames: floor((L + 2*padding - dilation*(kernel - 1) - 1) / stride) + 1; none of none."""
-    if _keeps_length(conv):
-        return lens_B
-    padding, stride, dilation, kernel = _geometry(conv)
-    span = lens_B + 2 * padding - dilation * (kernel - 1) - 1
-    return torch.div(span, stride, rounding_mode="floor") + 1
-
-
-class MaskedConv1d(nn.Module):
-    """A convolution behind NeMo's state-dict key ``conv.weight``; its caller zeroes the invalid frames of its input.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel: odd width, padded by ``dilation*(kernel - 1)//2`` frames on either side.
-        heads: depthwise only: number of distinct kernels, -1 for one per channel.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        heads: int = -1,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        if heads != -1:
-            in_channels = out_channels = groups = heads
-        self.conv = _conv1d(in_channels, out_channels, kernel, stride, dilation, groups)
-
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        """Convolve ``(batch, channels, frames)``."""
-        if self.heads == -1:
-            return convolve(self.conv, x_BCT)
-        batch, channels, _ = x_BCT.shape
-        y = convolve(self.conv, x_BCT.reshape(batch * channels // self.heads, self.heads, -1))
-        return y.reshape(batch, channels, -1)
-
-
-def _conv1d(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
-) -> nn.Conv1d:
-    padding = dilation * (kernel - 1) // 2
-    return nn.Conv1d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
-
-
-# activations of this many values at a time stay in a CPU's cache; larger batches are convolved in slices
-_SLICE_VALUES = 1 << 20
-
-
-def convolve(conv: nn.Conv1d, x_BCT: Tensor) -> Tensor:
-    """``conv(x_BCT)``, with a faster evaluation of depthwise convolutions on the CPU.
-
-    Laid out as images of width 1 they take oneDNN's vectorized depthwise kernels, 2 to 9 times as fast as
-    ``conv1d`` forward and backward (``benchmarks/depthwise_conv.py``). The padding is made beforehand because those
-    kernels compute wrong weight gradients when they pad more than about 20 frames themselves (torch 2.13).
-    """
-    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.kernel_size[0] > 1
-    plain = conv.stride[0] == conv.dilation[0] == 1
-    if not (depthwise and plain and _onednn_computes(x_BCT)):
-        return conv(x_BCT)
-    size = max(1, _SLICE_VALUES // (x_BCT.shape[1] * x_BCT.shape[2]))
-    if size >= len(x_BCT):
-        return _depthwise(x_BCT, conv.weight)
-    return torch.cat([_depthwise(part, conv.weight) for part in x_BCT.split(size)])
-
-
-def _onednn_computes(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-    )
-
-
-def _depthwise(x_BCT: Tensor, weight_C1K: Tensor) -> Tensor:
-    padding = weight_C1K.shape[-1] // 2
-    x_BCT1 = F.pad(x_BCT, (padding, padding)).unsqueeze(3)
-    return F.conv2d(x_BCT1, weight_C1K.unsqueeze(3), groups=x_BCT.shape[1]).squeeze(3)
-
-
-class GroupShuffle(nn.Module):
-    """Interleave the channels of a grouped convolution, so that the next one mixes the groups."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        """Channel ``g*n + i`` moves to ``i*groups + g``."""
-        return x_BCT.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
 class JasperBlock(nn.Module):
     """`repeat` sub-blocks of convolution, batch norm, activation and dropout, with residual branches.
 
@@ -268,6 +128,7 @@ class JasperBlock(nn.Module):
         conv_mask: whether the convolutions are masked; decides NeMo's key, ``conv.weight`` or ``weight``.
 
     Example:
+        >>> import torch
         >>> block = JasperBlock(BlockConfig(filters=8, kernel=5, residual=True, separable=True), 4, (4,))
         >>> x_BCT, lens_B = torch.randn(2, 4, 30), torch.tensor([30, 20])
         >>> frames = Frames.of(x_BCT, lens_B, masked=True)
@@ -319,7 +180,7 @@ class JasperBlock(nn.Module):
         heads: int = -1,
     ) -> nn.Module:
         if not self.conv_mask:
-            return _conv1d(channels, filters, kernel, stride, dilation, groups)
+            return padded_conv1d(channels, filters, kernel, stride, dilation, groups)
         return MaskedConv1d(channels, filters, kernel, stride, dilation, groups, heads)
 
     def _sub_block(self, config: BlockConfig, channels: int, stride: int) -> list[nn.Module]:

@@ -1,1 +1,1 @@
-"""Texts as class ids, and back."""
+"""Texts as class ids, a model's output as text, and the distance between texts."""

@@ -1,1 +1,1 @@
-"""A run: the Lightning module, its callbacks and settings."""
+"""A run: settings, the Lightning module with its loss, callbacks; and a trained model, measured or used."""

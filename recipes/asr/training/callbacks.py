@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_novograd.recipes.asr.data.module import Batch
+from lightning_novograd.recipes.asr.data.dataset import Batch
 
 
 class UtteranceRate(pl.Callback):

@@ -13,7 +13,8 @@ from lightning.pytorch import loggers as pl_loggers
 from omegaconf import DictConfig
 
 from lightning_novograd.large_batch.plan import BatchPlan
-from lightning_novograd.recipes.asr.data.module import DataConfig, SpeechDataModule
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches

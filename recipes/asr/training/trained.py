@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.module import DataConfig
+from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.training.settings import RunSettings

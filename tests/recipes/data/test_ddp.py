@@ -7,7 +7,8 @@ from pathlib import Path
 
 import speech_files
 
-from lightning_novograd.recipes.asr.data.module import DataConfig, SpeechDataModule
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
 # Lightning starts rank 1 by running the script once more.
@@ -16,7 +17,8 @@ import json, sys
 from pathlib import Path
 import lightning.pytorch as pl
 import torch
-from lightning_novograd.recipes.asr.data.module import DataConfig, SpeechDataModule
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
 class Listener(pl.LightningModule):

@@ -1,27 +1,34 @@
-"""Corpora by name."""
+"""Corpora by name.
 
+A corpus is one module or package of this folder: a class with its options, registered under its name.
+"""
+
+import importlib
+import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, choices
-from lightning_novograd.recipes.asr.data.corpora import espeak_digits, fsdd, manifest
-from lightning_novograd.recipes.asr.data.corpora.base import Corpus, Manifests
+from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, Corpus, Manifests
 
-__all__ = ["Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
+__all__ = ["DEFAULT_CACHE", "Manifests", "available_corpora", "get_corpus", "prepare_corpus"]
 
 DEFAULT_CACHE = Path("~/.cache/lightning_novograd")
 
-_CORPORA: dict[str, Corpus] = {
-    "espeak_digits": espeak_digits.EspeakDigits(),
-    "fsdd": fsdd.Fsdd(),
-    "manifest": manifest.OwnManifests(),
-}
+
+@cache
+def _import_all() -> None:
+    """Let every module of this folder register its corpora."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
 
 
 def available_corpora() -> list[str]:
     """Names that `prepare_corpus` takes."""
-    return sorted(_CORPORA)
+    _import_all()
+    return sorted(CORPORA)
 
 
 def get_corpus(name: str, path: str = "data.name") -> Corpus:
@@ -30,9 +37,10 @@ def get_corpus(name: str, path: str = "data.name") -> Corpus:
     Raises:
         ConfigError: there is none, naming the nearest.
     """
-    if name not in _CORPORA:
-        raise ConfigError(path, f"unknown corpus {name!r}{choices(name, _CORPORA)}")
-    return _CORPORA[name]
+    _import_all()
+    if name not in CORPORA:
+        raise ConfigError(path, f"unknown corpus {name!r}{choices(name, CORPORA)}")
+    return CORPORA[name]
 
 
 def prepare_corpus(

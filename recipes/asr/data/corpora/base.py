@@ -1,14 +1,16 @@
-"""What every corpus has: options, and a folder that is either complete or not there."""
+"""What every corpus has: a name, options, and a folder that is either complete or not there."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.section import Section
@@ -25,19 +27,64 @@ class Manifests:
     test: Path | None
 
 
-class Corpus(Protocol):
+class Corpus(ABC):
     """A named source of manifests.
 
-    `options` is the class of its options. `prepare` makes the corpus, in a folder of its own under
-    `cache_dir` if it makes any files, unless it is there already.
+    Attributes:
+        name: what configs call it; :func:`register_corpus` sets it.
+        options: the class of its options, which stand in the data group beside those of loading.
     """
 
-    @property
-    def options(self) -> type[Section]:
-        """The class of its options."""
+    name: ClassVar[str]
+    options: ClassVar[type[Section]]
+
+    @abstractmethod
+    def prepare(self, options: Any, cache_dir: Path) -> Manifests:
+        """Manifests of the corpus, with all audio in place; it is made if it is not there."""
+
+
+class GeneratedCorpus(Corpus):
+    """A corpus that is made, into a folder of its own: subclasses say what of, and how."""
+
+    @abstractmethod
+    def fingerprint(self, options: Any) -> dict[str, Any]:
+        """Everything that its files depend on, as plain data; another fingerprint is another folder of the cache."""
+
+    @abstractmethod
+    def build(self, options: Any, folder: Path) -> None:
+        """Write train.json, dev.json and test.json, and the audio that they name, into an empty folder."""
 
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
-        """Manifests of the corpus, with all audio in place."""
+        """Make the corpus in its folder under `cache_dir` unless it is there."""
+        fingerprint = self.fingerprint(options)
+        return prepare_in(cache_folder(cache_dir, self.name, fingerprint), fingerprint, partial(self.build, options))
+
+
+CORPORA: dict[str, Corpus] = {}
+AnyCorpus = TypeVar("AnyCorpus", bound=Corpus)
+
+
+def register_corpus(name: str) -> Callable[[type[AnyCorpus]], type[AnyCorpus]]:
+    """Make the corpus of the decorated class known to configs as `name`.
+
+    Raises:
+        ConfigError: the name is taken.
+
+    Example:
+        >>> @register_corpus("silence")  # doctest: +SKIP
+        ... class Silence(GeneratedCorpus):
+        ...     options = SilenceOptions
+    """
+
+    def register(cls: type[AnyCorpus]) -> type[AnyCorpus]:
+        if name in CORPORA:
+            taken = type(CORPORA[name])
+            raise ConfigError("", f"corpus {name!r} is already registered ({taken.__module__}.{taken.__qualname__})")
+        cls.name = name
+        CORPORA[name] = cls()
+        return cls
+
+    return register
 
 
 def prepare_in(folder: Path, fingerprint: Mapping[str, Any], build: Callable[[Path], None]) -> Manifests:

@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora.base import Manifests, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus, workers
 from lightning_novograd.recipes.asr.data.corpora.rng import randint, seed_of, shuffled
 from lightning_novograd.recipes.asr.section import Section, key
 
@@ -74,15 +74,11 @@ class FsddOptions(Section):
         return Path(self.root or "").expanduser()
 
 
-class Fsdd:
+@register_corpus("fsdd")
+class Fsdd(GeneratedCorpus):
     """The corpus `fsdd`."""
 
     options = FsddOptions
-
-    def prepare(self, options: FsddOptions, cache_dir: Path) -> Manifests:
-        """Build the corpus under `cache_dir` unless it is there."""
-        fingerprint = self.fingerprint(options)
-        return prepare_in(cache_folder(cache_dir, "fsdd", fingerprint), fingerprint, partial(self.build, options))
 
     def fingerprint(self, options: FsddOptions) -> dict[str, Any]:
         """Options, and the names and sizes of the recordings."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.data.corpora.base import Manifests
+from lightning_novograd.recipes.asr.data.corpora.base import Corpus, Manifests, register_corpus
 from lightning_novograd.recipes.asr.section import Section, key
 
 
@@ -29,7 +29,8 @@ class ManifestOptions(Section):
                 raise ConfigError(split, f"is missing: give the path of a manifest, the {split} set")
 
 
-class OwnManifests:
+@register_corpus("manifest")
+class OwnManifests(Corpus):
     """Nothing to prepare: whether the manifests can be used is found when they are read."""
 
     options = ManifestOptions

@@ -8,7 +8,7 @@ Everything is drawn from seeds, and utterances do not depend on each other or on
 version of eSpeak NG, audio and manifests are the same bit by bit in every run.
 
 eSpeak NG (https://github.com/espeak-ng/espeak-ng) is GPL-3.0; it comes with espeakng-loader, the extra `demo`, and
-is used by processes of its own (espeak_worker.py).
+is used by processes of its own (worker.py).
 """
 
 import importlib.metadata
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora.base import Manifests, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus, workers
 from lightning_novograd.recipes.asr.data.corpora.rng import choice, randint, seed_of
 from lightning_novograd.recipes.asr.section import Section, key
 
 VERSION = 1  # of the audio; a change of it makes new caches
-WORKER = Path(__file__).with_name("espeak_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 SAMPLE_RATE = 16000
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
@@ -68,16 +68,11 @@ class EspeakOptions(Section):
     letters: float = key(0.25, low=0.0, high=1.0)
 
 
-class EspeakDigits:
+@register_corpus("espeak_digits")
+class EspeakDigits(GeneratedCorpus):
     """The corpus `espeak_digits`."""
 
     options = EspeakOptions
-
-    def prepare(self, options: EspeakOptions, cache_dir: Path) -> Manifests:
-        """Speak the corpus into a folder under `cache_dir` unless it is there."""
-        fingerprint = self.fingerprint(options)
-        folder = cache_folder(cache_dir, "espeak_digits", fingerprint)
-        return prepare_in(folder, fingerprint, partial(self.build, options))
 
     def fingerprint(self, options: EspeakOptions) -> dict[str, Any]:
         """Options, and the version of eSpeak NG.

@@ -1,7 +1,7 @@
 """Speak texts with eSpeak NG and write them as FLAC; run as a script, never imported by the recipe.
 
-eSpeak NG is GPL-3.0 and is loaded by this process only. Jobs come as JSON lines on stdin (see `Job` in
-espeak_digits.py); for each one line with its number of samples goes to stdout.
+eSpeak NG is GPL-3.0 and is loaded by this process only. Jobs come as JSON lines on stdin (see `make_jobs` in
+digits.py); for each one line with its number of samples goes to stdout.
 
 The library keeps state between utterances (the phase of its oscillators, two random generators). It is unloaded and
 loaded again for each, so that an utterance does not depend on what this process has spoken before.

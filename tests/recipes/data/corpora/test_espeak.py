@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora import espeak_digits, prepare_corpus
-from lightning_novograd.recipes.asr.data.corpora.espeak_digits import EspeakDigits, EspeakOptions, make_jobs
+from lightning_novograd.recipes.asr.data.corpora import prepare_corpus
+from lightning_novograd.recipes.asr.data.corpora.espeak import digits as espeak_digits
+from lightning_novograd.recipes.asr.data.corpora.espeak.digits import EspeakDigits, EspeakOptions, make_jobs
 from lightning_novograd.recipes.asr.data.manifest import read_manifest
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 

@@ -1,0 +1,99 @@
+"""The data group of the config: which corpus, how it is read, how it is augmented."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
+from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """Augmentation of the training set's waveforms.
+
+    Args:
+        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch;
+            null for the recordings as they are.
+    """
+
+    speed: Sequence | None = key(None)
+
+    def check(self) -> None:
+        """Factors are numbers, and not absurd."""
+        for factor in self.factors or (None,):
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.5 <= factor <= 2.0:
+                raise ConfigError("speed", f"must be a list of factors from 0.5 to 2, not {self.speed!r}")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What to draw from."""
+        return (1.0,) if self.speed is None else tuple(self.speed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig(Section):
+    """How a corpus is read; what it is made of is in the options of the corpus.
+
+    Args:
+        cache_dir: generated corpora are kept here.
+        batch_size: training utterances per device and micro-batch.
+        eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
+        num_workers: processes that load ahead; 0 loads in the training process.
+        cache_audio: keep all decoded audio in memory (115 MB per hour).
+        min_duration: s; shorter utterances are left out of all sets; null keeps them.
+        max_duration: s; likewise for longer ones.
+        downmix: average the channels of recordings that have several, which are an error otherwise.
+    """
+
+    cache_dir: str = key(str(DEFAULT_CACHE))
+    batch_size: int = key(32, low=1)
+    eval_batch_size: int | None = key(None, low=1)
+    num_workers: int = key(0, low=0)
+    cache_audio: bool = key(False)
+    min_duration: float | None = key(None, low=0.0)
+    max_duration: float | None = key(None, above=0.0)
+    downmix: bool = key(False)
+
+    def check(self) -> None:
+        """Some utterances have to be left."""
+        if self.min_duration is not None and self.max_duration is not None and self.min_duration > self.max_duration:
+            raise ConfigError("min_duration", f"{self.min_duration:g} exceeds max_duration {self.max_duration:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The `data` group of the config: the corpus, how it is read, and augmentation."""
+
+    name: str
+    corpus: Section
+    loading: LoadingConfig
+    augment: AugmentConfig
+
+    @classmethod
+    def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":
+        """A checked config.
+
+        Keys are `name`, `augment`, those of `LoadingConfig` and the options of the corpus, side by side.
+
+        Raises:
+            ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
+        """
+        values = plain_mapping(cfg, path)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}.name", f"is missing: one of {', '.join(available_corpora())}")
+        options = get_corpus(name, f"{path}.name").options
+        augment = values.pop("augment", None) or {}
+        of_loading, of_corpus = ({f.name for f in dataclasses.fields(c)} for c in (LoadingConfig, options))
+        for unknown in values.keys() - of_loading - of_corpus:
+            allowed = {"name", "augment"} | of_loading | of_corpus
+            raise ConfigError(f"{path}.{unknown}", f"unknown key{choices(unknown, allowed)}")
+        return cls(
+            name,
+            options.read({k: v for k, v in values.items() if k in of_corpus}, path),
+            LoadingConfig.read({k: v for k, v in values.items() if k in of_loading}, path),
+            AugmentConfig.read(augment, f"{path}.augment"),
+        )

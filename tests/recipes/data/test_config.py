@@ -1,0 +1,34 @@
+"""The data group of the config: what is wrong in it is named by its full path."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.data.config import DataConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"name": None}, "data.name: is missing: one of espeak_digits, fsdd, manifest", id="no name"),
+        pytest.param({"name": "manifst"}, "data.name: unknown corpus 'manifst'; did you mean 'manifest'?", id="corpus"),
+        pytest.param({"train": None}, "data.train: is missing: give the path of a manifest", id="required"),
+        pytest.param({"root": "x"}, "data.root: unknown key. Allowed: augment, batch_size,", id="other corpus's key"),
+        pytest.param({"batchsize": 2}, "data.batchsize: unknown key; did you mean 'batch_size'?", id="misspelt"),
+        pytest.param({"batch_size": 0}, "data.batch_size: must be at least 1, not 0", id="range"),
+        pytest.param({"num_workers": "two"}, "data.num_workers: must be a whole number, not 'two'", id="type"),
+        pytest.param(
+            {"augment": {"speeds": [1]}}, "data.augment.speeds: unknown key; did you mean 'speed'?", id="augment"
+        ),
+        pytest.param({"augment": {"speed": [9]}}, "data.augment.speed: must be a list of factors", id="absurd speed"),
+        pytest.param(
+            {"min_duration": 2, "max_duration": 1}, "data.min_duration: 2 exceeds max_duration 1", id="durations"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [dict, OmegaConf.create])
+def test_bad_config(kind, change, message):
+    cfg = kind({"name": "manifest", "train": "a.json", "dev": "b.json", **change})
+    with pytest.raises(ConfigError) as error:
+        DataConfig.from_mapping(cfg)
+    assert message in str(error.value)
