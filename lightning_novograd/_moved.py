@@ -24,7 +24,7 @@ MOVED = {
     "convert_checkpoint": "commands.convert_checkpoint",
     "describe": "commands.describe",
     "exponential_schedule": "lr_scheduler.deeplearningexamples",
-    "factory": "config.build",
+    "factory": "config",
     "hparams": "training.hparams",
     "integrations.lightning_cli": "training.cli",
     "module": "training.mixin",
@@ -63,9 +63,7 @@ MOVED = {
     "resume": "training.resume",
     "run_length": "training.run_length",
     "schedule_picture": "commands.plot_schedule",
-    "schedules": "lr_scheduler.nemo",
     "step_count": "training.amp",
-    "torch_schedulers": "lr_scheduler.pytorch",
 }
 
 
