@@ -50,7 +50,7 @@ def tall_image_padded(x, weight):
 
 
 def tall_image_sliced(x, weight):
-    """The same, in slices of the batch that fit the cache: what recipes/asr/blocks.py does."""
+    """The same, in slices of the batch that fit the cache: what recipes/asr/model/convolution.py does."""
     size = max(1, (1 << 20) // (x.shape[1] * x.shape[2]))
     return torch.cat([tall_image_padded(part, weight) for part in x.split(size)])
 
