@@ -3,8 +3,8 @@
     python benchmarks/optimizer_step.py --model quartznet_15x5 --device cpu [--json FILE]
 
 Times one step of each optimizer over real parameter shapes: interleaved in one process, in an order that is shuffled
-anew in every round, so that whatever else the machine does falls on all alike. The ratio of a round is taken to torch's
-fused SGD with momentum of the same round: it moves the same 20 bytes per parameter and so is the floor.
+in every round, so that whatever else the machine does affects all of them alike. Ratios are to torch's fused SGD with
+momentum in the same round, which moves the same 20 bytes per parameter and so is the floor.
 
 "ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.kernels.cpu.build` has built it.
 
