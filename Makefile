@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-nemo test-triton test-gpu lint format clean
+.PHONY: demo test test-all test-nemo test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -26,9 +26,13 @@ test: $(VENV)/.installed lint
 test-all: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-lint: $(VENV)/.installed
+lint: ruff types
+
+ruff: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
 	@# mypy does not follow package-dir: show it the package as it is installed
 	rm -rf .cache/types && mkdir -p .cache/types/lightning_novograd
 	ln -s $(CURDIR)/lightning_novograd/* $(CURDIR)/conf $(CURDIR)/recipes .cache/types/lightning_novograd/
@@ -57,7 +61,7 @@ test-nemo: $(NEMO_VENV)/.installed
 # The fused CUDA worker's kernels in Triton's interpreter, over the table of inputs: no GPU needed, 700 MB of Triton
 test-triton: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,triton]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/optim/test_fused_cuda.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/optim/novograd/test_cuda.py
 
 # On a machine with a GPU
 test-gpu: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Is there a faster way to a depthwise convolution over time on this CPU, forward and backward, than conv1d?
+"""Is anything faster than conv1d for a depthwise convolution over time on this CPU, forward and backward?
 
     python benchmarks/depthwise_conv.py [threads]
 

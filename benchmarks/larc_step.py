@@ -1,7 +1,6 @@
 """How long is a step under LARC, compared with the wrapped optimizer's own step?
 
-Both step on layers of the shapes of a QuartzNet with random gradients, in turns; the table has each one's median and
-their ratio.
+Both take turns stepping on a QuartzNet's layers with random gradients; the table has both medians and their ratio.
 
 python benchmarks/larc_step.py --model quartznet_15x5 --threads 4
 """

@@ -1,6 +1,6 @@
 """How much of a training step does LayerMonitor cost?
 
-Trains a QuartzNet on random features with Lightning and takes the time inside the monitor's hooks, its logging
+Trains a QuartzNet on random features with Lightning and measures the time inside the monitor's hooks, logging
 included, as a share of the whole. On a GPU every hook waits for the device before and after, so its kernels count too.
 
 python benchmarks/layer_monitor.py --model quartznet_5x5 --every-n-steps 50

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_novograd import _moved
 from lightning_novograd._version import __version__
 from lightning_novograd.errors import ConfigError, DataError
 
@@ -57,6 +58,8 @@ _MODULES = {
     "scale_lr": "large_batch",
     "solve_batch_plan": "large_batch",
 }
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:
