@@ -9,8 +9,8 @@ import torch.distributed as dist
 def leave() -> None:
     """End this process at once, with success.
 
-    The interpreter's own exit now and then aborts on a busy machine ("terminate called without an active exception")
-    when a thread of gloo is still winding up; what the test asks for has been said by then.
+    The interpreter's own exit can abort while one of gloo's worker threads is late, and a rank of a test cannot always
+    join them: under FSDP2 a cache of torch's keeps the group (docs/gloo_exit.md). What the test asks for has been said.
     """
     if dist.is_initialized():
         dist.barrier()

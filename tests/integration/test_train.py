@@ -146,6 +146,24 @@ def test_ddp_command_with_accumulation(tiny_corpus, tmp_path):
     assert "test WER" in "".join(done.stdout.splitlines(keepends=True)[-3:])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads' names from /proc")
+def test_no_thread_of_gloo_is_left_when_a_rank_begins_to_exit(tiny_corpus, tmp_path, monkeypatch):
+    # the first module to register runs last; every process of the run imports this one before anything else
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, pathlib\n"
+        "def write():\n"
+        "    names = [task.read_text().strip() for task in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.threads').write_text(' '.join(names))\n"
+        "atexit.register(write)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = command(*manifests(tiny_corpus), "trainer=ddp_cpu", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [path.read_text() for path in tmp_path.glob("*.threads")]
+    assert len(names) == 2
+    assert not any("gloo" in of_rank for of_rank in names), names
+
+
 def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
     done = command("+optim.momentun=0.9", f"hydra.run.dir={tmp_path}", "data.train=x", "data.dev=x")
     assert done.returncode == 1
