@@ -7,11 +7,9 @@ from lightning_novograd._version import __version__
 from lightning_novograd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from lightning_novograd.config.build import build_optimizers
-    from lightning_novograd.config.parse import OptimConfig, parse_optim
-    from lightning_novograd.large_batch.plan import BatchPlan, scale_lr, solve_batch_plan
-    from lightning_novograd.optim.larc.optimizer import LARC
-    from lightning_novograd.optim.novograd.optimizer import NovoGrad
+    from lightning_novograd.config import OptimConfig, build_optimizers, parse_optim
+    from lightning_novograd.large_batch import BatchPlan, scale_lr, solve_batch_plan
+    from lightning_novograd.optim import LARC, NovoGrad
     from lightning_novograd.registry import (
         available_optimizers,
         available_schedulers,
@@ -46,14 +44,14 @@ _MODULES = {
     "LARC": "optim",
     "BatchPlan": "large_batch",
     "NovoGrad": "optim",
-    "OptimConfig": "config.parse",
+    "OptimConfig": "config",
     "OptimMixin": "training.mixin",
     "attach_optimizers": "training.mixin",
     "available_optimizers": "registry",
     "available_schedulers": "registry",
-    "build_optimizers": "config.build",
+    "build_optimizers": "config",
     "check_same_lightning": "training.mixin",
-    "parse_optim": "config.parse",
+    "parse_optim": "config",
     "register_optimizer": "registry",
     "register_scheduler": "registry",
     "scale_lr": "large_batch",

@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -127,6 +127,20 @@ class _Registry:
         own = {entry.name for entry in self._entries.values()}
         return sorted(own | {point.name for point in _entry_points(self.kind)}, key=str.casefold)
 
+    def __iter__(self) -> Iterator[Entry]:
+        return iter({id(entry): entry for entry in self._entries.values()}.values())
+
+    def entry_of(self, cls: type) -> Entry | None:
+        """The first entry of the very class `cls`, whatever its name."""
+        return next((entry for entry in self if entry.cls is cls), None)
+
+    def describe(self, name: str, cls: type, *, length: str | None = "max_steps", **meta: Any) -> Entry:
+        """An entry of `cls`; what is not given is what is known of the class under another name, if it has one."""
+        known = self.entry_of(cls) or Entry(name, self.kind, cls)
+        takes_length = self.kind == "scheduler" and length is not None and _takes(cls, length)
+        given = {key: value for key, value in meta.items() if value is not None}
+        return replace(known, **{"aliases": (), **given}, name=name, length=length if takes_length else None)
+
     def get(self, name: str, path: str) -> Entry:
         _import_built_in()
         points = [point for point in _entry_points(self.kind) if point.name.casefold() == name.casefold()]
@@ -135,7 +149,7 @@ class _Registry:
         if len(offers) > 1:
             raise ConfigError(path, f"{self.kind} {name!r} is offered more than once: by {', '.join(offers)}")
         if points:
-            return _load(points[0], self.kind, path)
+            return self.describe(points[0].name, _load(points[0], self.kind, path))
         if entry is None:
             known = {*self.names(), *(alias for e in self._entries.values() for alias in e.aliases)}
             raise ConfigError(path, f"unknown {self.kind} {name!r}{self._not_fused(name) or choices(name, known)}")
@@ -159,7 +173,7 @@ def _distribution(point: importlib.metadata.EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 
 
-def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> Entry:
+def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> type:
     try:
         loaded = point.load()
     except Exception as error:
@@ -169,12 +183,7 @@ def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> Entry:
     if not isinstance(loaded, type) or not issubclass(loaded, _BASES[kind]):
         of = f"{kind} {point.name!r} of the distribution {_distribution(point)!r}"
         raise ConfigError(path, f"{of} is not a class that inherits from {_BASES[kind].__name__}: {loaded!r}")
-    return _with_length(Entry(point.name, kind, loaded, length="max_steps" if kind == "scheduler" else None))
-
-
-def _with_length(entry: Entry) -> Entry:
-    """The entry, without `length` where the class has no such argument."""
-    return entry if entry.length and _takes(entry.cls, entry.length) else replace(entry, length=None)
+    return loaded
 
 
 def _takes(cls: type, argument: str) -> bool:
@@ -233,7 +242,7 @@ def register_optimizer(
         >>> unregister_optimizer("my_sgd")
 
     """
-    meta = {"ranges": ranges or {}, "check": check, "_help": help, "_paper": paper}
+    meta = {"ranges": ranges, "check": check, "_help": help, "_paper": paper}
     return _register(OPTIMIZERS, name, cls, aliases=tuple(aliases), **meta)
 
 
@@ -246,9 +255,9 @@ def register_scheduler(
     check: Callable[[Mapping[str, Any]], None] | None = None,
     interval: Interval = "step",
     length: str | None = "max_steps",
-    length_parts: Iterable[str] = (),
+    length_parts: Iterable[str] | None = None,
     settings: Iterable[str] | None = None,
-    watches_metric: bool = False,
+    watches_metric: bool | None = None,
     help: str = "",
     paper: str = "",
 ) -> Callable[[type], type] | type:
@@ -274,11 +283,11 @@ def register_scheduler(
 
     """
     meta: dict[str, Any] = {
-        "ranges": ranges or {},
+        "ranges": ranges,
         "check": check,
         "interval": interval,
         "length": length,
-        "length_parts": tuple(length_parts),
+        "length_parts": None if length_parts is None else tuple(length_parts),
         "settings": None if settings is None else tuple(settings),
         "watches_metric": watches_metric,
         "_help": help,
@@ -293,7 +302,7 @@ def _register(registry: _Registry, name: str, cls: type | None, **meta: Any) -> 
             raise ConfigError("", f"{registry.kind} {name!r}: a class is registered, not {cls!r}")
         if not cls.__module__.startswith(tuple(f"{package}." for package in _BUILT_IN)):
             _import_built_in()  # so that it is the newcomer who is told that a name is taken
-        registry.add(_with_length(Entry(name, registry.kind, cls, **meta)))
+        registry.add(registry.describe(name, cls, **meta))
         return cls
 
     return add if cls is None else add(cls)
@@ -327,6 +336,20 @@ def get_optimizer(name: str, path: str = "optim.name") -> Entry:
 
     """
     return OPTIMIZERS.get(name, path)
+
+
+def scheduler_settings(cls: type | None = None) -> set[str]:
+    """Keys of state dicts that hold what schedulers were built with: those of the class `cls`, or of all."""
+    _import_built_in()
+    if cls is None:
+        return set().union(*(_settings(entry.cls, entry) for entry in SCHEDULERS))
+    return _settings(cls, SCHEDULERS.entry_of(cls))
+
+
+def _settings(cls: type, entry: Entry | None) -> set[str]:
+    if entry is not None and entry.settings is not None:
+        return {*entry.settings}
+    return {*inspect.signature(cls).parameters}
 
 
 def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:

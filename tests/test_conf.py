@@ -8,7 +8,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import parse_optim
 from lightning_novograd.recipes.asr.data.module import DataConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings

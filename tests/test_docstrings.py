@@ -29,8 +29,9 @@ def test_examples_run(name):
 
 
 def test_the_examples_are_found():
-    examples = doctest.DocTestFinder().find(importlib.import_module("lightning_novograd.config.build"))
+    examples = doctest.DocTestFinder().find(importlib.import_module("lightning_novograd.config.pipeline"))
     assert [example.name for example in examples if example.examples] == [
-        "lightning_novograd.config.build.build_optimizers"
+        "lightning_novograd.config.pipeline.build_optimizers",
+        "lightning_novograd.config.pipeline.parse_optim",
     ]
     assert lightning_novograd.__doc__

@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from lightning_novograd import lr_scheduler, registry
 from lightning_novograd.commands import describe
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import parse_optim
+from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
     available_optimizers,
@@ -174,15 +175,15 @@ def test_only_classes_are_registered():
 
 
 def test_arguments_come_from_the_signature_and_the_docstring():
-    arguments = get_optimizer("adamw").arguments
+    arguments = entry_arguments(get_optimizer("adamw"))
     assert "params" not in arguments
     assert (arguments["weight_decay"].default, arguments["weight_decay"].help) == (0.01, "weight decay coefficient")
-    assert get_scheduler("ExponentialLR").arguments["gamma"].required
+    assert entry_arguments(get_scheduler("ExponentialLR"))["gamma"].required
 
 
 @pytest.mark.parametrize("name", ["NovoGrad", *TORCH_OPTIMIZERS])
 def test_every_optimizer_argument_has_a_type_that_data_can_have(name):
-    assert all(argument.from_data for argument in get_optimizer(name).arguments.values())
+    assert all(argument.from_data for argument in entry_arguments(get_optimizer(name)).values())
 
 
 @pytest.fixture

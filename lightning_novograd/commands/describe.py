@@ -4,11 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from lightning_novograd.config.arguments import Argument, expected
-from lightning_novograd.config.schema import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
+from lightning_novograd.config.arguments import Argument, entry_arguments, expected
+from lightning_novograd.config.schema import LARC_ARGUMENTS, LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
-    LARC,
     Entry,
     Kind,
     available_optimizers,
@@ -132,7 +131,7 @@ def markdown() -> str:
         _GROUPS,
         _table([*RULE_KEYS.values()]),
         "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
-        _table([*_settable(LARC), *LARC_KEYS.values()]),
+        _table([*LARC_ARGUMENTS.values(), *LARC_KEYS.values()]),
         "## Schedules\n\n`name`, the arguments of the named scheduler, and:\n",
         _table(SCHED_KEYS.values()),
         _SCHED,
@@ -171,7 +170,7 @@ def _is_ours(entry: Entry) -> bool:
 
 
 def _settable(entry: Entry) -> list[Argument]:
-    arguments = [argument for name, argument in entry.arguments.items() if name != "last_epoch"]
+    arguments = [argument for name, argument in entry_arguments(entry).items() if name != "last_epoch"]
     helps = _SHARED_HELP if _is_ours(entry) else {}
     arguments = [replace(a, help=a.help or helps.get(a.name, "")) for a in arguments]
     return [replace(a, default="the run's") if a.name == entry.length else a for a in arguments]

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig
-from torch import nn
 
-from lightning_novograd.config.build import RunLength, build_scheduler
-from lightning_novograd.config.construct import new_optimizer
+from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
+from lightning_novograd.config.build import build_scheduler, new_optimizer, throw_away_weight
 from lightning_novograd.config.data import load_yaml, select
-from lightning_novograd.config.parse import parse_optim
-from lightning_novograd.config.schema import OptimConfig, SchedConfig
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, choices
 from lightning_novograd.lr_scheduler.plot import own_length, plot_schedule
 
@@ -124,8 +120,8 @@ def _figure(optim: OptimConfig, options: RunOptions) -> "Figure":
         raise ConfigError(path, "missing; the learning rate is constant")
     if sched.reduce_on_plateau:
         raise ConfigError(f"{path}.name", f"{sched.name} follows a metric; it has no curve to draw")
-    groups: list[dict[str, Any]] = [{"params": [_weight()], "name": "default"}]
-    groups += [{"params": [_weight()], **rule.options, "name": rule.label} for rule in optim.param_groups]
+    groups: list[dict[str, Any]] = [{"params": [throw_away_weight()], "name": "default"}]
+    groups += [{"params": [throw_away_weight()], **rule.options, "name": rule.label} for rule in optim.param_groups]
     optimizer = new_optimizer(optim.name, groups, optim.args, optim.path)
     run = options.run_length(sched)
     try:
@@ -172,7 +168,3 @@ def _check_output(out: Path) -> None:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _weight() -> nn.Parameter:
-    return nn.Parameter(torch.zeros(1, 1))

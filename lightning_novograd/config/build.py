@@ -1,70 +1,46 @@
-"""Checked config + module -> optimizer, LARC around it, and Lightning's LR scheduler dict."""
+"""`OptimConfig` -> optimizer, LARC around it, scheduler: tried on throw-away weights, then built with the model's.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+Whatever a class refuses becomes a ConfigError with the key's path.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, SequentialLR
 
-from lightning_novograd.config.construct import SchedulerSpec, needs_length, new_larc, new_optimizer, new_scheduler
-from lightning_novograd.config.parse import parse_optim
-from lightning_novograd.config.schema import SchedConfig
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
+from lightning_novograd.config.schema import LARC_ARGUMENTS, RULE_KEYS, OptimConfig, SchedConfig, SchedulerSpec
+from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.param_groups import build_param_groups
+from lightning_novograd.optim.larc import LARC
+from lightning_novograd.optim.param_groups import ParamGroupRule, build_param_groups
+from lightning_novograd.registry import get_optimizer
 
 log = rank_zero_logger(__name__)
 
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is, as far as that is known.
-
-    Args:
-        steps: optimizer steps, >= 1; None: unknown.
-        source: where that comes from, or why it is unknown; shown to the user.
-        epochs: of the run; None: unknown.
-        steps_per_epoch: optimizer steps in one epoch, or a function of its index (from 0) if they are not as many in
-            each; None: unknown.
-        trial: not the run's length but one in which every schedule fits (`fast_dev_run`).
-
-    """
-
-    steps: int | None
-    source: str
-    epochs: int | None = None
-    steps_per_epoch: int | Callable[[int], int] | None = None
-    trial: bool = False
+# Stands for the length of the run while only the other arguments can be tried
+_SOME_LENGTH = 10**9
 
 
-def build_optimizers(
-    cfg: Any, module: nn.Module, *, max_steps: int | RunLength | Callable[[], int | RunLength] | None = None
-) -> dict[str, Any]:
-    """Optimizer and scheduler of the optim block `cfg`, as Lightning's `configure_optimizers` returns them.
+def build(config: OptimConfig, module: nn.Module, max_steps: Length = None) -> dict[str, Any]:
+    """Optimizer and scheduler of `config`, as Lightning's `configure_optimizers` returns them.
 
     Args:
-        cfg: an `OptimConfig`, or whatever `parse_optim` takes.
+        config: what to build.
         module: whose parameters are optimized.
         max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
             called at most once, after everything else is built, and only if the length is needed.
 
-    Returns:
-        `{"optimizer": ...}`, and with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`.
-
     Raises:
-        ConfigError: a block that does not parse or does not fit the module or the length of the run.
-
-    Example:
-        >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
-        >>> built = build_optimizers(block, nn.Linear(2, 1), max_steps=100)
-        >>> built["lr_scheduler"]["scheduler"].get_last_lr(), built["lr_scheduler"]["interval"]
-        ([0.05], 'step')
+        ConfigError: the config does not fit the module or the length of the run.
 
     """
-    config = parse_optim(cfg)
     groups = build_param_groups(module, config.param_groups, config.no_decay, config.path)
     params = groups if len(groups) > 1 or len(groups[0]) > 1 else groups[0]["params"]
     optimizer = new_optimizer(config.name, params, config.args, config.path)
@@ -76,12 +52,10 @@ def build_optimizers(
     return built
 
 
-def build_scheduler(
-    sched: SchedConfig, optimizer: Optimizer, max_steps: int | RunLength | Callable[[], int | RunLength] | None = None
-) -> dict[str, Any]:
-    """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build_optimizers`."""
-    run = cache(lambda: _asked(max_steps))
-    length, source = _length(sched, run) if needs_length(sched) else (None, "")
+def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None) -> dict[str, Any]:
+    """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build`."""
+    run = cache(lambda: RunLength.given(max_steps))
+    length, source = schedule_length(sched, run) if sched.needs_length else (None, "")
     explained, whose = "", "schedule"
     if length is not None:
         whose = "schedule" if source.startswith(sched.path) else "run"
@@ -94,7 +68,7 @@ def build_scheduler(
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
     if whose == "schedule":
-        _refuse_longer_run(sched, entry["scheduler"], run)
+        refuse_longer_run(sched, entry["scheduler"], run)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
@@ -105,65 +79,154 @@ def build_scheduler(
     return entry
 
 
-def _length(sched: SchedConfig, length_of_run: Callable[[], RunLength]) -> tuple[int | None, str]:
-    """What the scheduler counts to, steps or epochs, and where that comes from."""
-    if sched.max_steps is not None:
-        return sched.max_steps, f"{sched.path}.max_steps"
-    if sched.interval == "epoch" and sched.max_epochs is not None:
-        return sched.max_epochs, f"{sched.path}.max_epochs"
-    run = length_of_run()
-    if sched.max_epochs is not None:
-        if run.steps_per_epoch is None:
-            raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
-        source = f"{sched.path}.max_epochs={sched.max_epochs}"
-        if callable(run.steps_per_epoch):
-            return sum(map(run.steps_per_epoch, range(sched.max_epochs))), f"{source} with a changing accumulation"
-        return sched.max_epochs * run.steps_per_epoch, f"{source} x {run.steps_per_epoch} steps per epoch"
-    length = run.steps if sched.interval == "step" else run.epochs
-    if length is None and _required(sched):
-        raise ConfigError(
-            f"{sched.path}.max_{sched.interval}s",
-            f"{sched.name} needs the length of the run, which is unknown: {run.source}; set it here",
-        )
-    return length, run.source
+def dry_build(config: OptimConfig) -> None:
+    """Build everything once on throw-away weights, to find what only the constructors know: before there is a model.
+
+    Raises:
+        ConfigError: a constructor refuses an argument, or an option is not one of a param group.
+
+    """
+    optimizer = new_optimizer(config.name, [throw_away_weight()], config.args, config.path)
+    for rule in config.param_groups:
+        _check_rule(rule, config, optimizer)
+    if config.no_decay and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(f"{config.path}.no_decay", f"{type(optimizer).__name__} has no weight decay")
+    groups = [{"params": [throw_away_weight()], **options} for options in _options_of_groups(config)]
+    optimizer = new_optimizer(config.name, groups, config.args, config.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they will be shown when the real ones are built
+        if config.larc is not None:
+            new_larc(optimizer, config.larc.args, f"{config.path}.larc")
+        if config.sched is not None:
+            length = config.sched.max_steps or _SOME_LENGTH if config.sched.needs_length else None
+            new_scheduler(config.sched, optimizer, length)
 
 
-def _asked(max_steps: int | RunLength | Callable[[], int | RunLength] | None) -> RunLength:
-    asked = max_steps() if callable(max_steps) else max_steps
-    return asked if isinstance(asked, RunLength) else RunLength(asked, "max_steps" if asked else "it was not given")
+def throw_away_weight() -> nn.Parameter:
+    """A weight for an optimizer that never steps."""
+    return nn.Parameter(torch.zeros(1, 1))
 
 
-def _refuse_longer_run(sched: SchedConfig, scheduler: Any, length_of_run: Callable[[], RunLength]) -> None:
-    """Where other schedulers stay at their last LR, torch's OneCycleLR raises: better now than in the middle."""
-    if not list(_cycles(sched, scheduler, 0)):
-        return
-    run = length_of_run()
-    length = run.steps if sched.interval == "step" else run.epochs
-    if length is None or run.trial:
-        return
-    for spec, total_steps, steps in _cycles(sched, scheduler, length // sched.frequency):
-        if steps > total_steps:
-            own = next((name for name in ("total_steps", "epochs") if spec.args.get(name) is not None), None)
-            key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
-            problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {length}: {run.source}"
-            cure = "; leave it out and the cycle is as long as the run" if spec is sched else ""
-            raise ConfigError(f"{spec.path}.{key}", problem + cure)
+def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:
+    options = {key: value for key, value in rule.options.items() if key not in RULE_KEYS}
+    for key in options:
+        if key not in optimizer.defaults:
+            arguments = entry_arguments(get_optimizer(config.name))
+            per_group = [name for name, a in arguments.items() if name in optimizer.defaults and a.from_data]
+            raise ConfigError(f"{rule.path}.{key}", f"unknown key{choices(key, [*per_group, *RULE_KEYS])}")
+    # the constructor looks at its arguments; few optimizers look at the options of a group
+    new_optimizer(config.name, [throw_away_weight()], {**config.args, **options}, rule.path)
 
 
-def _cycles(spec: SchedulerSpec, scheduler: Any, steps: int) -> Iterator[tuple[SchedulerSpec, int, int]]:
-    """Every OneCycleLR in a scheduler that is stepped `steps` times: its spec, its length, how often it is stepped."""
-    if isinstance(scheduler, OneCycleLR):
-        yield spec, scheduler.total_steps, steps
-    milestones = scheduler._milestones if isinstance(scheduler, SequentialLR) else []
-    for index, member in enumerate(getattr(scheduler, "_schedulers", ())):
-        begin, end = 0, steps
-        if milestones:
-            begin = ([0, *milestones])[index]
-            end = min([steps, *(milestone - 1 for milestone in milestones[index : index + 1])])
-        yield from _cycles(spec.args["schedulers"][index], member, max(0, end - begin))
+def _options_of_groups(config: OptimConfig) -> list[Mapping[str, Any]]:
+    """The param groups that a model may have, as many as the schedule lists values for.
+
+    There is one group for what no rule wants and one per rule. In a model each may be split by `no_decay`, and some may
+    be empty; how many there are is seen when the real optimizer is built.
+    """
+    options: list[Mapping[str, Any]] = [{}, *(rule.options for rule in config.param_groups)]
+    most = 2 * len(options) if config.no_decay else len(options)
+    wanted = max(_list_lengths(config.sched), default=0) if config.sched is not None else 0
+    return (options * 2)[:wanted] if 1 <= wanted <= most else options
 
 
-def _required(sched: SchedConfig) -> bool:
-    """Whether the scheduler cannot do without a length: it has no default, or only one that refuses to work."""
-    entry = sched.entry
-    return entry.arguments[str(entry.length)].required or entry.length != "max_steps"
+def _list_lengths(sched: SchedulerSpec) -> Iterator[int]:
+    """Of the lists that have a value for each param group, in `sched` and its inner schedulers."""
+    arguments = entry_arguments(sched.entry)
+    for name, value in sched.args.items():
+        if arguments[name].takes_schedulers:
+            for inner in value:
+                yield from _list_lengths(inner)
+        elif arguments[name].per_group and isinstance(value, list):
+            yield len(value)
+
+
+def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: str) -> Optimizer:
+    """`name`'s optimizer of parameters or param groups `groups`.
+
+    Raises:
+        ConfigError: the class refuses an argument.
+
+    """
+    entry = get_optimizer(name, f"{path}.name")
+    try:
+        return entry.cls(groups, **args)
+    except ConfigError as error:
+        raise ConfigError(_join(path, error.path), error.problem) from error
+    except Exception as error:
+        # the arguments are all that came from outside, so whatever it raises is about them
+        where = _join(path, _culprit(entry.cls, args))
+        raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}") from error
+
+
+def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None = None, explained: str = "") -> Any:
+    """`spec`'s scheduler on `optimizer`.
+
+    Args:
+        spec: class and arguments.
+        optimizer: what it drives.
+        length: optimizer steps of the run (epochs, for a scheduler stepped once per epoch), where `spec.needs_length`.
+        explained: what `length` is and where it came from, for error messages.
+
+    Raises:
+        ConfigError: the class refuses an argument.
+
+    """
+    entry = spec.entry
+    args, nested = dict(spec.args), False
+    for name, argument in entry_arguments(entry).items():
+        if argument.takes_schedulers:
+            nested = True
+            args[name] = [new_scheduler(inner, optimizer) for inner in args[name]]
+    if entry.length is not None and length is not None:
+        args[entry.length] = length
+    given = f" ({explained})" if explained else ""
+    try:
+        # ChainedScheduler has its schedulers first
+        return entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+    except ConfigError as error:
+        raise ConfigError(_join(spec.path, error.path), error.problem + given) from error
+    except Exception as error:
+        # as in new_optimizer; torch's schedulers raise KeyError, TypeError, ZeroDivisionError and AssertionError too
+        where = _join(spec.path, _named(args, error))
+        raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}{given}") from error
+
+
+def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:
+    """LARC around `optimizer`.
+
+    Raises:
+        ConfigError: LARC refuses an argument.
+
+    """
+    try:
+        return LARC(optimizer, **args)
+    except Exception as error:
+        # as in new_optimizer; LARC calls its arguments by their names in param groups, with a prefix
+        problem = re.sub(rf"\blarc_({'|'.join(LARC_ARGUMENTS)})\b", r"\1", _said(error))
+        raise ConfigError(_join(path, _named(args, problem)), f"LARC refuses it: {problem}") from error
+
+
+def _culprit(cls: type, args: Mapping[str, Any]) -> str:
+    """The argument that is refused on its own, or empty if none is (they do not go together)."""
+    for name, value in args.items():
+        try:
+            cls([throw_away_weight()], **{name: value})
+        except Exception:
+            return name
+    return ""
+
+
+def _named(args: Iterable[str], problem: object) -> str:
+    """The argument that an error message speaks of, or empty if that is none or several."""
+    named = [name for name in args if re.search(rf"\b{name}s?\b", str(problem))]
+    return named[0] if len(named) == 1 else ""
+
+
+def _join(path: str, tail: str) -> str:
+    return f"{path}.{tail}" if tail else path
+
+
+def _said(error: Exception) -> str:
+    text = str(error).split("\n")[0]
+    return text if isinstance(error, ValueError | AssertionError) and text else f"{type(error).__name__}: {text}"

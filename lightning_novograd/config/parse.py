@@ -1,17 +1,12 @@
-"""Parsing of the optim block: any mapping -> `OptimConfig`, or one ConfigError that says what is wrong where."""
+"""Parsing of the optim block: plain data -> `OptimConfig`. Names, types and ranges; nothing is built here."""
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-
-from lightning_novograd.config.arguments import Argument
-from lightning_novograd.config.construct import SchedulerSpec, needs_length, new_larc, new_scheduler, probe
-from lightning_novograd.config.data import to_plain
+from lightning_novograd.config.arguments import Argument, entry_arguments
 from lightning_novograd.config.schema import (
+    LARC_ARGUMENTS,
     LARC_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
@@ -19,15 +14,11 @@ from lightning_novograd.config.schema import (
     LarcConfig,
     OptimConfig,
     SchedConfig,
+    SchedulerSpec,
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.param_groups import ParamGroupRule
 from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
-
-__all__ = ["LarcConfig", "OptimConfig", "ParamGroupRule", "SchedConfig", "parse_optim"]
-
-# Stands for the length of the run while only the other arguments can be checked
-_SOME_LENGTH = 10**9
 
 # NeMo's names -> ours; NeMo fills the runtime keys itself, in YAML they are null
 _SCHED_ALIASES = {"t_max_epochs": "max_epochs"}
@@ -36,55 +27,47 @@ _NEMO_RUNTIME_KEYS = ("iters_per_batch", "t_accumulate_grad_batches", "t_limit_t
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
 
 
-def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
-    """The optim block `cfg`, checked as far as it can be without a model.
+def parse_block(values: Any, path: str) -> OptimConfig:
+    """The optim block `values`, which are plain data (`to_plain`), with every key known and every value of its type.
 
     Args:
-        cfg: a mapping, a `DictConfig`, a dataclass instance, or an `OptimConfig`, which is returned as it is.
+        values: the block.
         path: of the block in the config, for errors.
 
     Raises:
-        ConfigError: anything in the block that is unknown, of a wrong type, out of range or contradictory.
-
-    Example:
-        >>> parse_optim({"name": "sgd", "lr": 0.1, "momentum": 0.9}).args
-        {'lr': 0.1, 'momentum': 0.9}
-        >>> parse_optim({"name": "sgd", "momentun": 0.9})
-        Traceback (most recent call last):
-        lightning_novograd.errors.ConfigError: optim.momentun: unknown key; did you mean 'momentum'? Allowed: ...
+        ConfigError: a key that is unknown or missing, a value of a wrong type or out of range, a contradiction.
 
     """
-    if isinstance(cfg, OptimConfig):
-        return cfg
-    block = _Block.of(to_plain(cfg, path), path)
+    block = _Block.of(values, path)
     entry = get_optimizer(block.take_name("optimizer"), f"{path}.name")
     block.unpack_legacy_args(entry.name)
-    fields, args = block.split(OPTIM_KEYS, entry.arguments)
-    optimizer = probe(entry.name, args, path)
+    arguments = entry_arguments(entry)
+    fields, args = block.split(OPTIM_KEYS, arguments)
     rules = tuple(
-        _rule(rule, f"{path}.param_groups[{index}]", entry.name, args, optimizer)
+        _rule(rule, f"{path}.param_groups[{index}]", arguments)
         for index, rule in enumerate(fields["param_groups"] or ())
     )
-    for rule in rules:
-        optimizer.add_param_group({"params": probe(entry.name, args, path).param_groups[0]["params"], **rule.options})
+    larc = _larc(fields["larc"], f"{path}.larc")
     clip = {key: _positive(fields[key], f"{path}.{key}") for key in ("grad_clip_norm", "grad_clip_value")}
-    if None not in clip.values():
-        raise ConfigError(f"{path}.grad_clip_value", "grad_clip_norm is given too; Lightning clips one way, give one")
-    larc = _larc(fields["larc"], f"{path}.larc", optimizer)
-    clipped = next((key for key, value in clip.items() if value is not None), None)
-    if larc is not None and clipped is not None and not larc.allow_grad_clip:
-        raise ConfigError(f"{path}.{clipped}", "LARC bounds the step already; larc.allow_grad_clip: true allows both")
-    no_decay = _no_decay(fields["no_decay"], f"{path}.no_decay", optimizer)
+    _check_clipping(clip, larc, path)
     return OptimConfig(
         name=entry.name,
         args=args,
-        sched=_sched(fields["sched"], f"{path}.sched", optimizer, may_split=bool(no_decay)),
+        sched=_sched(fields["sched"], f"{path}.sched"),
         larc=larc,
-        no_decay=no_decay,
+        no_decay=_texts(fields["no_decay"]),
         param_groups=rules,
         path=path,
         **clip,
     )
+
+
+def _check_clipping(clip: Mapping[str, float | None], larc: LarcConfig | None, path: str) -> None:
+    if None not in clip.values():
+        raise ConfigError(f"{path}.grad_clip_value", "grad_clip_norm is given too; Lightning clips one way, give one")
+    clipped = next((key for key, value in clip.items() if value is not None), None)
+    if larc is not None and clipped is not None and not larc.allow_grad_clip:
+        raise ConfigError(f"{path}.{clipped}", "LARC bounds the step already; larc.allow_grad_clip: true allows both")
 
 
 @dataclass
@@ -154,7 +137,7 @@ class _Block:
         return ours, theirs
 
 
-def _sched(value: Any, path: str, optimizer: Optimizer, may_split: bool) -> SchedConfig | None:
+def _sched(value: Any, path: str) -> SchedConfig | None:
     if value is None:
         return None
     block = _Block.of(value, path)
@@ -178,43 +161,14 @@ def _sched(value: Any, path: str, optimizer: Optimizer, may_split: bool) -> Sche
         log_name=fields["log_name"],
     )
     _check_sched(sched, fields["reduce_on_plateau"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they will be shown when the real one is built
-        _take_groups(sched, optimizer, may_split)
-        new_scheduler(sched, optimizer, (sched.max_steps or _SOME_LENGTH) if needs_length(sched) else None)
     return sched
-
-
-def _take_groups(sched: SchedulerSpec, optimizer: Optimizer, may_split: bool) -> None:
-    """Give the throw-away `optimizer` as many groups as `sched` lists values for, if a model can have so many.
-
-    It has one group for what no rule wants and one per rule. In a model each may be split by `no_decay`, and some may
-    be empty; how many there are, `new_scheduler` sees when it gets the real optimizer.
-    """
-    groups = optimizer.param_groups
-    wanted = max(_list_lengths(sched), default=0)
-    if 1 <= wanted <= len(groups) * (2 if may_split else 1):
-        del groups[wanted:]
-        for group in groups[: wanted - len(groups)]:
-            optimizer.add_param_group({**group, "params": [torch.nn.Parameter(torch.zeros(1, 1))]})
-
-
-def _list_lengths(sched: SchedulerSpec) -> Iterator[int]:
-    """Of the lists that have a value for each param group, in `sched` and its inner schedulers."""
-    for name, value in sched.args.items():
-        argument = sched.entry.arguments[name]
-        if argument.takes_schedulers:
-            for inner in value:
-                yield from _list_lengths(inner)
-        elif argument.per_group and isinstance(value, list):
-            yield len(value)
 
 
 def _scheduler_args(
     block: _Block, entry: Entry, fields: Mapping[str, Argument]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our own keys and the scheduler's arguments; schedulers inside of schedulers are parsed in their turn."""
-    arguments = dict(entry.arguments)
+    arguments = entry_arguments(entry)
     arguments.pop("last_epoch", None)
     if block.values.pop("last_epoch", -1) not in (-1, None):
         problem = "only -1; a run is continued from its checkpoint, trainer.fit(..., ckpt_path=...)"
@@ -253,39 +207,29 @@ def _check_sched(sched: SchedConfig, said_plateau: bool | None) -> None:
         problem = f"{sched.max_epochs}, but max_steps is {sched.max_steps}; give one"
         raise ConfigError(f"{path}.max_epochs", problem)
     length = "max_steps" if sched.max_steps is not None else "max_epochs" if sched.max_epochs is not None else None
-    if length is not None and not needs_length(sched):
+    if length is not None and not sched.needs_length:
         own = f"its {entry.length} is given" if entry.length else f"{sched.name} has no length"
         raise ConfigError(f"{path}.{length}", f"{getattr(sched, length)} has no effect: {own}; remove it")
     if sched.max_steps is not None and sched.interval == "epoch":
         problem = f"{sched.max_steps} counts optimizer steps, but {sched.name} is stepped once per epoch"
         raise ConfigError(f"{path}.max_steps", f"{problem}; give max_epochs or interval: step")
-    if sched.frequency > 1 and needs_length(sched):
+    if sched.frequency > 1 and sched.needs_length:
         problem = f"{sched.frequency}, but {sched.name} has the length of the run and steps every {sched.interval}"
         raise ConfigError(f"{path}.frequency", f"{problem}; must be 1")
 
 
-def _rule(value: Any, path: str, name: str, args: Mapping[str, Any], optimizer: Optimizer) -> ParamGroupRule:
+def _rule(value: Any, path: str, arguments: Mapping[str, Argument]) -> ParamGroupRule:
     block = _Block.of(value, path)
-    arguments = get_optimizer(name).arguments
-    per_group = {key: argument for key, argument in arguments.items() if key in optimizer.defaults}
-    fields, options = block.split(RULE_KEYS, {k: replace(a, default=None) for k, a in per_group.items()})
+    fields, options = block.split(RULE_KEYS, {key: replace(a, default=None) for key, a in arguments.items()})
     match, module_type = _texts(fields["match"]), _texts(fields["module_type"])
     if not match and not module_type:
         raise ConfigError(f"{path}.match", "missing; which parameters? bias, norm, 1d, globs, or module_type")
-    probe(name, {**args, **options}, path)
     if not fields["larc"]:
         options["larc"] = False
     return ParamGroupRule(match=match, module_type=module_type, options=options, name=fields["name"], path=path)
 
 
-def _no_decay(value: Any, path: str, optimizer: Optimizer) -> tuple[str, ...]:
-    patterns = _texts(value)
-    if patterns and "weight_decay" not in optimizer.defaults:
-        raise ConfigError(path, f"{type(optimizer).__name__} has no weight decay")
-    return patterns
-
-
-def _larc(value: Any, path: str, optimizer: Optimizer) -> LarcConfig | None:
+def _larc(value: Any, path: str) -> LarcConfig | None:
     if value is None or value is False:
         return None
     block = _Block.of({} if value is True else value, path)
@@ -296,10 +240,7 @@ def _larc(value: Any, path: str, optimizer: Optimizer) -> LarcConfig | None:
             raise ConfigError(block.paths["larc_mode"], f"{mode!r} is unknown{choices(mode, modes)}")
         block.values["larc_mode"] = modes[mode]
     block.rename(_LARC_ALIASES)
-    fields, args = block.split(LARC_KEYS, LARC.arguments)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in _sched
-        new_larc(optimizer, args, path)
+    fields, args = block.split(LARC_KEYS, LARC_ARGUMENTS)
     return LarcConfig(args=args, allow_grad_clip=fields["allow_grad_clip"])
 
 

@@ -4,9 +4,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_novograd.config.arguments import Argument
-from lightning_novograd.config.construct import SchedulerSpec
+from lightning_novograd.config.arguments import Argument, arguments_of
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroupRule
+from lightning_novograd.registry import Entry, get_scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSpec:
+    """A scheduler and its arguments.
+
+    Args:
+        name: registered name.
+        args: constructor arguments, plain values; a list of `SchedulerSpec` where the class takes schedulers.
+        path: where the config has it.
+
+    Raises:
+        ConfigError: an unknown name, or arguments with which the class would fail in mid-run.
+
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    path: str = "optim.sched"
+
+    @property
+    def entry(self) -> Entry:
+        """The registered class."""
+        return get_scheduler(self.name, f"{self.path}.name")
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the class takes the length of the run and the arguments leave it open."""
+        entry = self.entry
+        given = {name for name, value in self.args.items() if value is not None}
+        said_in_parts = bool(entry.length_parts) and given.issuperset(entry.length_parts)
+        return entry.length is not None and entry.length not in given and not said_in_parts
+
+    def __post_init__(self) -> None:
+        try:
+            self.entry.check_arguments(self.args)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}.{error.path}", error.problem) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +75,7 @@ class SchedConfig(SchedulerSpec):
     @property
     def reduce_on_plateau(self) -> bool:
         """Whether the scheduler is stepped with the monitored metric."""
-        return self.name == "ReduceLROnPlateau"
+        return self.entry.watches_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +120,7 @@ class OptimConfig:
     path: str = "optim"
 
 
+# What the block and its parts take beside the arguments of the classes they name
 OPTIM_KEYS = {
     "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
     "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
@@ -104,6 +145,7 @@ RULE_KEYS = {
     "name": Argument("name", str, "", "of the group, in logs"),
     "larc": Argument("larc", bool, True, "false: LARC leaves the group alone"),
 }
+LARC_ARGUMENTS = arguments_of(LARC, skip=("optimizer",))
 LARC_KEYS = {
     "allow_grad_clip": Argument("allow_grad_clip", bool, False, "LARC and gradient clipping together are meant"),
 }

@@ -22,8 +22,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_novograd.config.construct import new_larc, new_optimizer
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import parse_optim
+from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.build import new_larc, new_optimizer
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import Entry, available_optimizers, available_schedulers, get_optimizer, get_scheduler
 
@@ -102,6 +103,6 @@ def _optimizer_builder(name: str) -> Callable[..., Optimizer]:
 def _params_class(entry: Entry, base: type, **more: Any) -> type:
     """The dataclass of defaults that NeMo merges ``args.params`` into."""
     inherited = {field.name for field in dataclasses.fields(base)}
-    defaults = {name: argument.default for name, argument in entry.arguments.items() if not argument.required}
+    defaults = {name: argument.default for name, argument in entry_arguments(entry).items() if not argument.required}
     fields = [(key, Any, value) for key, value in (defaults | more).items() if key not in inherited]
     return dataclasses.make_dataclass(f"{entry.name}Params", fields, bases=(base,))

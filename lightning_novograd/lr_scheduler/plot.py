@@ -6,8 +6,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lightning_novograd.lr_scheduler import pytorch
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def own_length(scheduler: LRScheduler) -> int | None:
         phases = scheduler.phases()
         last_step = phases[-1].last_step if phases else None
         return None if last_step is None else last_step + 1
-    if isinstance(scheduler, OneCycleLR):
-        return scheduler.total_steps
-    return scheduler.T_max + 1 if isinstance(scheduler, CosineAnnealingLR) else None
+    return pytorch.own_length(scheduler)
 
 
 def plot_schedule(

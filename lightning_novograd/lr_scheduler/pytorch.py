@@ -61,8 +61,9 @@ _RANGES: dict[type, dict[str, Range]] = {
 
 
 def _check_milestones(args: Mapping[str, Any]) -> None:
-    if sorted(set(args["milestones"])) != args["milestones"]:
-        raise ScheduleError("milestones", f"{args['milestones']} do not rise")
+    milestones = args.get("milestones", [])
+    if sorted(set(milestones)) != milestones:
+        raise ScheduleError("milestones", f"{milestones} do not rise")
 
 
 def _check_one_cycle(args: Mapping[str, Any]) -> None:
@@ -142,3 +143,12 @@ def one_cycles(scheduler: Any, steps: int, place: tuple[int, ...] = ()) -> Itera
             begin = ([0, *milestones])[index]
             end = min([steps, *(milestone - 1 for milestone in milestones[index : index + 1])])
         yield from one_cycles(member, max(0, end - begin), (*place, index))
+
+
+# What schedulers put into param groups and leave there unchanged
+GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+
+
+def cycled_keys(group: Mapping[str, Any]) -> set[str]:
+    """What OneCycleLR and CyclicLR move in a param group besides the LR."""
+    return {"momentum", "betas"} & group.keys() if "max_momentum" in group else set()

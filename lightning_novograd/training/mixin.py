@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from lightning_novograd.config.build import build_optimizers
-from lightning_novograd.config.parse import parse_optim
-from lightning_novograd.config.schema import OptimConfig, SchedConfig
+from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers, parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.amp import StepCount
 from lightning_novograd.training.hparams import arguments_of_init, store_plain

@@ -1,37 +1,23 @@
 """What a checkpoint brings back although the config says otherwise: whoever resumes is told."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
 
-from lightning_novograd.config.schema import OptimConfig
+from lightning_novograd.config import OptimConfig
+from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler.base import ClosedFormLR
-from lightning_novograd.registry import get_optimizer
+from lightning_novograd.lr_scheduler.pytorch import GROUP_KEYS, cycled_keys
+from lightning_novograd.registry import get_optimizer, scheduler_settings
 
 Groups = list[dict[str, Any]]
-# how torch's CyclicLR keeps step_size_up and step_size_down
-_RENAMED = ("total_size", "step_ratio")
-# what schedulers put into param groups and leave there unchanged
-_SCHEDULE_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
-
-
-def _attributes(scheduler: type) -> set[str]:
-    """What torch's schedulers call the attributes that keep their arguments: `gamma`, `max_lrs`, `_milestones`."""
-    arguments = inspect.signature(scheduler).parameters
-    return {name for argument in arguments for name in (argument, f"{argument}s", f"_{argument}")}
-
-
-# keys of a state by which a scheduler is known: the arguments of torch's, and what ours save
-_FINGERPRINT = {"policy", "arguments"}.union(
-    *(_attributes(cls) for cls in vars(lr_scheduler).values() if isinstance(cls, type) and issubclass(cls, LRScheduler))
-)
+# keys by which a state is known as one of ours or of torch's, beside the settings
+_STRUCTURE = {"policy", "arguments", "base_lrs", "last_epoch", "_schedulers"}
 # optimizers that can go on from each other's state
 _SAME_STATE = {"Adam", "AdamW"}
 
@@ -101,10 +87,10 @@ class ResumeCheck:
 
     def _of_groups(self, config: Groups, saved: Groups, had_schedule: bool, from_config: set[str]) -> list[str]:
         """The optimizer's settings that the checkpoint brings back."""
-        settings = get_optimizer(self._config.name).arguments.keys()
+        settings = entry_arguments(get_optimizer(self._config.name)).keys()
         keys = {key for key in config[0] if key in settings or key.startswith("larc")}
         if self._scheduler is not None:
-            keys -= {"lr", *_cycled(config[0])}
+            keys -= {"lr", *cycled_keys(config[0])}
             if had_schedule and not all(map(_is_ours, _leaves(self._scheduler))):
                 keys |= {"initial_lr", "max_lr"}
         elif had_schedule:
@@ -141,10 +127,10 @@ class ResumeCheck:
                 place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [group["lr"] for group in saved]}
                 states[0] = {**scheduler.state_dict(), **place}
                 went = f"{_name(scheduler)} instead of another scheduler, from step {step} and lr {_lrs(saved)}"
-                return [went], {*_SCHEDULE_KEYS}
+                return [went], {*GROUP_KEYS}
             states.clear()
         begins = f"{_name(scheduler)}, which the checkpoint does not have, from its step 0 and lr {_lrs(config)}"
-        return [begins], {"lr", *_SCHEDULE_KEYS, *_cycled(config[0])}
+        return [begins], {"lr", *GROUP_KEYS, *cycled_keys(config[0])}
 
 
 def _saved_settings(scheduler: Any, state: Mapping[str, Any], path: str) -> list[str] | None:
@@ -152,7 +138,8 @@ def _saved_settings(scheduler: Any, state: Mapping[str, Any], path: str) -> list
     if _is_ours(scheduler):
         return []
     own = scheduler.state_dict()
-    if own.keys() & _FINGERPRINT != state.keys() & _FINGERPRINT or len(_members(scheduler)) != len(_members_of(state)):
+    known = _STRUCTURE | scheduler_settings()
+    if own.keys() & known != state.keys() & known or len(_members(scheduler)) != len(_members_of(state)):
         return None
     used: list[str] = []
     for member, saved in zip(_members(scheduler), _members_of(state), strict=True):
@@ -160,11 +147,7 @@ def _saved_settings(scheduler: Any, state: Mapping[str, Any], path: str) -> list
         if of_member is None:
             return None
         used += of_member
-    for name in sorted(
-        (_attributes(type(scheduler)) | {*_RENAMED})
-        & own.keys()
-        & state.keys() - {"base_lrs", "last_epoch", "_schedulers"}
-    ):
+    for name in sorted(scheduler_settings(type(scheduler)) & own.keys() & state.keys() - {"last_epoch"}):
         if name == "total_steps" and own[name] > state[name]:
             problem = f"{_name(scheduler)} of the checkpoint ends after {state[name]} steps and cannot be lengthened"
             raise ConfigError(f"{path}.{name}", f"{own[name]}, but {problem}; CosineAnnealing can")
@@ -210,11 +193,6 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lrs(groups: list[Any]) -> str:
     return ", ".join(_shown(group["lr"]) for group in groups)
-
-
-def _cycled(group: Mapping[str, Any]) -> set[str]:
-    """What OneCycleLR and CyclicLR move besides the LR."""
-    return {"momentum", "betas"} & group.keys() if "max_momentum" in group else set()
 
 
 def _members(scheduler: Any) -> list[Any]:

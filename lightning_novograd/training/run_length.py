@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lightning_novograd.config.build import RunLength
+from lightning_novograd.config.length import RunLength
 from lightning_novograd.config.schema import OptimConfig
 
 

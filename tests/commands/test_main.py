@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from lightning_novograd.__main__ import main
 from lightning_novograd.commands import describe
+from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.config.schema import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
 from lightning_novograd.registry import available_optimizers, available_schedulers, get_optimizer, get_scheduler
 
@@ -41,7 +42,7 @@ def test_describe_an_optimizer(capsys):
     lines = lines_of(capsys, "describe", "optimizer", "novograd")
     assert (lines[0], "https://arxiv.org/abs/1905.11286" in lines[2]) == ("NovoGrad", True)
     rows = {line.split()[0]: line for line in lines[4:]}
-    assert list(rows) == list(get_optimizer("novograd").arguments)
+    assert list(rows) == list(entry_arguments(get_optimizer("novograd")))
     assert re.search(r"betas +list of 2 numbers +\[0\.95, [0-9.]+\] +\S", rows["betas"])
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_novograd.config.build import RunLength, build_optimizers
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import RunLength, build_optimizers, parse_optim
+from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.larc.optimizer import LARC
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
@@ -93,7 +93,9 @@ FUNCTIONS = {"LambdaLR", "MultiplicativeLR"}
 @pytest.mark.parametrize("name", [n for n in available_schedulers() if n not in FUNCTIONS])
 def test_every_scheduler_is_built_from_its_name_and_steps(name):
     given = {"min_lr": 0.0} if name == "SquareAnnealing" else SCHEDULER_ARGUMENTS.get(name, {})
-    missing = [a for a in get_scheduler(name).arguments.values() if a.required and a.name not in (*given, "max_steps")]
+    missing = [
+        a for a in entry_arguments(get_scheduler(name)).values() if a.required and a.name not in (*given, "max_steps")
+    ]
     assert not missing, f"{name} needs arguments in this test"
     cfg = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "sched": {"name": name, **given}}
     built = build_optimizers(cfg, model(), max_steps=10)

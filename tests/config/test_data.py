@@ -5,8 +5,8 @@ import datetime
 import pytest
 from omegaconf import OmegaConf
 
+from lightning_novograd.config import parse_optim
 from lightning_novograd.config.data import load_yaml, to_plain
-from lightning_novograd.config.parse import parse_optim
 from lightning_novograd.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import parse_optim
 from lightning_novograd.errors import ConfigError
 
 COSINE = {"name": "CosineAnnealing", "warmup_steps": 10, "min_lr": 1e-5}

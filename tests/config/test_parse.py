@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_novograd.config.parse import OptimConfig, parse_optim
+from lightning_novograd.config import OptimConfig, parse_optim
 
 COSINE = {"name": "CosineAnnealing", "warmup_steps": 10, "min_lr": 1e-5}
 

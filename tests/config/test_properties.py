@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_novograd.config.parse import OptimConfig, parse_optim
+from lightning_novograd.config import OptimConfig, parse_optim
 from lightning_novograd.errors import ConfigError
 
 BLOCKS: list[dict[str, Any]] = [

@@ -112,7 +112,7 @@ def largest_step(name, peak, args):
 
 
 NEMO_POLICIES = sorted(
-    name for name in lr_scheduler.__all__ if getattr(lr_scheduler, name).__module__ == lr_scheduler.__name__
+    name for name in lr_scheduler.__all__ if getattr(lr_scheduler, name).__module__.endswith(".nemo")
 )
 
 

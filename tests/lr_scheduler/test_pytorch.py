@@ -8,9 +8,8 @@ import pytest
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
-from lightning_novograd.config.arguments import expected
-from lightning_novograd.config.build import build_optimizers
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import build_optimizers, parse_optim
+from lightning_novograd.config.arguments import entry_arguments, expected
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler.pytorch import _RANGES
 from lightning_novograd.registry import get_scheduler
@@ -49,7 +48,7 @@ def is_number(hint: Any) -> bool:
 
 
 def numbers(name: str) -> list[str]:
-    arguments = get_scheduler(name).arguments
+    arguments = entry_arguments(get_scheduler(name))
     return [key for key, a in arguments.items() if is_number(a.hint) and key != "last_epoch"]
 
 

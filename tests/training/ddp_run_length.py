@@ -1,9 +1,13 @@
 """A fit on two processes over gloo; each says how long its schedule is and how many steps it made."""
 
-from ranks import leave
-from tiny_fit import Net, loader, trainer
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+    from ranks import leave
+    from tiny_fit import Net, loader, trainer
+
     net = Net({"name": "sgd", "sched": {"name": "cosine"}})
     run = trainer(max_epochs=3, devices=2, strategy="ddp", accumulate_grad_batches=2)
     run.fit(net, loader(14))  # 7 per process: 4 batches, 2 steps per epoch

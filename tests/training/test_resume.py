@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from tiny_fit import Net, Step, loader, trainer
 
-from lightning_novograd.config.build import build_optimizers
-from lightning_novograd.config.parse import parse_optim
+from lightning_novograd.config import build_optimizers, parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import available_optimizers
 from lightning_novograd.training.mixin import OptimMixin

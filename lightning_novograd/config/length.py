@@ -1,0 +1,103 @@
+"""How long a schedule is: by its own keys, else as long as the run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.schema import SchedConfig, SchedulerSpec
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.lr_scheduler.pytorch import one_cycles
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, as far as that is known.
+
+    Args:
+        steps: optimizer steps, >= 1; None: unknown.
+        source: where that comes from, or why it is unknown; shown to the user.
+        epochs: of the run; None: unknown.
+        steps_per_epoch: optimizer steps in one epoch, or a function of its index (from 0) if they are not as many in
+            each; None: unknown.
+        trial: not the run's length but one in which every schedule fits (`fast_dev_run`).
+
+    """
+
+    steps: int | None
+    source: str
+    epochs: int | None = None
+    steps_per_epoch: int | Callable[[int], int] | None = None
+    trial: bool = False
+
+    @classmethod
+    def given(cls, length: "Length") -> "RunLength":
+        """What a caller said: a number of steps, a RunLength, a function that returns one of them, or None."""
+        said = length() if callable(length) else length
+        return said if isinstance(said, RunLength) else cls(said, "max_steps" if said else "it was not given")
+
+
+Length = int | RunLength | Callable[[], int | RunLength] | None
+
+
+def schedule_length(sched: SchedConfig, run: Callable[[], RunLength]) -> tuple[int | None, str]:
+    """What the scheduler counts to, steps or epochs, and where that comes from; the run is asked only if need be.
+
+    Raises:
+        ConfigError: the scheduler cannot do without a length and none is known.
+
+    """
+    if sched.max_steps is not None:
+        return sched.max_steps, f"{sched.path}.max_steps"
+    if sched.interval == "epoch" and sched.max_epochs is not None:
+        return sched.max_epochs, f"{sched.path}.max_epochs"
+    asked = run()
+    if sched.max_epochs is not None:
+        return _steps_of_epochs(sched, sched.max_epochs, asked)
+    length = asked.steps if sched.interval == "step" else asked.epochs
+    if length is None and _required(sched):
+        raise ConfigError(
+            f"{sched.path}.max_{sched.interval}s",
+            f"{sched.name} needs the length of the run, which is unknown: {asked.source}; set it here",
+        )
+    return length, asked.source
+
+
+def _steps_of_epochs(sched: SchedConfig, epochs: int, run: RunLength) -> tuple[int, str]:
+    source = f"{sched.path}.max_epochs={epochs}"
+    if run.steps_per_epoch is None:
+        raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
+    if callable(run.steps_per_epoch):
+        return sum(map(run.steps_per_epoch, range(epochs))), f"{source} with a changing accumulation"
+    return epochs * run.steps_per_epoch, f"{source} x {run.steps_per_epoch} steps per epoch"
+
+
+def _required(sched: SchedConfig) -> bool:
+    """Whether the scheduler cannot do without a length: it has no default, or only one that refuses to work."""
+    entry = sched.entry
+    return entry_arguments(entry)[str(entry.length)].required or entry.length != "max_steps"
+
+
+def refuse_longer_run(sched: SchedConfig, scheduler: Any, run: Callable[[], RunLength]) -> None:
+    """Where other schedulers stay at their last LR, torch's OneCycleLR raises: better now than in the middle.
+
+    Raises:
+        ConfigError: the run steps a OneCycleLR, on its own or inside another scheduler, beyond its end.
+
+    """
+    if not any(one_cycles(scheduler, 0)):
+        return
+    asked = run()
+    length = asked.steps if sched.interval == "step" else asked.epochs
+    if length is None or asked.trial:
+        return
+    for place, total_steps, steps in one_cycles(scheduler, length // sched.frequency):
+        if steps <= total_steps:
+            continue
+        spec: SchedulerSpec = reduce(lambda outer, index: outer.args["schedulers"][index], place, sched)
+        own = next((name for name in ("total_steps", "epochs") if spec.args.get(name) is not None), None)
+        key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
+        problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {length}: {asked.source}"
+        cure = "; leave it out and the cycle is as long as the run" if spec is sched else ""
+        raise ConfigError(f"{spec.path}.{key}", problem + cure)

@@ -1,0 +1,61 @@
+"""The optim block from end to end: plain data -> parsed -> tried once -> built with the model's parameters."""
+
+from typing import Any
+
+from torch import nn
+
+from lightning_novograd.config.build import build, dry_build
+from lightning_novograd.config.data import to_plain
+from lightning_novograd.config.length import Length
+from lightning_novograd.config.parse import parse_block
+from lightning_novograd.config.schema import OptimConfig
+
+
+def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
+    """The optim block `cfg`, checked as far as it can be without a model.
+
+    Args:
+        cfg: a mapping, a `DictConfig`, a dataclass instance, or an `OptimConfig`, which is returned as it is.
+        path: of the block in the config, for errors.
+
+    Raises:
+        ConfigError: anything in the block that is unknown, of a wrong type, out of range or contradictory.
+
+    Example:
+        >>> parse_optim({"name": "sgd", "lr": 0.1, "momentum": 0.9}).args
+        {'lr': 0.1, 'momentum': 0.9}
+        >>> parse_optim({"name": "sgd", "momentun": 0.9})
+        Traceback (most recent call last):
+        lightning_novograd.errors.ConfigError: optim.momentun: unknown key; did you mean 'momentum'? Allowed: ...
+
+    """
+    if isinstance(cfg, OptimConfig):
+        return cfg
+    config = parse_block(to_plain(cfg, path), path)
+    dry_build(config)
+    return config
+
+
+def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -> dict[str, Any]:
+    """Optimizer and scheduler of the optim block `cfg`, as Lightning's `configure_optimizers` returns them.
+
+    Args:
+        cfg: an `OptimConfig`, or whatever `parse_optim` takes.
+        module: whose parameters are optimized.
+        max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
+            called at most once, after everything else is built, and only if the length is needed.
+
+    Returns:
+        `{"optimizer": ...}`, and with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`.
+
+    Raises:
+        ConfigError: a block that does not parse or does not fit the module or the length of the run.
+
+    Example:
+        >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
+        >>> built = build_optimizers(block, nn.Linear(2, 1), max_steps=100)
+        >>> built["lr_scheduler"]["scheduler"].get_last_lr(), built["lr_scheduler"]["interval"]
+        ([0.05], 'step')
+
+    """
+    return build(parse_optim(cfg), module, max_steps)
