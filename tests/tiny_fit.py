@@ -1,12 +1,22 @@
-"""The smallest Lightning run: what the tests of module.py fit."""
+"""The smallest Lightning run: what the tests of the training room fit."""
 
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
+import pytorch_lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_novograd.training.mixin import OptimMixin
+
+BLOCK = {
+    "name": "novograd",
+    "lr": 0.05,
+    "betas": [0.95, 0.25],
+    "sched": {"name": "cosine", "warmup_steps": 2, "min_lr": 0.01},
+}
+PACKAGES = pytest.mark.parametrize("package", [pl, pytorch_lightning], ids=["lightning.pytorch", "pytorch_lightning"])
 
 
 class Numbers(Dataset):
@@ -79,3 +89,11 @@ def trainer(package: Any = pl, **kwargs: Any) -> Any:
         "enable_model_summary": False,
     }
     return package.Trainer(**{**quiet, **kwargs})
+
+
+def block(**changes):
+    return {**BLOCK, **changes}
+
+
+def module_of(package, name="Module", mixin=True):
+    return type(name, (*((OptimMixin,) if mixin else ()), Step, package.LightningModule), {})()

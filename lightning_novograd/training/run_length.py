@@ -103,9 +103,10 @@ def _accumulation_scheduler(trainer: Any) -> Any:
 def _trial_length(config: OptimConfig, why: str) -> RunLength:
     """For a run that tests the code, not the schedule: long enough for every schedule that fits some run.
 
-    A million steps make whole steps of every ratio, and numbers of steps that the schedule names come on top.
+    The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
+    (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
     args = config.sched.args if config.sched is not None else {}
-    named = (value for value in args.values() if isinstance(value, int | float) and value >= 1)
-    steps = 10**6 + sum(map(math.ceil, named))
+    numbers_in_block = [value for value in args.values() if isinstance(value, int | float) and value >= 1]
+    steps = 1_000_000 + sum(map(math.ceil, numbers_in_block))
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)

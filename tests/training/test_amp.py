@@ -1,0 +1,74 @@
+"""A step that the GradScaler skipped does not advance the schedule."""
+
+import pytest
+import torch
+from tiny_fit import BLOCK, Net, loader, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+
+
+class Overflows(Net):
+    """Infinite gradients in some batches, as fp16 has them."""
+
+    overflow_at = (1, 3, 4)
+
+    def on_after_backward(self):
+        if len(self.seen) - 1 in self.overflow_at:
+            self.layer.weight.grad.fill_(float("inf"))
+
+
+def mixed_precision():
+    from lightning.pytorch.plugins import MixedPrecision
+
+    return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"name": "novograd", "foreach": True}, id="novograd"),
+        pytest.param({"name": "adamw"}, id="adamw"),
+        pytest.param({"name": "adamw", "fused": True}, id="fused adamw"),
+        pytest.param({"name": "sgd", "larc": True}, id="larc"),
+    ],
+)
+def test_a_step_that_the_grad_scaler_skipped_does_not_advance_the_schedule(settings):
+    sched = {"name": "WarmupAnnealing", "warmup_steps": 3, "max_steps": 20}
+    net = Overflows({"lr": 0.1, "sched": sched, **settings})
+    run = trainer(max_steps=8, plugins=[mixed_precision()])
+    run.fit(net, loader(20))
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 8 - len(Overflows.overflow_at)
+    expected = [0, 1, 1, 2, 2, 2, 3, 4]  # the schedule's step that each optimizer step sees
+    assert net.lrs == pytest.approx([scheduler.lr_at(step, 0.1) for step in expected])
+
+
+def test_without_a_scaler_every_step_advances_the_schedule():
+    """Strategies may hide the optimizer from our hook; only a scaler can skip."""
+    net = Net({"name": "sgd", "sched": {"name": "cosine"}})
+    run = trainer(max_steps=4)
+    net.on_train_start = lambda: setattr(net._step_count, "advanced", lambda: False)
+    run.fit(net, loader())
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 4
+
+
+@pytest.mark.parametrize(
+    "sched",
+    [
+        {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0, "threshold": 1.0},
+        {"name": "StepLR", "step_size": 1},
+        {"name": "StepLR", "step_size": 4, "interval": "step"},
+    ],
+    ids=["plateau", "per epoch", "per step"],
+)
+def test_epoch_schedules_step_once_per_epoch(sched):
+    net = Net({"name": "sgd", "lr": 0.1, "sched": sched})
+    trainer(max_epochs=3).fit(net, loader())
+    assert net.lrs == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 4)
+
+
+def test_accumulation_steps_the_schedule_once_per_optimizer_step():
+    net = Net(BLOCK)
+    run = trainer(max_epochs=2, accumulate_grad_batches=3)
+    run.fit(net, loader())
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == run.global_step == 4

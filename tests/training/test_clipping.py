@@ -1,0 +1,79 @@
+"""The optim block's gradient clipping, and what it does not go with."""
+
+import pytest
+import torch
+from tiny_fit import Net, loader, trainer
+
+from lightning_novograd.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+
+
+class Clipped(Net):
+    """Gradients far too large; notes the first step's before and after clipping."""
+
+    unclipped = clipped = None
+
+    def training_step(self, batch, batch_idx):
+        return 1e3 * super().training_step(batch, batch_idx)
+
+    def on_after_backward(self):
+        self.unclipped = self.unclipped or [p.grad.clone() for p in self.layer.parameters()]
+
+    def on_before_zero_grad(self, optimizer):
+        if self.layer.weight.grad is not None:
+            self.clipped = self.clipped or [p.grad.clone() for p in self.layer.parameters()]
+
+
+def norm(tensors):
+    return torch.linalg.vector_norm(torch.cat([t.flatten() for t in tensors]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer_settings"),
+    [
+        ({"grad_clip_norm": 0.5}, {}),
+        ({"grad_clip_norm": 0.5, "larc": {"allow_grad_clip": True}}, {}),
+        ({}, {"gradient_clip_val": 0.5}),
+        ({"larc": {"allow_grad_clip": True}}, {"gradient_clip_val": 0.5}),
+    ],
+    ids=["block", "block with LARC", "trainer", "trainer with LARC"],
+)
+def test_norm_clipping(settings, trainer_settings):
+    net = Clipped({"name": "sgd", "lr": 0.1, **settings})
+    trainer(max_steps=2, **trainer_settings).fit(net, loader())
+    assert norm(net.unclipped) > 1
+    assert norm(net.clipped) == pytest.approx(0.5)
+
+
+def test_value_clipping():
+    net = Clipped({"name": "sgd", "lr": 0.1, "grad_clip_value": 0.25})
+    trainer(max_steps=2).fit(net, loader())
+    assert max(g.abs().max() for g in net.unclipped) > 1
+    assert max(g.abs().max() for g in net.clipped) == 0.25
+
+
+def test_no_clipping_unless_asked():
+    net = Clipped({"name": "sgd", "lr": 0.1})
+    trainer(max_steps=2).fit(net, loader())
+    assert norm(net.clipped) == norm(net.unclipped) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "problem"),
+    [
+        ({"grad_clip_norm": 1.0}, "optim.grad_clip_norm", r"the Trainer clips too \(gradient_clip_val=2.0\)"),
+        ({"larc": True}, "optim.larc", "larc.allow_grad_clip: true allows both"),
+    ],
+)
+def test_clipping_twice_or_with_larc_is_refused(settings, path, problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
+        trainer(max_steps=1, gradient_clip_val=2.0).fit(Net({"name": "sgd", **settings}), loader())
+    assert caught.value.path == path
+
+
+def test_clipping_under_manual_optimization_is_refused_not_ignored():
+    net = Net({"name": "sgd", "grad_clip_norm": 1.0})
+    net.automatic_optimization = False
+    with pytest.raises(ConfigError, match=r"call self\.clip_gradients"):
+        trainer(max_steps=1).fit(net, loader())
