@@ -1,10 +1,10 @@
 """The schedule of NVIDIA's QuartzNet and Jasper recipes: warmup, hold, then a constant factor per epoch."""
 
-from typing import Any, Unpack
+from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_novograd.lr_scheduler.phases import WarmupHold, WarmupHoldLR, number, whole
+from lightning_novograd.lr_scheduler.phases import Unpack, WarmupHold, WarmupHoldLR, number, whole
 from lightning_novograd.registry import register_scheduler
 
 

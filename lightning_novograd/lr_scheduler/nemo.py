@@ -21,7 +21,7 @@ at construction.
 """
 
 import math
-from typing import Any, Unpack
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -29,6 +29,7 @@ from lightning_novograd.lr_scheduler.base import Phase, ScheduleError
 from lightning_novograd.lr_scheduler.phases import (
     EndlessWarmupLR,
     PhasedLR,
+    Unpack,
     Warmup,
     WarmupHold,
     WarmupHoldLR,

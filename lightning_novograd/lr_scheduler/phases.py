@@ -3,11 +3,22 @@
 import math
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from torch.optim import Optimizer
 
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase, ScheduleError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+else:
+
+    class Unpack:
+        """Any: LightningCLI then finds help and defaults of `**phases` at the base class; a TypedDict has neither."""
+
+        def __class_getitem__(cls, arguments: type) -> Any:
+            return Any
+
 
 StepsOrRatio = tuple[int | None, float | None]
 
