@@ -14,6 +14,7 @@ from lightning_novograd.config import parse_optim
 from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
+    Range,
     available_optimizers,
     available_schedulers,
     get_optimizer,
@@ -167,6 +168,36 @@ def test_classes_annotated_for_type_checkers_only_can_be_registered():
     finally:
         unregister_optimizer("of_types")
         unregister_scheduler("of_types_lr")
+
+
+def test_what_is_known_of_a_class_is_checked_in_every_block_that_names_it():
+    def check(args):
+        if args.get("nesterov") and not args.get("momentum"):
+            raise ConfigError("nesterov", "needs a momentum")
+
+    register_optimizer("my_sgd", MySGD, ranges={"momentum": Range("below 1", lambda value: value < 1)}, check=check)
+    try:
+        for block, path, problem in [
+            ({"momentum": 9}, "optim.momentum", "9.0 is out of range; must be below 1"),
+            ({"nesterov": True}, "optim.nesterov", "needs a momentum"),
+            ({"param_groups": [{"match": "*", "momentum": 2}]}, "optim.param_groups[0].momentum", "must be below 1"),
+        ]:
+            with pytest.raises(ConfigError) as caught:
+                parse_optim({"name": "my_sgd", **block})
+            assert caught.value.path == path
+            assert problem in caught.value.problem
+    finally:
+        unregister_optimizer("my_sgd")
+
+
+def test_a_class_under_another_name_is_still_what_it_is():
+    register_scheduler("my_step", torch_schedulers.StepLR, interval="epoch", length=None)
+    try:
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            parse_optim({"name": "sgd", "sched": {"name": "my_step", "step_size": 0}})
+        assert get_scheduler("StepLR").name == "StepLR"
+    finally:
+        unregister_scheduler("my_step")
 
 
 def test_only_classes_are_registered():

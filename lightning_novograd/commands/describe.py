@@ -19,7 +19,7 @@ from lightning_novograd.registry import (
 _INTRO = """\
 # The optim block
 
-<!-- Made by `python -m lightning_novograd describe --markdown`; edit lightning_novograd/describe.py and docstrings. -->
+<!-- Made by `python -m lightning_novograd describe --markdown`; edit docstrings and describe.py. -->
 
 ```yaml
 optim:
@@ -79,7 +79,7 @@ NeMo's blocks parse as they are: lower-case names, `sched` inline, `args: {name:
 `larc_eta`, `larc_mode` and `epsilon` are taken in `larc`.
 """
 
-# Arguments that the policies share and explain together in lr_scheduler.py
+# Arguments that the policies share and explain together at PhasedLR
 _SHARED_HELP = {
     "max_steps": "optimizer steps of the schedule; afterwards the LR is min_lr",
     "warmup_steps": "linear warmup to the base LR",

@@ -8,7 +8,7 @@ from lightning_novograd.config.arguments import Argument, arguments_of
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroupRule
-from lightning_novograd.registry import Entry, get_scheduler
+from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,7 @@ class SchedulerSpec:
         return entry.length is not None and entry.length not in given and not said_in_parts
 
     def __post_init__(self) -> None:
-        try:
-            self.entry.check_arguments(self.args)
-        except ConfigError as error:
-            raise ConfigError(f"{self.path}.{error.path}", error.problem) from error
+        _check_arguments(self.entry, self.args, self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +104,9 @@ class OptimConfig:
         grad_clip_value: bound of each gradient element, > 0.
         path: of the block in the config, for errors.
 
+    Raises:
+        ConfigError: an unknown name, or arguments with which the class would fail in mid-run.
+
     """
 
     name: str
@@ -118,6 +118,19 @@ class OptimConfig:
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
     path: str = "optim"
+
+    def __post_init__(self) -> None:
+        entry = get_optimizer(self.name, f"{self.path}.name")
+        _check_arguments(entry, self.args, self.path)
+        for rule in self.param_groups:
+            _check_arguments(entry, rule.options, rule.path)
+
+
+def _check_arguments(entry: Entry, args: Mapping[str, Any], path: str) -> None:
+    try:
+        entry.check_arguments(args)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error.path}", error.problem) from error
 
 
 # What the block and its parts take beside the arguments of the classes they name
