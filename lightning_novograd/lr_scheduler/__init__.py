@@ -1,27 +1,29 @@
 """Learning-rate schedules; knows torch only."""
 
+from lightning_novograd.lr_scheduler.deeplearningexamples import WarmupHoldAnnealExponential
 from lightning_novograd.lr_scheduler.nemo import (
     CosineAnnealing,
-    CosineDecay,
-    ExpDecay,
     InverseSquareRootAnnealing,
-    InvPolyDecay,
     NoamAnnealing,
     NoamHoldAnnealing,
-    PiecewiseConstant,
-    PolyDecay,
     PolynomialDecayAnnealing,
     PolynomialHoldDecayAnnealing,
     SquareAnnealing,
     SquareRootAnnealing,
     T5InverseSquareRootAnnealing,
-    TransformerPolicy,
     WarmupAnnealing,
-    WarmupHoldAnnealExponential,
     WarmupHoldAnnealLinear,
     WarmupHoldAnnealOneMinusSquareRoot,
     WarmupHoldPolicy,
     WarmupPolicy,
+)
+from lightning_novograd.lr_scheduler.openseq2seq import (
+    CosineDecay,
+    ExpDecay,
+    InvPolyDecay,
+    PiecewiseConstant,
+    PolyDecay,
+    TransformerPolicy,
 )
 
 __all__ = [

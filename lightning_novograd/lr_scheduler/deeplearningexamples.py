@@ -1,36 +1,15 @@
 """The schedule of NVIDIA's QuartzNet and Jasper recipes: warmup, hold, then a constant factor per epoch."""
 
+from typing import Any
+
 from torch.optim import Optimizer
 
-from lightning_novograd.lr_scheduler.phases import PhasedLR, number, whole
+from lightning_novograd.lr_scheduler.phases import Unpack, WarmupHold, WarmupHoldLR, number, whole
 from lightning_novograd.registry import register_scheduler
 
 
-def hold_exponential(
-    step: int,
-    base_lr: float,
-    *,
-    max_steps: int,
-    gamma: float,
-    num_decays: int,
-    warmup_steps: int = 0,
-    hold_steps: int | None = None,
-    min_lr: float = 0.0,
-) -> float:
-    """`max(base * gamma^ceil(num_decays * (s-H) / (M-H)), min_lr)`, `H = W + h` also without hold."""
-    if warmup_steps > 0 and step <= warmup_steps:
-        return base_lr * ((step + 1) / (warmup_steps + 1))
-    hold_end = warmup_steps + (hold_steps or 0)
-    if step <= hold_end:
-        return base_lr
-    if step > max_steps:
-        return min_lr
-    decays = -(-(step - hold_end) * num_decays // (max_steps - hold_end))  # rounded up, in integers
-    return max(base_lr * gamma**decays, min_lr)
-
-
 @register_scheduler("WarmupHoldAnnealExponential")
-class WarmupHoldAnnealExponential(PhasedLR):
+class WarmupHoldAnnealExponential(WarmupHoldLR):
     """Warmup, hold, then the LR times `gamma`, `num_decays` times in equal distances; `min_lr` is a floor.
 
     With one decay for each epoch after warmup and hold it is the `exponential` policy of NVIDIA DeepLearningExamples,
@@ -50,7 +29,23 @@ class WarmupHoldAnnealExponential(PhasedLR):
 
     """
 
-    formula = staticmethod(hold_exponential)
+    @staticmethod
+    def annealing(
+        step: int,
+        base_lr: float,
+        *,
+        max_steps: int,
+        warmup_steps: int,
+        hold_steps: int,
+        min_lr: float,
+        gamma: float,
+        num_decays: int,
+        **_: Any,
+    ) -> float:
+        """`max(base * gamma^ceil(num_decays * (s-H) / (M-H)), min_lr)`, `H = W + h` also without hold."""
+        begin = warmup_steps + hold_steps
+        decays = -(-(step - begin) * num_decays // (max_steps - begin))  # rounded up, in integers
+        return max(base_lr * gamma**decays, min_lr)
 
     def __init__(
         self,
@@ -59,20 +54,11 @@ class WarmupHoldAnnealExponential(PhasedLR):
         max_steps: int,
         gamma: float,
         num_decays: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        hold_steps: int | None = None,
-        hold_ratio: float | None = None,
         min_lr: float = 0.0,
-        last_epoch: int = -1,
+        **phases: Unpack[WarmupHold],
     ) -> None:
-        super().__init__(
-            optimizer,
-            last_epoch,
-            max_steps=max_steps,
-            min_lr=min_lr,
-            warmup=(warmup_steps, warmup_ratio),
-            hold=(hold_steps, hold_ratio),
-            gamma=number("gamma", gamma, low=0.0, high=1.0),
-            num_decays=whole("num_decays", num_decays, low=1),
-        )
+        self.arguments = {
+            "gamma": number("gamma", gamma, low=0.0, high=1.0),
+            "num_decays": whole("num_decays", num_decays, low=1),
+        }
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **phases)

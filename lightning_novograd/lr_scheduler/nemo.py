@@ -11,84 +11,49 @@
 >>> schedule.phases()
 [Phase(name='warmup', first_step=0, last_step=9), Phase(name='anneal', first_step=10, last_step=100)]
 
-The formulas are in `formulas.py`, the arguments that most policies share at `PhasedLR` in `phased_lr.py`, all policies
-side by side in docs/formulas.md.
+`PhasedLR` in `phases.py` has the symbols, the LR outside annealing and the arguments that most policies share;
+docs/schedules.md has all policies side by side.
 
 Source: NeMo 3.0.0, nemo/core/optim/lr_scheduler.py. Deviations: each param group keeps its own base LR in every policy
 (NeMo's WarmupAnnealing, and CosineAnnealing with `constant_steps`, give all groups the first group's); and what NeMo
 meets in the middle of a run or not at all (phases that do not fit, `min_lr` above the base LR) is a ScheduleError here,
 at construction.
-
-OpenSeq2Seq's policies come from `openseq2seq_formulas.py`.
 """
+
+import math
+from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_novograd.lr_scheduler import formulas
 from lightning_novograd.lr_scheduler.base import Phase, ScheduleError
-from lightning_novograd.lr_scheduler.deeplearningexamples import WarmupHoldAnnealExponential
-from lightning_novograd.lr_scheduler.openseq2seq import (
-    CosineDecay,
-    ExpDecay,
-    InvPolyDecay,
-    PiecewiseConstant,
-    PolyDecay,
-    TransformerPolicy,
+from lightning_novograd.lr_scheduler.phases import (
+    EndlessWarmupLR,
+    PhasedLR,
+    Unpack,
+    Warmup,
+    WarmupHold,
+    WarmupHoldLR,
+    WarmupLR,
+    flag,
+    number,
+    phased,
+    spans,
+    whole,
 )
-from lightning_novograd.lr_scheduler.phases import PhasedLR, flag, number, spans, whole
 from lightning_novograd.registry import register_scheduler
-
-__all__ = [
-    "CosineAnnealing",
-    "CosineDecay",
-    "ExpDecay",
-    "InvPolyDecay",
-    "InverseSquareRootAnnealing",
-    "NoamAnnealing",
-    "NoamHoldAnnealing",
-    "PiecewiseConstant",
-    "PolyDecay",
-    "PolynomialDecayAnnealing",
-    "PolynomialHoldDecayAnnealing",
-    "SquareAnnealing",
-    "SquareRootAnnealing",
-    "T5InverseSquareRootAnnealing",
-    "TransformerPolicy",
-    "WarmupAnnealing",
-    "WarmupHoldAnnealExponential",
-    "WarmupHoldAnnealLinear",
-    "WarmupHoldAnnealOneMinusSquareRoot",
-    "WarmupHoldPolicy",
-    "WarmupPolicy",
-]
 
 
 @register_scheduler("WarmupPolicy", aliases=["warmup"])
-class WarmupPolicy(PhasedLR):
+class WarmupPolicy(EndlessWarmupLR):
     """Linear warmup, then the base LR; `min_lr` after `max_steps`, None being a run without end."""
 
-    formula = staticmethod(formulas.warmup)
     main_phase = "constant"
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        max_steps: int | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup = warmup_steps, warmup_ratio
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, endless=True)
 
 
 @register_scheduler("WarmupHoldPolicy")
 class WarmupHoldPolicy(PhasedLR):
     """Linear warmup, hold, then the base LR still; `min_lr` after `max_steps`, which it needs."""
 
-    formula = staticmethod(formulas.warmup_hold)
     main_phase = "constant"
 
     def __init__(
@@ -103,48 +68,32 @@ class WarmupHoldPolicy(PhasedLR):
         min_lr: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
+        # max_steps has a default, as in NeMo, and is refused without a value
         warmup, hold = (warmup_steps, warmup_ratio), (hold_steps, hold_ratio)
         super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
 
 
 @register_scheduler("SquareAnnealing")
-class SquareAnnealing(PhasedLR):
+class SquareAnnealing(WarmupLR):
     """Warmup, then quadratic decay: `max(base * ((M-s) / (M-W))^2, min_lr)`; note NeMo's `min_lr` of 1e-5."""
 
-    formula = staticmethod(formulas.square)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, warmup_steps: int, min_lr: float, **_: Any) -> float:
+        """`max(base * ((M-s) / (M-W))^2, min_lr)`."""
+        return max(base_lr * ((max_steps - step) / (max_steps - warmup_steps)) ** 2, min_lr)
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        min_lr: float = 1e-5,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup = warmup_steps, warmup_ratio
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
+    def __init__(self, optimizer: Optimizer, *, max_steps: int, min_lr: float = 1e-5, **warmup: Unpack[Warmup]) -> None:
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **warmup)
 
 
 @register_scheduler("SquareRootAnnealing")
-class SquareRootAnnealing(PhasedLR):
+class SquareRootAnnealing(WarmupLR):
     """Warmup, then `max(base * sqrt((M-s) / M), min_lr)`, counted from step 0: the LR drops where warmup ends."""
 
-    formula = staticmethod(formulas.square_root)
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup = warmup_steps, warmup_ratio
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, min_lr: float, **_: Any) -> float:
+        """`max(base * sqrt((M-s) / M), min_lr)`."""
+        return max(base_lr * math.sqrt((max_steps - step) / max_steps), min_lr)
 
 
 @register_scheduler("CosineAnnealing", aliases=["cosine"])
@@ -157,7 +106,28 @@ class CosineAnnealing(PhasedLR):
     of 0, and `min_lr` must be below the base LR.
     """
 
-    formula = staticmethod(formulas.cosine)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, warmup_steps: int, min_lr: float, **_: Any) -> float:
+        """`min_lr + (base-min_lr)/2 * (1 + cos(pi * (s-W) / (M-W)))`."""
+        decay_steps = max_steps - warmup_steps
+        return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / decay_steps))
+
+    @classmethod
+    def formula(
+        cls,
+        step: int,
+        base_lr: float,
+        *,
+        max_steps: int,
+        warmup_steps: int = 0,
+        constant_steps: int = 0,
+        min_lr: float = 0.0,
+    ) -> float:
+        """With `C` constant steps the schedule is one of `M-C` steps, but for Megatron's warmup."""
+        if constant_steps > 0 and warmup_steps > 0 and step <= warmup_steps:
+            return base_lr * (step / warmup_steps)
+        end = max_steps - constant_steps
+        return phased(cls.annealing, step, base_lr, max_steps=end, warmup_steps=warmup_steps, min_lr=min_lr)
 
     def __init__(
         self,
@@ -182,7 +152,7 @@ class CosineAnnealing(PhasedLR):
 
 
 @register_scheduler("NoamAnnealing")
-class NoamAnnealing(PhasedLR):
+class NoamAnnealing(EndlessWarmupLR):
     """The Transformer's schedule: linear warmup, then `base * sqrt(1 / (d_model * s))`; never ends.
 
     `base * d_model^-0.5 * min(t^-0.5, t * W^-1.5)`, `t = max(1, s)`; the floor `min_lr` holds after warmup only.
@@ -196,32 +166,31 @@ class NoamAnnealing(PhasedLR):
 
     """
 
-    formula = staticmethod(formulas.noam)
+    @staticmethod
+    def formula(
+        step: int, base_lr: float, *, d_model: int, warmup_steps: int = 0, min_lr: float = 0.0, **_: Any
+    ) -> float:
+        """`base * d_model^-0.5 * min(t^-0.5, t * W^-1.5)`, `t = max(1, s)`; at least `min_lr` once `t > W`."""
+        t = max(1, step)
+        shape = t**-0.5 if warmup_steps == 0 else min(t**-0.5, t * warmup_steps**-1.5)
+        lr = base_lr * d_model**-0.5 * shape
+        return max(lr, min_lr) if t > warmup_steps else lr
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         d_model: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
         max_steps: int | None = None,
         min_lr: float = 0.0,
-        last_epoch: int = -1,
+        **warmup: Unpack[Warmup],
     ) -> None:
-        super().__init__(
-            optimizer,
-            last_epoch,
-            max_steps=max_steps,
-            min_lr=min_lr,
-            warmup=(warmup_steps, warmup_ratio),
-            endless=True,
-            d_model=whole("d_model", d_model, low=1),
-        )
+        self.arguments = {"d_model": whole("d_model", d_model, low=1)}
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **warmup)
 
 
 @register_scheduler("NoamHoldAnnealing")
-class NoamHoldAnnealing(PhasedLR):
+class NoamHoldAnnealing(WarmupHoldLR):
     """Warmup, which it needs, hold, then `max(base * (W / (s-h))^decay_rate, min_lr)`, `h` the hold's length.
 
     `min_lr` after `max_steps`, by default a drop to 0.
@@ -234,118 +203,77 @@ class NoamHoldAnnealing(PhasedLR):
 
     """
 
-    formula = staticmethod(formulas.noam_hold)
     needs_warmup = True
+
+    @staticmethod
+    def annealing(
+        step: int, base_lr: float, *, warmup_steps: int, hold_steps: int, decay_rate: float, min_lr: float, **_: Any
+    ) -> float:
+        """`max(base * (W / (s-h))^p, min_lr)`, `p = decay_rate`.
+
+        NeMo's `max(1, W^p) / max(1, (s-h)^p)`, but the quotient cannot overflow: here `s-h >= W >= 1`.
+        """
+        return max(base_lr * (warmup_steps / (step - hold_steps)) ** decay_rate, min_lr)
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        hold_steps: int | None = None,
-        hold_ratio: float | None = None,
         decay_rate: float = 0.5,
         min_lr: float = 0.0,
-        last_epoch: int = -1,
+        **phases: Unpack[WarmupHold],
     ) -> None:
-        super().__init__(
-            optimizer,
-            last_epoch,
-            max_steps=max_steps,
-            min_lr=min_lr,
-            warmup=(warmup_steps, warmup_ratio),
-            hold=(hold_steps, hold_ratio),
-            decay_rate=number("decay_rate", decay_rate, low=0.0),
-        )
+        self.arguments = {"decay_rate": number("decay_rate", decay_rate, low=0.0)}
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **phases)
 
 
 @register_scheduler("WarmupHoldAnnealOneMinusSquareRoot")
-class WarmupHoldAnnealOneMinusSquareRoot(PhasedLR):
+class WarmupHoldAnnealOneMinusSquareRoot(WarmupHoldLR):
     """Warmup, hold, then `max(base * (1 - sqrt((s-H) / (M-H))), min_lr)`; without hold, `H` is 0 (as in NeMo)."""
 
-    formula = staticmethod(formulas.hold_one_minus_square_root)
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        hold_steps: int | None = None,
-        hold_ratio: float | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup, hold = (warmup_steps, warmup_ratio), (hold_steps, hold_ratio)
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, hold_end: int, min_lr: float, **_: Any) -> float:
+        """`max(base * (1 - sqrt((s-H) / (M-H))), min_lr)`."""
+        return max(base_lr * (1 - math.sqrt((step - hold_end) / (max_steps - hold_end))), min_lr)
 
 
 @register_scheduler("WarmupHoldAnnealLinear")
-class WarmupHoldAnnealLinear(PhasedLR):
+class WarmupHoldAnnealLinear(WarmupHoldLR):
     """Warmup, hold, then `base - (base-min_lr) * (s-H) / (M-H)`; without hold, `H` is 0 (as in NeMo)."""
 
-    formula = staticmethod(formulas.hold_linear)
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        hold_steps: int | None = None,
-        hold_ratio: float | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup, hold = (warmup_steps, warmup_ratio), (hold_steps, hold_ratio)
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, hold_end: int, min_lr: float, **_: Any) -> float:
+        """`base - (base-min_lr) * (s-H) / (M-H)`."""
+        return base_lr - (base_lr - min_lr) * ((step - hold_end) / (max_steps - hold_end))
 
 
 @register_scheduler("WarmupAnnealing")
-class WarmupAnnealing(PhasedLR):
+class WarmupAnnealing(WarmupLR):
     """Warmup, then linear decay to `min_lr`: `min_lr + (base-min_lr) * (1 - (s-W) / (M-W))`."""
 
-    formula = staticmethod(formulas.linear)
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        warmup = warmup_steps, warmup_ratio
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, warmup_steps: int, min_lr: float, **_: Any) -> float:
+        """`min_lr + (base-min_lr) * (1 - (s-W) / (M-W))`."""
+        return min_lr + (1 - (step - warmup_steps) / (max_steps - warmup_steps)) * (base_lr - min_lr)
 
 
 @register_scheduler("InverseSquareRootAnnealing")
-class InverseSquareRootAnnealing(PhasedLR):
+class InverseSquareRootAnnealing(EndlessWarmupLR):
     """Warmup, then `base / sqrt((s+1) / (W+1))`; `min_lr` is the LR after `max_steps` and no floor before.
 
     `max_steps=None` is a run without end.
     """
 
-    formula = staticmethod(formulas.inverse_square_root)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, warmup_steps: int, **_: Any) -> float:
+        """`base / sqrt((s+1) / (W+1))`."""
+        return base_lr / math.sqrt((step + 1) / (warmup_steps + 1))
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        max_steps: int | None,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, *, max_steps: int | None, min_lr: float = 0.0, **warmup: Unpack[Warmup]
     ) -> None:
-        warmup = warmup_steps, warmup_ratio
-        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, endless=True)
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **warmup)
 
 
 @register_scheduler("T5InverseSquareRootAnnealing")
@@ -363,7 +291,10 @@ class T5InverseSquareRootAnnealing(PhasedLR):
 
     """
 
-    formula = staticmethod(formulas.t5_inverse_square_root)
+    @staticmethod
+    def formula(step: int, base_lr: float, *, max_steps: int, constant_steps: int, min_lr: float = 0.0) -> float:
+        """`1 / sqrt(max(s, C))`, whatever the base LR; `min_lr` after `M`."""
+        return min_lr if step > max_steps else 1 / math.sqrt(max(step, constant_steps))
 
     def __init__(
         self,
@@ -387,7 +318,7 @@ class T5InverseSquareRootAnnealing(PhasedLR):
 
 
 @register_scheduler("PolynomialDecayAnnealing", aliases=["polynomial"])
-class PolynomialDecayAnnealing(PhasedLR):
+class PolynomialDecayAnnealing(WarmupLR):
     """Warmup, then `(base-min_lr) * (1 - (s-W) / (M-W))^power + min_lr`.
 
     Args:
@@ -397,33 +328,30 @@ class PolynomialDecayAnnealing(PhasedLR):
 
     """
 
-    formula = staticmethod(formulas.polynomial)
+    @staticmethod
+    def annealing(step: int, base_lr: float, *, max_steps: int, warmup_steps: int, **shape: Any) -> float:
+        """`(base-min_lr) * (1 - (s-W)/D)^power + min_lr`, `D = M-W`.
+
+        `cycle` multiplies `D` by `ceil((s-W)/D)`, which is 1 for every step up to `M`: it changes nothing here.
+        """
+        return _polynomial(step - warmup_steps, max_steps - warmup_steps, base_lr, **shape)
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
         min_lr: float = 0.0,
         power: float = 1.0,
         cycle: bool = False,
-        last_epoch: int = -1,
+        **warmup: Unpack[Warmup],
     ) -> None:
-        super().__init__(
-            optimizer,
-            last_epoch,
-            max_steps=max_steps,
-            min_lr=min_lr,
-            warmup=(warmup_steps, warmup_ratio),
-            power=number("power", power, low=0.0),
-            cycle=flag("cycle", cycle),
-        )
+        self.arguments = {"power": number("power", power, low=0.0), "cycle": flag("cycle", cycle)}
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **warmup)
 
 
 @register_scheduler("PolynomialHoldDecayAnnealing")
-class PolynomialHoldDecayAnnealing(PhasedLR):
+class PolynomialHoldDecayAnnealing(WarmupHoldLR):
     """Warmup, hold, then `(base-min_lr) * (1 - (s-H)/D)^power + min_lr`, `D = M - max(W, H)`.
 
     Without hold, `H` is 0 (as in NeMo): the LR drops where warmup ends and reaches `min_lr` `W` steps before the end.
@@ -435,29 +363,31 @@ class PolynomialHoldDecayAnnealing(PhasedLR):
 
     """
 
-    formula = staticmethod(formulas.hold_polynomial)
+    @staticmethod
+    def annealing(
+        step: int, base_lr: float, *, max_steps: int, warmup_steps: int, hold_end: int, **shape: Any
+    ) -> float:
+        """`(base-min_lr) * (1 - min((s-H)/D, 1))^power + min_lr`; `cycle` multiplies `D` by `ceil((s-H)/D)`."""
+        return _polynomial(step - hold_end, max_steps - max(warmup_steps, hold_end), base_lr, **shape)
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         max_steps: int,
-        warmup_steps: int | None = None,
-        warmup_ratio: float | None = None,
-        hold_steps: int | None = None,
-        hold_ratio: float | None = None,
         min_lr: float = 0.0,
         power: float = 1.0,
         cycle: bool = False,
-        last_epoch: int = -1,
+        **phases: Unpack[WarmupHold],
     ) -> None:
-        super().__init__(
-            optimizer,
-            last_epoch,
-            max_steps=max_steps,
-            min_lr=min_lr,
-            warmup=(warmup_steps, warmup_ratio),
-            hold=(hold_steps, hold_ratio),
-            power=number("power", power, low=0.0),
-            cycle=flag("cycle", cycle),
-        )
+        self.arguments = {"power": number("power", power, low=0.0), "cycle": flag("cycle", cycle)}
+        super().__init__(optimizer, max_steps=max_steps, min_lr=min_lr, **phases)
+
+
+def _polynomial(
+    step: int, decay_steps: int, base_lr: float, *, min_lr: float, power: float, cycle: bool, **_: Any
+) -> float:
+    if cycle and step > 0:
+        decay_steps *= math.ceil(step / decay_steps)
+    progress = min(step / decay_steps, 1.0)
+    return (base_lr - min_lr) * (1 - progress) ** power + min_lr

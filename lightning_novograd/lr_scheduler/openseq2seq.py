@@ -24,83 +24,6 @@ def _warmup(step: int, base_lr: float, warmup_steps: int) -> float:
     return base_lr * (step / warmup_steps) if step < warmup_steps else base_lr
 
 
-def piecewise_constant(step: int, base_lr: float, *, boundaries: list[int], decay_rates: list[float]) -> float:
-    """`base * decay_rates[i]` for `boundaries[i] < s <= boundaries[i+1]`, `base` up to the first boundary."""
-    index = bisect_left(boundaries, step)
-    return base_lr if index == 0 else base_lr * decay_rates[index - 1]
-
-
-def exp_decay(
-    step: int,
-    base_lr: float,
-    *,
-    decay_steps: int,
-    decay_rate: float,
-    use_staircase_decay: bool,
-    begin_decay_at: int = 0,
-    min_lr: float = 0.0,
-) -> float:
-    """`max(base * decay_rate^(max(0, s-begin) / decay_steps), min_lr)`, the exponent rounded down for a staircase."""
-    periods = max(0, step - begin_decay_at) / decay_steps
-    return max(base_lr * decay_rate ** (math.floor(periods) if use_staircase_decay else periods), min_lr)
-
-
-def poly_decay(
-    step: int,
-    base_lr: float,
-    *,
-    decay_steps: int,
-    power: float = 1.0,
-    begin_decay_at: int = 0,
-    min_lr: float = 0.0,
-    warmup_steps: int = 0,
-) -> float:
-    """`(w-min_lr) * (1 - min((s-begin)/decay_steps, 1))^power + min_lr`; `w` before `begin`."""
-    lr = _warmup(step, base_lr, warmup_steps)
-    if step < begin_decay_at:
-        return lr
-    progress = min((step - begin_decay_at) / decay_steps, 1.0)
-    return (lr - min_lr) * (1 - progress) ** power + min_lr
-
-
-def cosine_decay(
-    step: int,
-    base_lr: float,
-    *,
-    decay_steps: int,
-    begin_decay_at: int = 0,
-    min_lr_ratio: float = 0.0,
-    warmup_steps: int = 0,
-) -> float:
-    """`w * ((1-r) * (1 + cos(pi * min((s-begin)/decay_steps, 1))) / 2 + r)`, `r = min_lr_ratio`; `w` before `begin`."""
-    lr = _warmup(step, base_lr, warmup_steps)
-    if step < begin_decay_at:
-        return lr
-    progress = min((step - begin_decay_at) / decay_steps, 1.0)
-    return lr * ((1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)) + min_lr_ratio)
-
-
-def transformer_policy(
-    step: int,
-    base_lr: float,
-    *,
-    d_model: int,
-    warmup_steps: int,
-    max_lr: float | None = None,
-    coefficient: float = 1.0,
-) -> float:
-    """`base * coefficient * d_model^-0.5 * min(t^-0.5, t * W^-1.5)`, `t = s+1`, at most `max_lr`."""
-    t = step + 1
-    lr = base_lr * coefficient * d_model**-0.5 * min(t**-0.5, t * warmup_steps**-1.5)
-    return lr if max_lr is None else min(lr, max_lr)
-
-
-def inv_poly_decay(step: int, base_lr: float, *, decay_steps: int, min_lr: float, power: float = 1.0) -> float:
-    """`base / (1 + c*s)^power`, `c` such that the LR is `min_lr` at `decay_steps`; it goes on falling afterwards."""
-    scale = ((base_lr / min_lr) ** (1 / power) - 1) / decay_steps
-    return base_lr * (1 + scale * step) ** -power  # the reciprocal would overflow in a long run
-
-
 @register_scheduler("PiecewiseConstant", aliases=["piecewise_constant"])
 class PiecewiseConstant(ClosedFormLR):
     """The base LR times `decay_rates[i]` after step `boundaries[i]`.
@@ -116,7 +39,11 @@ class PiecewiseConstant(ClosedFormLR):
 
     """
 
-    formula = staticmethod(piecewise_constant)
+    @staticmethod
+    def formula(step: int, base_lr: float, *, boundaries: list[int], decay_rates: list[float]) -> float:
+        """`base * decay_rates[i]` for `boundaries[i] < s <= boundaries[i+1]`, `base` up to the first boundary."""
+        index = bisect_left(boundaries, step)
+        return base_lr if index == 0 else base_lr * decay_rates[index - 1]
 
     def __init__(
         self,
@@ -158,7 +85,20 @@ class ExpDecay(ClosedFormLR):
 
     """
 
-    formula = staticmethod(exp_decay)
+    @staticmethod
+    def formula(
+        step: int,
+        base_lr: float,
+        *,
+        decay_steps: int,
+        decay_rate: float,
+        use_staircase_decay: bool,
+        begin_decay_at: int = 0,
+        min_lr: float = 0.0,
+    ) -> float:
+        """`max(base * decay_rate^(max(0, s-begin) / decay_steps), min_lr)`; a staircase rounds the exponent down."""
+        periods = max(0, step - begin_decay_at) / decay_steps
+        return max(base_lr * decay_rate ** (math.floor(periods) if use_staircase_decay else periods), min_lr)
 
     def __init__(
         self,
@@ -204,7 +144,23 @@ class PolyDecay(ClosedFormLR):
 
     """
 
-    formula = staticmethod(poly_decay)
+    @staticmethod
+    def formula(
+        step: int,
+        base_lr: float,
+        *,
+        decay_steps: int,
+        power: float = 1.0,
+        begin_decay_at: int = 0,
+        min_lr: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> float:
+        """`(w-min_lr) * (1 - min((s-begin)/decay_steps, 1))^power + min_lr`; `w` before `begin`."""
+        lr = _warmup(step, base_lr, warmup_steps)
+        if step < begin_decay_at:
+            return lr
+        progress = min((step - begin_decay_at) / decay_steps, 1.0)
+        return (lr - min_lr) * (1 - progress) ** power + min_lr
 
     def __init__(
         self,
@@ -248,7 +204,22 @@ class CosineDecay(ClosedFormLR):
 
     """
 
-    formula = staticmethod(cosine_decay)
+    @staticmethod
+    def formula(
+        step: int,
+        base_lr: float,
+        *,
+        decay_steps: int,
+        begin_decay_at: int = 0,
+        min_lr_ratio: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> float:
+        """`w * ((1-r) * (1 + cos(pi * min((s-begin)/decay_steps, 1))) / 2 + r)`; `w` before `begin_decay_at`."""
+        lr = _warmup(step, base_lr, warmup_steps)
+        if step < begin_decay_at:
+            return lr
+        progress = min((step - begin_decay_at) / decay_steps, 1.0)
+        return lr * ((1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)) + min_lr_ratio)
 
     def __init__(
         self,
@@ -287,7 +258,20 @@ class TransformerPolicy(ClosedFormLR):
 
     """
 
-    formula = staticmethod(transformer_policy)
+    @staticmethod
+    def formula(
+        step: int,
+        base_lr: float,
+        *,
+        d_model: int,
+        warmup_steps: int,
+        max_lr: float | None = None,
+        coefficient: float = 1.0,
+    ) -> float:
+        """`base * coefficient * d_model^-0.5 * min(t^-0.5, t * W^-1.5)`, `t = s+1`, at most `max_lr`."""
+        t = step + 1
+        lr = base_lr * coefficient * d_model**-0.5 * min(t**-0.5, t * warmup_steps**-1.5)
+        return lr if max_lr is None else min(lr, max_lr)
 
     def __init__(
         self,
@@ -327,7 +311,11 @@ class InvPolyDecay(ClosedFormLR):
 
     """
 
-    formula = staticmethod(inv_poly_decay)
+    @staticmethod
+    def formula(step: int, base_lr: float, *, decay_steps: int, min_lr: float, power: float = 1.0) -> float:
+        """`base / (1 + c*s)^power`, `c` such that the LR is `min_lr` at `decay_steps`; it falls on afterwards."""
+        scale = ((base_lr / min_lr) ** (1 / power) - 1) / decay_steps
+        return base_lr * (1 + scale * step) ** -power  # the reciprocal would overflow in a long run
 
     def __init__(
         self,

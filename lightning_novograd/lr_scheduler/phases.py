@@ -2,12 +2,23 @@
 
 import math
 import numbers
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from torch.optim import Optimizer
 
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase, ScheduleError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+else:
+
+    class Unpack:
+        """Any: LightningCLI then finds help and defaults of `**phases` at the base class; a TypedDict has neither."""
+
+        def __class_getitem__(cls, arguments: type) -> Any:
+            return Any
+
 
 StepsOrRatio = tuple[int | None, float | None]
 
@@ -15,8 +26,32 @@ StepsOrRatio = tuple[int | None, float | None]
 class PhasedLR(ClosedFormLR):
     """Base of the policies with the phases warmup, hold, anneal, constant, as far as they have them.
 
-    A policy passes on `warmup=(steps, ratio)` and so on, as its user gave them, for the phases that it has; its formula
-    gets `warmup_steps`, resolved and checked. Arguments of the formula's own go through unchanged.
+    `formula` is the whole schedule. Symbols: `s` step, counted from 0 (the LR that optimizer step `s` sees), `base` the
+    param group's own LR, `W` = `warmup_steps`, `M` = `max_steps`, `H` = `hold_end` (`W + hold_steps`; 0 where no hold
+    is given, as in NeMo, even with warmup)::
+
+        base * (s+1) / (W+1)    while s <= W, if W > 0: the base LR is reached at s = W
+        base                    while s < H
+        min_lr                  once s > M
+        annealing(s, base)      otherwise
+
+    A policy writes `annealing` alone; without it the LR stays at `base`. It gets `max_steps`, `min_lr`, `warmup_steps`,
+    `hold_steps`, `hold_end` and the policy's own arguments by name, all checked, ratios as steps. One without these
+    phases (Noam's) writes a `formula` instead, as any ClosedFormLR does.
+
+    Most constructors are those of `WarmupLR`, `EndlessWarmupLR` and `WarmupHoldLR`. A policy with further arguments
+    checks them, puts them in `self.arguments` and hands the rest on::
+
+        class QuarterCircle(WarmupLR):
+            @staticmethod
+            def annealing(step, base_lr, *, max_steps, min_lr, radius, **_):
+                return max(base_lr * (1 - (step / max_steps / radius) ** 2) ** 0.5, min_lr)
+
+            def __init__(self, optimizer, *, radius: float = 1.0, **phases):
+                self.arguments = {"radius": number("radius", radius, low=1.0)}
+                super().__init__(optimizer, **phases)
+
+    A constructor with phases of another kind passes them on as its user gave them, `warmup=(steps, ratio)` and so on.
 
     Args:
         optimizer: whose LR to set; every param group keeps its own base LR.
@@ -35,6 +70,7 @@ class PhasedLR(ClosedFormLR):
 
     """
 
+    annealing: ClassVar[Callable[..., float]] = staticmethod(lambda step, base_lr, **_: base_lr)
     main_phase = "anneal"
     needs_warmup = False
 
@@ -49,14 +85,15 @@ class PhasedLR(ClosedFormLR):
         hold: StepsOrRatio | None = None,
         constant: StepsOrRatio | None = None,
         endless: bool = False,
-        **shape: Any,
+        **own: Any,
     ) -> None:
         # endless: whether max_steps may be None
+        own = {**getattr(self, "arguments", {}), **own}
         if max_steps is not None:
             max_steps = whole("max_steps", max_steps, low=1)
         elif not endless:
             raise ScheduleError("max_steps", f"None; {type(self).__name__} needs the number of steps of the run")
-        arguments: dict[str, Any] = {"max_steps": max_steps, "min_lr": number("min_lr", min_lr, low=0.0), **shape}
+        arguments: dict[str, Any] = {"max_steps": max_steps, "min_lr": number("min_lr", min_lr, low=0.0), **own}
         taken = 0
         for name, given in {"warmup": warmup, "hold": hold, "constant": constant}.items():
             if given is None:
@@ -79,6 +116,11 @@ class PhasedLR(ClosedFormLR):
             must = "must end before it" if needs_more else "must not be longer"
             raise ScheduleError(source, f"{steps} {name} steps{before} do not fit max_steps={max_steps}; {must}")
 
+    @classmethod
+    def formula(cls, step: int, base_lr: float, *args: Any, **arguments: Any) -> float:
+        """The whole schedule: `annealing` between the phases that all policies share."""
+        return phased(cls.annealing, step, base_lr, *args, **arguments)
+
     def phases(self) -> list[Phase]:
         """Warmup, hold, the policy's main phase and the constant end, as far as this schedule has them."""
         max_steps, warmup_steps = self.arguments["max_steps"], self.arguments.get("warmup_steps", 0)
@@ -88,6 +130,97 @@ class PhasedLR(ClosedFormLR):
         if self.arguments.get("constant_steps"):
             starts.append(("constant", max_steps - self.arguments["constant_steps"] + 1))
         return spans(starts, max_steps)
+
+
+def phased(
+    annealing: Callable[..., float],
+    step: int,
+    base_lr: float,
+    *,
+    max_steps: int | None = None,
+    warmup_steps: int = 0,
+    hold_steps: int | None = None,
+    min_lr: float = 0.0,
+    **own: Any,
+) -> float:
+    """The LR of a step in warmup, in hold or after `max_steps`, and otherwise what `annealing` gives."""
+    if warmup_steps > 0 and step <= warmup_steps:
+        return base_lr * ((step + 1) / (warmup_steps + 1))
+    hold_end = 0 if hold_steps is None else warmup_steps + hold_steps
+    if step < hold_end:
+        return base_lr
+    if max_steps is not None and step > max_steps:
+        return min_lr
+    phases = {"warmup_steps": warmup_steps, "hold_steps": hold_steps or 0, "hold_end": hold_end}
+    return annealing(step, base_lr, max_steps=max_steps, min_lr=min_lr, **phases, **own)
+
+
+class Warmup(TypedDict, total=False):
+    """What the constructor of a policy with warmup hands on."""
+
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    last_epoch: int
+
+
+class WarmupHold(Warmup, total=False):
+    """The same with hold."""
+
+    hold_steps: int | None
+    hold_ratio: float | None
+
+
+class WarmupLR(PhasedLR):
+    """A policy with warmup."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        max_steps: int,
+        warmup_steps: int | None = None,
+        warmup_ratio: float | None = None,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        warmup = warmup_steps, warmup_ratio
+        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup)
+
+
+class EndlessWarmupLR(PhasedLR):
+    """A policy with warmup that needs no end."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        warmup_steps: int | None = None,
+        warmup_ratio: float | None = None,
+        max_steps: int | None = None,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        warmup = warmup_steps, warmup_ratio
+        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, endless=True)
+
+
+class WarmupHoldLR(PhasedLR):
+    """A policy with warmup and hold."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        max_steps: int,
+        warmup_steps: int | None = None,
+        warmup_ratio: float | None = None,
+        hold_steps: int | None = None,
+        hold_ratio: float | None = None,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        warmup, hold = (warmup_steps, warmup_ratio), (hold_steps, hold_ratio)
+        super().__init__(optimizer, last_epoch, max_steps=max_steps, min_lr=min_lr, warmup=warmup, hold=hold)
 
 
 def spans(starts: Iterable[tuple[str, int]], last_step: int | None) -> list[Phase]:

@@ -8,7 +8,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_module
 
 from lightning_novograd import build_optimizers, parse_optim
-from lightning_novograd.lr_scheduler.nemo import (
+from lightning_novograd.lr_scheduler import (
     CosineAnnealing,
     PolynomialDecayAnnealing,
     WarmupHoldAnnealExponential,
