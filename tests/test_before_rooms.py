@@ -19,7 +19,11 @@ from torch import Tensor
 from lightning_novograd import LARC, NovoGrad, lr_scheduler
 from lightning_novograd.recipes.asr.train import run as run_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|dirpath has changed|callbacks used to create).*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(LeafSpec|dirpath has changed|callbacks used to create).*"),
+    # pickled objects name the modules of then
+    pytest.mark.filterwarnings("ignore:lightning_novograd.* is .* now:DeprecationWarning"),
+]
 
 EXACT = ["novograd", "novograd-amsgrad", "novograd-bfloat16", "larc-sgd", "larc-novograd", "larc-adamw"]
 
