@@ -15,7 +15,7 @@ import omegaconf
 import torch
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.optim.checkpoint.convert import FORMATS, convert_checkpoint
+from lightning_novograd.optim.checkpoint import FORMATS, convert_checkpoint
 
 _CONTAINERS: list[Any] = [
     omegaconf.DictConfig,

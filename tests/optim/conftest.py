@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 
 from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.kernels.cpu.build import build
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "kernels"
 
@@ -22,7 +23,7 @@ def built_kernels():
     with pytest.MonkeyPatch.context() as patch, FileLock(FOLDER / "lock"):
         patch.setenv("NOVOGRAD_KERNEL_DIR", str(FOLDER))
         if not library.library_path().exists():
-            library.build()
+            build()
         library.load.cache_clear()
         kernels = library.load()
         library.load.cache_clear()

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_novograd.commands.convert_checkpoint import _CONTAINERS, convert_file
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.checkpoint.convert import convert_checkpoint, convert_state_dict, detect_format
+from lightning_novograd.optim.checkpoint import convert_checkpoint, convert_state_dict, detect_format
 
 OPTIONS = {"lr": 0.05, "betas": (0.9, 0.5), "weight_decay": 0.01}
 OTHERS = ["nemo", "timm", "pytorch_optimizer", "apex"]

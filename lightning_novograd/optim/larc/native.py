@@ -1,46 +1,42 @@
-"""LARC's way into the C++ kernels of `cpp/`, where they have been built: all layers of a param group in one call.
+"""LARC's way into the C++ kernels, where they have been built: all layers of a param group in one call.
 
 They take float32 layers whose tensors are contiguous and lie on the CPU.
 
-- `sgd_step` (target gradient), `novograd_step` and `adam_step` (target update) take norms, factor and step batch by
-  batch of layers, while these are in the cache; no layer is copied.
-- `save` and `limit` serve target update around any other optimizer, whose step lies between the two.
-
-`scratch` and `before` are vectors that the caller keeps between steps; they grow as needed.
+- `native_sgd_step` (target gradient), `native_novograd_step` and `native_adam_step` (target update) take norms, factor
+  and step batch by batch of layers, while these are in the cache; no layer is copied. They return the factors of the
+  layers that they have stepped, and the layers that are left to others.
+- `save` serves target update around any other optimizer, whose step comes between it and `shorten_steps`.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
+from torch.optim import SGD, Adam, AdamW
 
 from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.larc.factors import Factors
+from lightning_novograd.optim.larc.pieces import ParamGroup, with_gradient
 from lightning_novograd.optim.novograd.cpu import kernel_step
-from lightning_novograd.optim.novograd.optimizer import NovoGrad
-
-ParamGroup = dict[str, Any]
-Factors = list[tuple[list[Tensor], Tensor]]
+from lightning_novograd.optim.novograd.layers import Layers
+from lightning_novograd.optim.novograd.options import Options
 
 
-def are_plain(layers: list[Tensor]) -> bool:
-    """Whether none is of a subclass of Tensor, which may have its memory elsewhere, as DTensors have."""
-    return set(map(type, layers)) <= {Tensor, torch.nn.Parameter}
+def are_built_for(layers: list[Tensor]) -> bool:
+    """Whether there are kernels, and no layer is of a subclass of Tensor.
+
+    A subclass may have its memory elsewhere, as DTensors have.
+    """
+    return library.load() is not None and _are_plain(layers)
 
 
-def new_scratch() -> Tensor:
-    """An empty vector for `scratch` or `before`, whatever defaults and modes are in force."""
-    with torch.inference_mode(False):
-        return torch.empty(0, dtype=torch.float32, device="cpu")
-
-
-def sgd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
-    """One step of `torch.optim.SGD` under target gradient; returns factors and the layers that are left to others."""
-    layers = [p for p in group["params"] if p.grad is not None]
+def native_sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+    """One step of SGD under target gradient."""
+    layers = with_gradient(group)
     others: list[Tensor] = []
     misfits = _kernels().misfits.default(layers, [p.grad for p in layers])
     if misfits:
-        layers, others = _parted(layers, misfits)
+        layers, others = _split(layers, misfits)
     moments, shares = [], []
     if group["momentum"] != 0:
         for param in layers:
@@ -61,14 +57,14 @@ def sgd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[
         group["momentum"],
         group["nesterov"],
         group["maximize"],
-        _options(group),
+        _larc(group),
     )
-    return _result(layers, factors, left, others)
+    stepped, left_layers = _result(layers, factors, left)
+    return stepped, [*others, *left_layers]
 
 
-def adam_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
-    """One step of `torch.optim.Adam` or `AdamW` under target update; returns factors and layers left to others."""
-    assert isinstance(optimizer, torch.optim.Adam)
+def native_adam_step(optimizer: Adam, group: ParamGroup, vector: Tensor) -> tuple[Factors, list[Tensor]]:
+    """One step of Adam or AdamW under target update; `vector` is memory that the caller keeps between steps."""
     params: list[Tensor] = []
     grads: list[Tensor] = []
     exp_avgs: list[Tensor] = []
@@ -87,45 +83,51 @@ def adam_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple
         group["eps"],
         float(group["lr"]),
         group["weight_decay"],
-        isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
+        isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False),
         group["maximize"],
-        _options(group),
-        scratch,
+        _larc(group),
+        vector,
     )
     return _result(params, factors, left)
 
 
-def novograd_step(optimizer: Optimizer, group: ParamGroup, scratch: Tensor) -> tuple[Factors, list[Tensor]]:
-    """One step of NovoGrad under target update; returns factors and the layers that are left to others."""
-    assert isinstance(optimizer, NovoGrad)
-    params: list[Tensor] = []
-    grads: list[Tensor] = []
-    exp_avgs: list[Tensor] = []
-    exp_avg_sqs: list[Tensor] = []
-    max_exp_avg_sqs: list[Tensor] = []
-    lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
-    optimizer._init_group(group, *lists)
-    beta1, beta2 = group["betas"]
-    same = ("amsgrad", "grad_averaging", "luc", "luc_trust", "luc_eps", "lr", "weight_decay", "eps", "maximize")
-    options = {name: group[name] for name in same}
-    left, factors = kernel_step(_kernels(), *lists, larc=_options(group), beta1=beta1, beta2=beta2, **options)
-    return _result(params, factors, left)
+def native_novograd_step(layers: Layers, options: Options, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+    """One step of NovoGrad under target update; `layers` and `options` are those of the param group."""
+    left, factors = kernel_step(_kernels(), layers, options, larc=_larc(group))
+    return _result(layers.params, factors, left)
 
 
-def save(before: Tensor, layers: list[Tensor]) -> list[int]:
-    """Copy the layers into `before` and return where each begins.
+def save(groups: list[ParamGroup], vector: Tensor) -> "SavedWeights | None":
+    """Copy the groups' weights into `vector`, which grows as needed and which the caller keeps between steps.
 
-    Nothing is copied, and nothing returned, where there are no kernels or they cannot take a layer.
+    Nothing is copied, and None returned, where there are no kernels or they cannot take a layer.
     """
-    kernels = None if torch.compiler.is_compiling() or not are_plain(layers) else library.load()
-    return [] if kernels is None else kernels.larc_save_.default(before, layers)
+    layers = [with_gradient(group) for group in groups]
+    flat = [p for group_layers in layers for p in group_layers]
+    if torch.compiler.is_compiling() or not are_built_for(flat):
+        return None
+    starts = _kernels().larc_save_.default(vector, flat)
+    return SavedWeights(groups, layers, vector, starts) if starts else None
 
 
-def limit(before: Tensor, starts: list[int], layers: list[Tensor], group: ParamGroup) -> Tensor:
-    """Scale the way from what `save` has copied to where the layers are now; returns the factors."""
-    options = _options(group)
-    factors = _kernels().larc_limit_.default(before, starts, layers, float(group["lr"]), options)
-    return torch.tensor(factors, dtype=torch.float32)
+class SavedWeights:
+    """Where the layers of `groups` were before a step: copies of the weights."""
+
+    def __init__(self, groups: list[ParamGroup], layers: list[list[Tensor]], vector: Tensor, starts: list[int]) -> None:
+        self._groups, self._layers = groups, layers
+        self._vector, self._starts = vector, starts  # each layer's first element in the vector
+
+    def shorten_steps(self) -> Factors:
+        """Scale the way from there to where the layers are now; returns the factors."""
+        result: Factors = []
+        starts = self._starts
+        for group, layers in zip(self._groups, self._layers, strict=True):
+            group_starts, starts = starts[: len(layers)], starts[len(layers) :]
+            factors = _kernels().larc_limit_.default(
+                self._vector, group_starts, layers, float(group["lr"]), _larc(group)
+            )
+            result.append((layers, torch.tensor(factors, dtype=torch.float32)))
+        return result
 
 
 def _kernels() -> Any:
@@ -134,20 +136,24 @@ def _kernels() -> Any:
     return kernels
 
 
-def _options(group: ParamGroup) -> list[float]:
+def _are_plain(layers: list[Tensor]) -> bool:
+    return set(map(type, layers)) <= {Tensor, torch.nn.Parameter}
+
+
+def _larc(group: ParamGroup) -> list[float]:
+    """LARC's options as the kernels take them."""
     names = ("larc_trust_coefficient", "larc_clip", "larc_eps", "larc_min_update")
     return [float(group[name]) for name in names]
 
 
-def _result(
-    layers: list[Tensor], factors: list[float], left: list[int], others: list[Tensor] | None = None
-) -> tuple[Factors, list[Tensor]]:
-    taken, left_layers = _parted(layers, left)
-    pairs = [(taken, torch.tensor(_parted(factors, left)[0], dtype=torch.float32))] if taken else []
-    return pairs, [*(others or []), *left_layers]
+def _result(layers: list[Tensor], factors: list[float], left: list[int]) -> tuple[Factors, list[Tensor]]:
+    """The factors of layers that were stepped, and the layers at the indices `left`."""
+    stepped, left_layers = _split(layers, left)
+    pairs = [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32))] if stepped else []
+    return pairs, left_layers
 
 
-def _parted(values: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:
+def _split(values: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:
     """The values at other indices, and those at `indices`."""
     chosen = set(indices)
     return [v for i, v in enumerate(values) if i not in chosen], [values[i] for i in indices]

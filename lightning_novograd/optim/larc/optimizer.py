@@ -1,8 +1,12 @@
-"""LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step."""
+"""LARC: layer-wise adaptive rate control around any optimizer that needs one gradient per step.
+
+The class is the wrapped optimizer with another step; `gradient` and `update` are the two ways to make it, `cpu` and
+`native` the fused workers.
+"""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,31 +15,26 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 
 from lightning_novograd.errors import choices
 from lightning_novograd.optim.kernels.cpu import library
-from lightning_novograd.optim.larc.cpu import fused_worker
-from lightning_novograd.optim.larc.factors import (
-    Scratch,
-    cachefuls,
-    decay_and_scale,
-    gradient_factors,
-    larc_options,
-    numbers,
-    same_device_and_dtype,
-    shorten_step,
-    squared_norms_and_distances,
-    update_factors,
+from lightning_novograd.optim.kernels.cpu.torch_sgd import has_fused_sgd
+from lightning_novograd.optim.larc.cpu import novograd_step, sgd_step
+from lightning_novograd.optim.larc.factors import Factors
+from lightning_novograd.optim.larc.gradient import scaled_gradient_step
+from lightning_novograd.optim.larc.memory import Scratch, empty_vector
+from lightning_novograd.optim.larc.native import (
+    are_built_for,
+    native_adam_step,
+    native_novograd_step,
+    native_sgd_step,
 )
-from lightning_novograd.optim.larc.native import ParamGroup, limit, new_scratch, save
-from lightning_novograd.optim.larc.options import (
-    OPTIONS,
-    TARGETS,
-    check_optimizer,
-    check_options,
-    larc_arguments_from_openseq2seq,
-)
-from lightning_novograd.optim.norms import is_sharded, local_shard, placed_like, real_view, squared_norms
+from lightning_novograd.optim.larc.options import OPTIONS, TARGETS, check_optimizer, check_options
+from lightning_novograd.optim.larc.pieces import ParamGroup, cache_sized, restricted_to
+from lightning_novograd.optim.larc.update import limited_step
+from lightning_novograd.optim.norms import is_sharded
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
+from lightning_novograd.optim.novograd.options import Options
 
-__all__ = ["LARC", "larc_arguments_from_openseq2seq"]
+# A step of one param group's layers: their factors, and the layers that it leaves to others
+FusedStep = Callable[[], tuple[Factors, list[Tensor]]]
 
 # A gradient scaled by c scales the steps of these by c: scaling the gradient controls the step.
 _FOLLOW_GRADIENT_SCALE = (torch.optim.SGD, torch.optim.ASGD)
@@ -99,7 +98,7 @@ class LARC(Optimizer):
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
     on the CPU it is kept between steps, because fresh memory costs more than the arithmetic. There is none for the
     float32 layers of SGD (target gradient) and of NovoGrad, Adam and AdamW (target update) that the fused workers of
-    `larc_cpu` and `larc_kernels` take.
+    `cpu` and `native` take.
 
     When `step` returns or raises, `weight_decay` is what it was, and so is `p.grad`: with target gradient even if the
     wrapped optimizer writes into the gradients that it gets.
@@ -194,8 +193,8 @@ class LARC(Optimizer):
         return {"optimizer": self.optimizer, "target": self.target}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.factors: list[tuple[list[Tensor], Tensor]] = []
-        self._scratch, self._saved = Scratch(), new_scratch()
+        self.factors: Factors = []
+        self._scratch, self._saved = Scratch(), empty_vector()
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -273,12 +272,10 @@ class LARC(Optimizer):
             if group["larc"] and any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
                 raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
         self.factors = []
-        scaled = self._scaled_gradients if self.target == "gradient" else self._scaled_updates
         if self._divisible():
-            self._step_in_pieces(scaled)
+            self._step_in_pieces()
         else:
-            with scaled([group for group in self.param_groups if group["larc"]]):
-                self.optimizer.step()
+            self._step_under_control([group for group in self.param_groups if group["larc"]])
         return loss
 
     def _complete_groups(self) -> None:
@@ -286,28 +283,29 @@ class LARC(Optimizer):
             for option in OPTIONS:
                 group.setdefault(option, self.defaults[option])
 
-    def _step_in_pieces(self, scaled: Callable[[list[ParamGroup]], AbstractContextManager[None]]) -> None:
-        """Step on a cacheful of layers at a time, or with a fused worker where there is one.
+    def _step_under_control(self, groups: list[ParamGroup]) -> None:
+        """A step of the wrapped optimizer, in which the layers of `groups` are scaled."""
+        if self.target == "gradient":
+            self.factors += scaled_gradient_step(self.optimizer, groups, self._scratch)
+        else:
+            self.factors += limited_step(self.optimizer, groups, self._scratch, self._saved)
+
+    def _step_in_pieces(self) -> None:
+        """Step on a cache-sized piece of the layers at a time, or with a fused worker where there is one.
 
         Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
         """
-        optimizer, groups = self.optimizer, self.optimizer.param_groups
-        # the C++ kernels use the cores' own caches, of which two threads have about one cacheful
+        # the C++ kernels use the cores' own caches, of which two threads have about as much as one shared cache
         caches = max(1, torch.get_num_threads() // 2) if library.load() is not None else 1
-        try:
-            for group in groups:
-                others = group["params"]
-                worker = fused_worker(optimizer, self.target, group)
-                if worker is not None:
-                    factors, others = worker(optimizer, group, self._saved)
-                    self.factors += factors
-                for layers in cachefuls(others, caches):
-                    piece = {**group, "params": layers}
-                    optimizer.param_groups = [piece]
-                    with scaled([piece] if group["larc"] else []):
-                        optimizer.step()
-        finally:
-            optimizer.param_groups = groups
+        for group in self.param_groups:
+            others = group["params"]
+            step = fused_step(self.optimizer, self.target, group, self._saved)
+            if step is not None:
+                factors, others = step()
+                self.factors += factors
+            for layers in cache_sized(others, caches):
+                with restricted_to(self.optimizer, group, layers) as piece:
+                    self._step_under_control([piece] if group["larc"] else [])
 
     def _divisible(self) -> bool:
         """Whether steps on some layers at a time are one step on all of them, to the layers and to onlookers."""
@@ -328,83 +326,34 @@ class LARC(Optimizer):
             )
         )
 
-    @contextmanager
-    def _scaled_gradients(self, groups: list[ParamGroup]) -> Iterator[None]:
-        """Inside, layers have scaled and decayed copies of their gradients, and `weight_decay` is 0."""
-        layers = [p for group in groups for p in _with_gradient(group)]
-        originals = [p.grad for p in layers]
-        grads = [placed_like(grad, p) for grad, p in zip(originals, layers, strict=True) if grad is not None]
-        sq_norms = squared_norms([*layers, *grads])
-        scaled = self._scratch.like(grads)
-        for group, indices in _by_group(groups):
-            weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
-            grad_norms = torch.stack([sq_norms[len(layers) + i] for i in indices]).sqrt()
-            weight_decay = group.get("weight_decay", 0.0)
-            factors = gradient_factors(
-                weight_norms, grad_norms, weight_decay=weight_decay, **larc_options(group, grad_norms)
-            )
-            self.factors.append(([layers[i] for i in indices], factors))
-            # an optimizer that maximizes negates what it gets, the decay with it
-            decay = -weight_decay if group.get("maximize") else weight_decay
-            # A factor of 0 keeps a zero gradient free of decay, as in apex.
-            for i, factor in zip(indices, numbers(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
-                out, grad, weight = (local_shard(t[i]) for t in (scaled, grads, layers))
-                decay_and_scale(out, grad, weight, decay, factor)
 
-        decays = [(group, group["weight_decay"]) for group in groups if "weight_decay" in group]
-        try:
-            for group, _ in decays:
-                group["weight_decay"] = 0.0
-            for p, grad in zip(layers, scaled, strict=True):
-                p.grad = grad
-            yield
-        finally:
-            for p, original in zip(layers, originals, strict=True):
-                p.grad = original
-            for group, weight_decay in decays:
-                group["weight_decay"] = weight_decay
+def fused_step(optimizer: Optimizer, target: str, group: ParamGroup, vector: Tensor) -> FusedStep | None:
+    """The fused worker for a param group, ready to be called, or None.
 
-    @contextmanager
-    def _scaled_updates(self, groups: list[ParamGroup]) -> Iterator[None]:
-        """The way that weights go inside is scaled afterwards."""
-        layers_of_groups = [_with_gradient(group) for group in groups]
-        layers = [p for group_layers in layers_of_groups for p in group_layers]
-        if not layers:
-            yield
-            return
-        starts = save(self._saved, layers)
-        if starts:
-            yield
-            for group, group_layers in zip(groups, layers_of_groups, strict=True):
-                group_starts, starts = starts[: len(group_layers)], starts[len(group_layers) :]
-                self.factors.append((group_layers, limit(self._saved, group_starts, group_layers, group)))
-            return
-        largest = max(p.numel() for p in layers)
-        *copies, difference = self._scratch.like([*layers, next(p for p in layers if p.numel() == largest)])
-        before = [real_view(local_shard(p)) for p in copies]
-        after = [real_view(local_shard(p)) for p in layers]
-        torch._foreach_copy_(before, after)
-        yield
-        sq_norms, sq_steps = squared_norms_and_distances(before, after, layers, difference)
-        for group, indices in _by_group(groups):
-            weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
-            step_norms = torch.stack([sq_steps[i] for i in indices]).sqrt()
-            factors = update_factors(weight_norms, step_norms, **larc_options(group, step_norms))
-            self.factors.append(([layers[i] for i in indices], factors))
-            for i, factor in zip(indices, numbers(factors), strict=True):
-                if not (isinstance(factor, float) and factor == 1):
-                    shorten_step(before[i], after[i], factor)
+    As with torch's own workers, `foreach=True` or `fused=False` in the group asks for another one.
 
+    Args:
+        optimizer: the wrapped optimizer.
+        target: "gradient" or "update".
+        group: one of its param groups, all on the CPU and none sharded.
+        vector: memory for temporaries, which the caller keeps between steps.
 
-def _with_gradient(group: ParamGroup) -> list[Tensor]:
-    return [p for p in group["params"] if p.grad is not None]
-
-
-def _by_group(groups: list[ParamGroup]) -> Iterator[tuple[ParamGroup, list[int]]]:
-    """Groups with indices of those of their layers, counted through all groups, whose norms can be stacked."""
-    start = 0
-    for group in groups:
-        layers = _with_gradient(group)
-        for indices in same_device_and_dtype(layers):
-            yield group, [start + index for index in indices]
-        start += len(layers)
+    """
+    if not group["larc"] or group.get("foreach") or group.get("fused") is False:
+        return None
+    built = are_built_for(group["params"])
+    if type(optimizer) is torch.optim.SGD and target == "gradient":
+        if built:
+            return partial(native_sgd_step, optimizer, group)
+        if has_fused_sgd() and not group["nesterov"] and not group["maximize"]:
+            return partial(sgd_step, optimizer, group)
+    if type(optimizer) is NovoGrad and target == "update":
+        if built:
+            return partial(native_novograd_step, optimizer.layers_of(group), Options.of(group), group)
+        if has_fused_sgd() and not group["luc"]:
+            return partial(novograd_step, optimizer.layers_of(group), Options.of(group), group)
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and target == "update":
+        assert isinstance(optimizer, torch.optim.Adam)
+        if built and not group["amsgrad"]:
+            return partial(native_adam_step, optimizer, group, vector)
+    return None

@@ -13,8 +13,10 @@ Float32, float16 and bfloat16 layers that are dense in memory, with gradient and
 all others (float64, gradients of another layout or dtype) go to the foreach worker, as do sharded layers with `luc`.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -25,7 +27,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_novograd.optim.kernels.cuda import novograd as kernels
 from lightning_novograd.optim.kernels.cuda.tables import AddressTable, ChunkTable
 from lightning_novograd.optim.norms import accumulation_dtype
-from lightning_novograd.optim.novograd.optimizer import _multi_tensor_novograd
+from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
+from lightning_novograd.optim.novograd.layers import Layers
+from lightning_novograd.optim.novograd.options import Options
 
 CHUNK = 8192  # elements per program: small enough to fill a GPU from one QuartzNet, large enough that tables stay small
 BLOCK = 2048  # elements per iteration of a program
@@ -33,40 +37,63 @@ WARPS = 8
 _ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-class _Layers:
-    """The layers of one device and dtype that the kernels take, with their tables."""
+class _Addresses(NamedTuple):
+    """Where the layers' tensors lie, in the order of the rows of the kernels' `table`."""
+
+    grads: list[int]
+    params: list[int]
+    exp_avgs: list[int]
+    exp_avg_sqs: list[int]
+    max_exp_avg_sqs: list[int]  # zeros without amsgrad
+
+    @classmethod
+    def of(cls, layers: Layers, amsgrad: bool) -> "_Addresses":
+        return cls(
+            _addresses(layers.grads),
+            _addresses(layers.params),
+            _addresses(layers.exp_avgs),
+            _addresses(layers.exp_avg_sqs),
+            _addresses(layers.max_exp_avg_sqs) if amsgrad else [0] * len(layers.params),
+        )
+
+    def row_after_row(self, indices: Sequence[int]) -> list[int]:
+        """The table of the layers at `indices`, flat."""
+        if len(indices) == len(self.params):
+            return [address for row in self for address in row]
+        return [row[i] for row in self for i in indices]
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
+
+
+class _Launches:
+    """The kernels' launches for the layers of one device and dtype that they take, with their tables."""
 
     def __init__(self, indices: list[int], params: list[Tensor]) -> None:
         self.indices = indices
         self.device, self.dtype = params[indices[0]].device, params[indices[0]].dtype
-        self.addresses = AddressTable(5, len(indices), self.device)
+        self.addresses = AddressTable(len(_Addresses._fields), len(indices), self.device)
         self.chunks = ChunkTable([params[i].numel() for i in indices], CHUNK, self.device)
 
     def step(
         self,
-        grads: list[Tensor],
-        state_addresses: list[list[int]],
+        addresses: _Addresses,
         sq_norms: list[Tensor] | None,
+        options: Options,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
-        options: dict[str, Any],
     ) -> None:
-        """Launch the kernels over the layers; `options` are the worker's keyword arguments."""
-        rows = [list(map(Tensor.data_ptr, grads)), *state_addresses]
-        if len(self.indices) < len(grads):
-            rows = [[row[i] for i in self.indices] for row in rows]
-        num_layers, num_chunks, lr = len(self.indices), self.chunks.num_chunks, options["lr"]
-        if len(rows) == 4:
-            rows.append([0] * num_layers)
-        averaging = 1 - options["beta1"] if options["grad_averaging"] else 1.0
-        beta1, decay = float(options["beta1"]), float(averaging * options["weight_decay"])
+        """Launch the kernels; `addresses` and `sq_norms` are those of all layers of the param group."""
+        num_layers, num_chunks, lr = len(self.indices), self.chunks.num_chunks, options.lr
+        beta1, decay = float(options.beta1), float(options.decay)
         blocks = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS}
         element = {"ELEMENT": _ELEMENTS[self.dtype]}
         if isinstance(lr, Tensor) and lr.device.type == "cpu" and self.device.type != "cpu":
             lr = lr.item()
 
         with _on(self.device):
-            table = self.addresses.holding([a for row in rows for a in row], capturable=options["capturable"])
+            table = self.addresses.holding(addresses.row_after_row(self.indices), capturable=options.capturable)
             grad_scale, found_inf = (_to(t, self.device) for t in (grad_scale, found_inf))
             norms = None if sq_norms is None else torch.stack([sq_norms[i] for i in self.indices])
             workspace = torch.empty(2 * (num_chunks + num_layers), dtype=torch.float32, device=self.device)
@@ -85,17 +112,17 @@ class _Layers:
                 grad_scale,
                 found_inf,
                 lr if isinstance(lr, Tensor) else float(lr),
-                float(options["beta2"]),
-                float(1 - options["beta2"]),
-                float(options["eps"]),
-                float(-averaging if options["maximize"] else averaging),
+                float(options.beta2),
+                float(1 - options.beta2),
+                float(options.eps),
+                float(options.signed_averaging),
                 LR_ON_DEVICE=isinstance(lr, Tensor),
-                AMSGRAD=options["amsgrad"],
+                AMSGRAD=options.amsgrad,
                 BLOCK=BLOCK,
             )
             if not num_chunks:
                 return
-            if options["luc"]:
+            if options.luc:
                 kernels.luc_norms[(num_chunks,)](
                     *layout, num_chunks, partial_sums, factors, grad_scale, found_inf, beta1, decay, **element, **blocks
                 )
@@ -106,8 +133,8 @@ class _Layers:
                     partial_sums,
                     factors,
                     found_inf,
-                    float(options["luc_trust"]),
-                    float(options["luc_eps"]),
+                    float(options.luc_trust),
+                    float(options.luc_eps),
                     BLOCK=BLOCK,
                 )
             kernels.update[(num_chunks,)](*layout, factors, grad_scale, found_inf, beta1, decay, **element, **blocks)
@@ -116,103 +143,85 @@ class _Layers:
 class _Plan:
     """Which layers go to which kernels and which to the foreach worker, valid while `key` stays the same."""
 
-    def __init__(
-        self, key: Any, params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], scalars: list[Tensor]
-    ) -> None:
+    def __init__(self, key: Any, layers: Layers, amsgrad: bool) -> None:
         self.key = key
         self.others: list[int] = []
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, (param, grad, exp_avg) in enumerate(zip(params, grads, exp_avgs, strict=True)):
-            fits = param.dtype in _ELEMENTS and _is_dense(param) and _same_layout(param, grad, exp_avg)
-            if fits and all(s.dtype == torch.float32 for s in scalars[index :: len(params)]):
+        for index, param in enumerate(layers.params):
+            scalars = [layers.exp_avg_sqs[index], *([layers.max_exp_avg_sqs[index]] if amsgrad else [])]
+            if (
+                param.dtype in _ELEMENTS
+                and _is_dense(param)
+                and _same_layout(param, layers.grads[index], layers.exp_avgs[index])
+                and all(scalar.dtype == torch.float32 for scalar in scalars)
+            ):
                 groups.setdefault((param.device, param.dtype), []).append(index)
             else:
                 self.others.append(index)
-        self.groups = [_Layers(indices, params) for indices in groups.values()]
+        self.groups = [_Launches(indices, layers.params) for indices in groups.values()]
 
 
 # By a param group's first moment: it belongs to one optimizer, and what was learned about the group goes with it.
 _plans: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _fused_cuda_novograd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    grad_sq_norms: list[Tensor] | None,
-    layers: list[Tensor] | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    **options: Any,
+def fused_cuda_novograd(
+    layers: Layers, options: Options, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
 ) -> None:
-    """One step over CUDA layers; `grad_sq_norms` are those of `grads` as they are, before `grad_scale` divides them."""
-    if options["luc"] and layers is not None:  # the norms of sharded weights and moments need a collective
-        groups, others = [], list(range(len(params)))
-    else:
-        states = [params, exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if options["amsgrad"] else [])]
-        addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in states]
-        key = (
-            addresses,
-            list(map(Tensor.size, params)),
-            list(map(Tensor.stride, params)),
-            list(map(Tensor.stride, grads)),
-            [grad.dtype for grad in grads],
-        )
-        plan = _plans.get(exp_avgs[0])
-        if plan is None or plan.key != key:
-            scalars = [*exp_avg_sqs, *(max_exp_avg_sqs if options["amsgrad"] else [])]
-            plan = _plans[exp_avgs[0]] = _Plan(key, params, grads, exp_avgs, scalars)
-        groups, others = plan.groups, plan.others
-    for group in groups:
-        group.step(grads, addresses, grad_sq_norms, grad_scale, found_inf, options)
-        increment_version(tensors[i] for tensors in states for i in group.indices)
-    if others:
-
-        def take(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensors[i] for i in others]
-
-        _foreach(
-            take(params),
-            take(grads),
-            take(exp_avgs),
-            take(exp_avg_sqs),
-            take(max_exp_avg_sqs) if options["amsgrad"] else [],
-            None if grad_sq_norms is None else take(grad_sq_norms),
-            None if layers is None else take(layers),
-            grad_scale,
-            found_inf,
-            options,
-        )
+    """One step over CUDA layers; `layers.grad_sq_norms` are those of the gradients before `grad_scale` divides them."""
+    if options.luc and layers.wholes is not None:  # the norms of sharded weights and moments need a collective
+        _foreach(layers, options, grad_scale, found_inf)
+        return
+    addresses = _Addresses.of(layers, options.amsgrad)
+    plan = _plan(layers, addresses, options.amsgrad)
+    written = [layers.params, layers.exp_avgs, layers.exp_avg_sqs]
+    written += [layers.max_exp_avg_sqs] if options.amsgrad else []
+    for group in plan.groups:
+        group.step(addresses, layers.grad_sq_norms, options, grad_scale, found_inf)
+        increment_version(tensors[i] for tensors in written for i in group.indices)
+    if plan.others:
+        _foreach(layers.take(plan.others), options, grad_scale, found_inf)
 
 
-def _foreach(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    grad_sq_norms: list[Tensor] | None,
-    layers: list[Tensor] | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    options: dict[str, Any],
-) -> None:
+def _plan(layers: Layers, addresses: _Addresses, amsgrad: bool) -> _Plan:
+    """The plan of the last step, or a new one if any tensor but the gradients moved, or a layout changed."""
+    key = (
+        addresses[1:],
+        list(map(Tensor.size, layers.params)),
+        list(map(Tensor.stride, layers.params)),
+        list(map(Tensor.stride, layers.grads)),
+        [grad.dtype for grad in layers.grads],
+    )
+    plan = _plans.get(layers.exp_avgs[0])
+    if plan is None or plan.key != key:
+        plan = _plans[layers.exp_avgs[0]] = _Plan(key, layers, amsgrad)
+    return plan
+
+
+def _foreach(layers: Layers, options: Options, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """The foreach worker with `grad_scale` and `found_inf`: gradients are unscaled in copies, a skipped step undone."""
     if grad_scale is not None:
-        factors = [grad_scale.to(grad.device, accumulation_dtype(grad.dtype)).reciprocal() for grad in grads]
-        grads = [grad.to(accumulation_dtype(grad.dtype)) * f for grad, f in zip(grads, factors, strict=True)]
-        if grad_sq_norms is not None:
-            grad_sq_norms = [n * f.reshape(()).square() for n, f in zip(grad_sq_norms, factors, strict=True)]
-    state = [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs]
+        layers = _unscaled(layers, grad_scale)
+    maxima = layers.max_exp_avg_sqs if options.amsgrad else []
+    state = [*layers.params, *layers.exp_avgs, *layers.exp_avg_sqs, *maxima]
     before = [] if found_inf is None else [tensor.clone() for tensor in state]
-    _multi_tensor_novograd(
-        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms, layers, None, None, **options
-    )
+    multi_tensor_novograd(layers, options)
     for tensor, old in zip(state, before, strict=bool(before)):
         assert found_inf is not None
         tensor.copy_(torch.where(found_inf.to(tensor.device).reshape(()) != 0, old, tensor))
+
+
+def _unscaled(layers: Layers, grad_scale: Tensor) -> Layers:
+    """The layers with copies of their gradients, divided by `grad_scale`."""
+    grads, norms = layers.grads, layers.grad_sq_norms
+    factors = [grad_scale.to(grad.device, accumulation_dtype(grad.dtype)).reciprocal() for grad in grads]
+    return replace(
+        layers,
+        grads=[grad.to(accumulation_dtype(grad.dtype)) * f for grad, f in zip(grads, factors, strict=True)],
+        grad_sq_norms=None
+        if norms is None
+        else [norm * f.reshape(()).square() for norm, f in zip(norms, factors, strict=True)],
+    )
 
 
 def _is_dense(tensor: Tensor) -> bool:

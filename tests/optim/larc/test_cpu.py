@@ -9,8 +9,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.kernels.cpu import library
-from lightning_novograd.optim.larc import cpu
-from lightning_novograd.optim.larc.optimizer import LARC
+from lightning_novograd.optim.larc import LARC, cpu
+from lightning_novograd.optim.larc.optimizer import fused_step
 
 SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop
 INNER = {
@@ -75,7 +75,7 @@ def taken(monkeypatch):
     layers = []
 
     def spy(*args):
-        worker = choose(*args)
+        worker = fused_step(*args)
 
         def counted(*args):
             factors, others = worker(*args)
@@ -84,8 +84,7 @@ def taken(monkeypatch):
 
         return worker and counted
 
-    choose = cpu.fused_worker
-    monkeypatch.setattr("lightning_novograd.optim.larc.optimizer.fused_worker", spy)
+    monkeypatch.setattr("lightning_novograd.optim.larc.optimizer.fused_step", spy)
     return layers
 
 
@@ -199,7 +198,7 @@ def test_an_exception_leaves_groups_and_weights_as_they_were(inner, monkeypatch)
     def fail(*args, **kwargs):
         raise ArithmeticError("kernel")
 
-    monkeypatch.setattr(cpu, "_kernel", fail)
+    monkeypatch.setattr(cpu, "fused_sgd_step", fail)
     with pytest.raises(ArithmeticError, match="kernel"):
         larc.step()
     assert larc.param_groups is groups

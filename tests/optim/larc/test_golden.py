@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.larc.optimizer import LARC, larc_arguments_from_openseq2seq
+from lightning_novograd.optim.larc import LARC, larc_arguments_from_openseq2seq
 
 pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
 

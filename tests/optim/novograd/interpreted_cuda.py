@@ -3,8 +3,6 @@
 Ordinary optimizers are handed this worker where they ask for that of a CPU.
 """
 
-from importlib import import_module
-
 import numpy as np
 import optim_db
 import pytest
@@ -14,7 +12,9 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.novograd import cuda
+from lightning_novograd.optim.novograd import cuda, functional
+from lightning_novograd.optim.novograd.layers import Layers
+from lightning_novograd.optim.novograd.options import Options
 
 # numpy tells of the divisions by zero that the kernels make and then discard
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -22,9 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture(autouse=True)
 def worker(monkeypatch):
-    # by its full name: the package's `novograd` is the function
-    module = import_module("lightning_novograd.optim.novograd.optimizer")
-    monkeypatch.setattr(module, "_fused_worker", lambda device: cuda._fused_cuda_novograd)
+    monkeypatch.setattr(functional, "_fused_worker", lambda device: cuda.fused_cuda_novograd)
     monkeypatch.setattr(cuda, "_plans", type(cuda._plans)())
     monkeypatch.setattr(cuda, "CHUNK", 512)
     monkeypatch.setattr(cuda, "BLOCK", 256)
@@ -210,11 +208,11 @@ def test_writes_are_seen_by_autograd():
 
 def call_worker(params, grads, state, *, luc=False, norms=None, grad_scale=None, found_inf=None):
     """One step as `novograd` calls a worker; `state` is (exp_avgs, exp_avg_sqs)."""
-    cuda._fused_cuda_novograd(
-        params, grads, *state, [], norms, None, grad_scale, found_inf,
+    options = Options(
         amsgrad=False, grad_averaging=False, luc=luc, luc_trust=0.02, luc_eps=1e-8, beta1=0.95, beta2=0.5, lr=0.05,
         weight_decay=0.1, eps=1e-8, maximize=False, capturable=False, differentiable=False,
     )  # fmt: skip
+    cuda.fused_cuda_novograd(Layers(params, grads, *state, [], norms), options, grad_scale, found_inf)
 
 
 def fresh_state(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

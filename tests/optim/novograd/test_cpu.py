@@ -8,7 +8,8 @@ from optim_db import OPTIONS, STEPS, assert_close, layers, set_grads
 from reference import ReferenceNovoGrad
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.kernels.cpu import library, torch_sgd
+from lightning_novograd.optim.kernels.cpu.build import build
 from lightning_novograd.optim.novograd import cpu
 
 
@@ -30,13 +31,13 @@ def cpp_kernel(built_kernels, monkeypatch):
 @pytest.fixture
 def kernel_calls(monkeypatch):
     calls = []
-    kernel = cpu._sgd_kernel
+    kernel = torch_sgd._kernel
 
     def counted(params, *args, **kwargs):
         calls.append(params[0])
         kernel(params, *args, **kwargs)
 
-    monkeypatch.setattr(cpu, "_sgd_kernel", counted)
+    monkeypatch.setattr(torch_sgd, "_kernel", counted)
     return calls
 
 
@@ -76,7 +77,7 @@ def test_what_the_kernel_gets_wrong_it_does_not_get(kernel_calls, param, grad):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_without_the_kernel_the_values_are_the_same(options, monkeypatch):
     """As in a torch release that lacks it."""
-    monkeypatch.setattr(cpu, "_sgd_kernel", None)
+    monkeypatch.setattr(torch_sgd, "_kernel", None)
     params = layers(torch.float32, ["conv", "vector", "many-rows"])
     optimizer = NovoGrad(params.values(), fused=True, **options)
     reference = ReferenceNovoGrad(list(params.values()), **options)
@@ -177,7 +178,7 @@ def test_without_a_compiler_building_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("NOVOGRAD_KERNEL_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(RuntimeError, match="false could not build"):
-        library.build()
+        build()
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,136 @@
+"""NovoGrad as a function: `novograd` has torch's long signature, `update_layers` chooses the worker."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
+from torch.utils._triton import has_triton
+
+from lightning_novograd.optim.norms import is_sharded
+from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
+from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
+from lightning_novograd.optim.novograd.layers import Layers
+from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.single import single_tensor_novograd
+
+# layers, options, grad_scale, found_inf; the last two may be other than None only for fused workers
+Worker = Callable[[Layers, Options, Tensor | None, Tensor | None], None]
+
+
+def novograd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    grad_sq_norms: list[Tensor] | None = None,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    capturable: bool = False,
+    differentiable: bool = False,
+    has_complex: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    *,
+    amsgrad: bool,
+    grad_averaging: bool,
+    luc: bool,
+    luc_trust: float,
+    luc_eps: float,
+    beta1: float,
+    beta2: float,
+    lr: float | Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+) -> None:
+    r"""Functional form of one NovoGrad step over the layers of a param group; see :class:`NovoGrad`.
+
+    Updates `params`, `exp_avgs`, `exp_avg_sqs` and, with `amsgrad`, `max_exp_avg_sqs` in place; never writes `grads`.
+    `grad_sq_norms` are the gradients' squared norms where the caller knows them (for DTensors: of the whole layers).
+    `has_complex` says whether any layer is complex: it is treated as a real one with one more dimension. `grad_scale`
+    (what gradients are to be divided by) and `found_inf` (nonzero: change nothing) are for the fused workers only.
+    """
+    layers = Layers(
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_sq_norms=grad_sq_norms, has_complex=has_complex
+    )
+    options = Options(
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        grad_averaging=grad_averaging,
+        amsgrad=amsgrad,
+        luc=luc,
+        luc_trust=luc_trust,
+        luc_eps=luc_eps,
+        maximize=maximize,
+        capturable=capturable,
+        differentiable=differentiable,
+    )
+    update_layers(layers, options, foreach=foreach, fused=fused, grad_scale=grad_scale, found_inf=found_inf)
+
+
+def update_layers(
+    layers: Layers,
+    options: Options,
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One NovoGrad step over the layers of a param group, by the worker that is asked for or else the fastest."""
+    if not layers.params:
+        return
+    if options.capturable and not torch.compiler.is_compiling():
+        supported = _get_capturable_supported_devices()
+        if not all(p.device.type in supported for p in layers.params):
+            raise AssertionError(f"If capturable=True, params must be on supported devices: {supported}.")
+    if any(is_sharded(p) for p in layers.params):
+        if options.differentiable:
+            raise RuntimeError("NovoGrad does not support differentiable=True with DTensor parameters")
+        layers = layers.local()
+    if layers.has_complex:
+        layers = layers.real()
+
+    if foreach is None and fused is None:
+        fused, foreach = _default_worker(layers.params, options.differentiable)
+    if fused and not torch.compiler.is_compiling():
+        worker: Worker = _fused_novograd
+    else:
+        worker = multi_tensor_novograd if foreach or fused else single_tensor_novograd
+    worker(layers, options, grad_scale, found_inf)
+
+
+def _fused_novograd(layers: Layers, options: Options, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """Hand the layers to the fused worker of their device."""
+    devices = {param.device.type for param in layers.params}
+    for device in devices:
+        taken = layers
+        if len(devices) > 1:
+            taken = layers.take([i for i, param in enumerate(layers.params) if param.device.type == device])
+        _fused_worker(device)(taken, options, grad_scale, found_inf)
+
+
+def _fused_worker(device: str) -> Worker:
+    if device == "cpu":
+        return fused_cpu_novograd
+    if device == "cuda" and has_triton():
+        from lightning_novograd.optim.novograd.cuda import fused_cuda_novograd
+
+        return fused_cuda_novograd
+    raise RuntimeError(f"`fused=True` needs parameters on CPU, or on CUDA with Triton; found {device}: leave it unset")
+
+
+def _default_worker(params: list[Tensor], differentiable: bool) -> tuple[bool, bool]:
+    """(fused, foreach) for the fastest worker that is correct for these parameters."""
+    if differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
+        return False, False
+    if torch.compiler.is_compiling():
+        return False, True
+    devices = {param.device.type for param in params}
+    fused = devices <= {"cpu", "cuda"} and ("cuda" not in devices or has_triton())
+    return fused, not fused and _default_to_fused_or_foreach(params, differentiable)[1]
