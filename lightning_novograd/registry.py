@@ -119,8 +119,8 @@ class _Registry:
 
     def remove(self, name: str) -> None:
         entry = self._entries[name.casefold()]
-        for known in (entry.name, *entry.aliases):
-            del self._entries[known.casefold()]
+        for known in {name.casefold() for name in (entry.name, *entry.aliases)}:
+            del self._entries[known]
 
     def names(self) -> list[str]:
         _import_built_in()

@@ -127,6 +127,12 @@ def test_register_as_a_decorator_with_aliases():
     assert "my_sgd" not in available_optimizers()
 
 
+def test_an_alias_may_be_the_name_in_another_case():
+    register_optimizer("my_sgd", MySGD, aliases=["My_SGD"])
+    unregister_optimizer("my_sgd")
+    assert "my_sgd" not in available_optimizers()
+
+
 @pytest.mark.parametrize(("length", "found"), [("max_steps", "max_steps"), ("total", None), (None, None)])
 def test_a_registered_scheduler_gets_the_length_if_it_takes_one(length, found):
     register_scheduler("my_lr", MyLR, length=length, interval="epoch")

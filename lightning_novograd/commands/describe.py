@@ -89,10 +89,6 @@ _SHARED_HELP = {
     "constant_steps": "steps at the end of the schedule",
     "constant_ratio": "the same as a share of max_steps, 0..1",
     "min_lr": "LR at the end, absolute",
-    "power": "1 is linear",
-    "cycle": "start again at the end of the decay",
-    "decay_rate": "0.5 is Noam's, 1 Squeezeformer's",
-    "d_model": "width of the model: the LR is divided by its root",
 }
 
 
