@@ -9,7 +9,11 @@ from torch.optim import Optimizer
 
 
 class ReferenceNovoGrad:
-    """Keeps its own float64 copies of the parameters; `step(grads)` takes one gradient or None per parameter."""
+    """Keeps its own float64 copies of the parameters; `step(grads)` takes one gradient or None per parameter.
+
+    Beside every value it keeps the sum of the magnitudes of the terms that it was added up from: `param_terms` and
+    `exp_avg_terms`. Terms that cancel leave the rounding of what they were, not of their sum.
+    """
 
     def __init__(
         self,
@@ -27,6 +31,8 @@ class ReferenceNovoGrad:
     ) -> None:
         self.params = [_float64(p) for p in params]
         self.exp_avgs = [torch.zeros_like(p) for p in self.params]
+        self.param_terms = [p.abs() for p in self.params]
+        self.exp_avg_terms = [torch.zeros_like(terms) for terms in self.param_terms]
         self.exp_avg_sqs = [0.0] * len(params)
         self.max_exp_avg_sqs = [0.0] * len(params)
         self.lr, self.betas, self.eps, self.weight_decay = float(lr), betas, eps, weight_decay
@@ -59,14 +65,30 @@ class ReferenceNovoGrad:
                 ratio = self.luc_trust * w.norm().item() / (m.norm().item() + self.luc_eps)
                 step_size = min(ratio, step_size)
             self.params[i] = w - step_size * m
+            self._add_up_terms(i, g.abs() / d if d > 0 else g.abs(), step_size)
+
+    def _add_up_terms(self, i: int, normalized: Tensor, step_size: float) -> None:
+        """The formulas of `step` with every sign a plus, and the relative error of LUC's two norms beside the rest."""
+        beta1 = self.betas[0]
+        u = normalized + self.weight_decay * self.param_terms[i]
+        if self.grad_averaging:
+            u = (1 - beta1) * u
+        m = self.exp_avg_terms[i] = beta1 * self.exp_avg_terms[i] + u
+        moved = step_size * m
+        if self.luc:
+            norms = step_size * m.norm().item() + self.luc_trust * self.param_terms[i].norm().item()
+            moved = moved + self.exp_avgs[i].abs() * norms / (self.exp_avgs[i].norm().item() + self.luc_eps)
+        self.param_terms[i] = self.param_terms[i] + moved
 
     def adopt(self, params: Sequence[Tensor], optimizer: Optimizer) -> None:
         """Take over the stored, rounded values of an optimizer, so that its next step can be judged alone."""
         for i, param in enumerate(params):
             state = optimizer.state.get(param)
             self.params[i] = _float64(param)
+            self.param_terms[i] = self.params[i].abs()
             if state:
                 self.exp_avgs[i] = _float64(state["exp_avg"])
+                self.exp_avg_terms[i] = self.exp_avgs[i].abs()
                 self.exp_avg_sqs[i] = state["exp_avg_sq"].item()
                 self.max_exp_avg_sqs[i] = state["max_exp_avg_sq"].item() if self.amsgrad else 0.0
 

@@ -1,10 +1,11 @@
 """LARC's fused CPU workers, and the C++ kernels, against its general path in float64, over the table of inputs."""
 
 import warnings
+from collections import defaultdict
 
 import pytest
 import torch
-from optim_db import LAYERS, STEPS, WORKERS, assert_close, layers, set_grads
+from optim_db import LAYERS, STEPS, WORKERS, assert_close, layers, set_grads, terms_of
 from torch.testing._internal.two_tensor import TwoTensor
 
 from lightning_novograd.optim import NovoGrad
@@ -88,6 +89,12 @@ def taken(monkeypatch):
     return layers
 
 
+def condition(values):
+    """How much larger the terms of the last of `values` are than what they came to."""
+    largest = values[-1].abs().amax() if values[-1].numel() else torch.tensor(0.0)
+    return terms_of(values) / largest.clamp(min=1e-30)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
     ("inner", "kernels"),
@@ -101,6 +108,7 @@ def test_every_layer_is_stepped_as_in_float64(inner, options, kernels, taken):
             exact[kind].copy_(p)
     larc = build(inner, params.values(), **OPTIONS[options])
     general = build(inner, exact.values(), WORKERS["single"], **OPTIONS[options])
+    history = defaultdict(list, {(kind, "weight"): [p.detach().clone()] for kind, p in exact.items()})
     for step in range(STEPS):
         set_grads(params, step)
         for kind, p in params.items():
@@ -110,17 +118,25 @@ def test_every_layer_is_stepped_as_in_float64(inner, options, kernels, taken):
         general.step()
         factors, expected_factors = by_layer(larc), by_layer(general)
         for kind in FUSED:
-            p = params[kind]
+            p, e = params[kind], exact[kind]
             what = f"{kind} after step {step + 1}"
-            assert_close(p, exact[kind].detach(), torch.float32, what)
-            assert larc.state[p].keys() == general.state[exact[kind]].keys(), what
-            for key, moment in general.state[exact[kind]].items():
+            weights, updates = history[kind, "weight"], history[kind, "update"]
+            weights.append(e.detach().clone())
+            assert_close(p, weights[-1], torch.float32, what, terms_of(weights), step + 1)
+            assert larc.state[p].keys() == general.state[e].keys(), what
+            for key, moment in general.state[e].items():
                 if key == "step":
                     assert larc.state[p][key] == moment
                 elif moment is not None:
-                    assert_close(larc.state[p][key], moment, torch.float32, f"{key} of {what}")
+                    history[kind, key].append(moment.clone())
+                    terms = terms_of(history[kind, key])
+                    assert_close(larc.state[p][key], moment, torch.float32, f"{key} of {what}", terms, step + 1)
             if p.grad is not None:
-                torch.testing.assert_close(factors[p].double(), expected_factors[exact[kind]], rtol=1e-5, atol=0)
+                # |w| / |update| has the relative error of both norms
+                factor = expected_factors[e]
+                updates.append((weights[-1] - weights[-2]) / factor.clamp(min=1e-30))
+                terms = factor * (condition(weights[:-1]) + condition(updates))
+                assert_close(factors[p], factor, torch.float32, f"factor of {what}", terms, step + 1)
                 assert p._version > versions[kind], what
     assert [kind for kind, p in params.items() if any(p is t for t in taken)] == FUSED
 

@@ -23,6 +23,7 @@ def test_worker_equals_reference(worker, dtype, options):
 
     for step in range(STEPS):
         set_grads(params, step)
+        steps = 1 if half else step + 1
         if half:  # rounding is judged one step at a time: it would otherwise add up
             reference.adopt(list(params.values()), optimizer)
         optimizer.step()
@@ -30,10 +31,12 @@ def test_worker_equals_reference(worker, dtype, options):
         for index, (kind, param) in enumerate(params.items()):
             where = f"{kind} after step {step}"
             state = optimizer.state.get(param)
-            assert_close(param, reference.params[index], dtype, f"weight of {where}")
+            terms = reference.param_terms[index]
+            assert_close(param, reference.params[index], dtype, f"weight of {where}", terms, steps)
             if state:
                 scalar_dtype = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-                assert_close(state["exp_avg"], reference.exp_avgs[index], dtype, f"first moment of {where}")
+                expected, terms = reference.exp_avgs[index], reference.exp_avg_terms[index]
+                assert_close(state["exp_avg"], expected, dtype, f"first moment of {where}", terms, steps)
                 for key, expected in (
                     ("exp_avg_sq", reference.exp_avg_sqs[index]),
                     ("max_exp_avg_sq", reference.max_exp_avg_sqs[index]),
