@@ -6,7 +6,7 @@ Times one step of each optimizer over real parameter shapes: interleaved in one 
 anew in every round, so that whatever else the machine does falls on all alike. The ratio of a round is taken to torch's
 fused SGD with momentum of the same round: it moves the same 20 bytes per parameter and so is the floor.
 
-"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.kernels.cpu.library` has built it.
+"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.kernels.cpu.build` has built it.
 
 Peers are timed where they can be imported. The files of their optimizers are enough, unpacked from their wheels into a
 folder that PYTHONPATH names: NeMo's nemo/core/optim/novograd.py; timm's timm/optim/nvnovograd.py and, beside it,
@@ -41,7 +41,7 @@ NOVOGRAD = {"lr": 1e-6, "betas": (0.95, 0.25), "weight_decay": 1e-3}
 
 
 class WithoutCppKernel(NovoGrad):
-    """The fused CPU worker as it is before `python -m lightning_novograd.optim.kernels.cpu.library`."""
+    """The fused CPU worker as it is before `python -m lightning_novograd.optim.kernels.cpu.build`."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         load, library.load = library.load, lambda: None
