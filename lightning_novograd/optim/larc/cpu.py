@@ -13,12 +13,13 @@ those of the general path in their rounding only. Where the C++ kernels have bee
 instead.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from lightning_novograd.optim.kernels.cpu.torch_sgd import SMALLEST_SHARE, fits, fused_sgd_step
 from lightning_novograd.optim.larc.factors import Factors, gradient_factors, larc_options, update_factors
@@ -31,11 +32,7 @@ from lightning_novograd.optim.novograd.options import Options
 
 def sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
     """One step of SGD under target gradient; returns factors and the layers that are left to others."""
-    taken: list[Tensor] = []
-    others: list[Tensor] = []
-    for p in group["params"]:
-        moment = optimizer.state.get(p, {}).get("momentum_buffer")
-        (taken if p.grad is not None and fits(p, p.grad, moment) else others).append(p)
+    taken, others = _split(optimizer, group, "momentum_buffer")
     return [(piece, _sgd_step(optimizer, group, piece)) for piece in cache_sized(taken)], others
 
 
@@ -66,29 +63,25 @@ def _sgd_step(optimizer: SGD, group: ParamGroup, layers: list[Tensor]) -> Tensor
     return factors
 
 
-def novograd_step(layers: Layers, options: Options, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
+def novograd_step(
+    optimizer: Optimizer, group: ParamGroup, layers_of: Callable[[ParamGroup], Layers]
+) -> tuple[Factors, list[Tensor]]:
     """One step of NovoGrad under target update; returns factors and the layers that are left to others.
 
     Args:
-        layers: those of the param group that have gradients.
-        options: the param group's.
-        group: the same, for LARC's options.
+        optimizer: the wrapped NovoGrad.
+        group: one of its param groups.
+        layers_of: its method of that name.
 
     """
-    fitting: list[int] = []
-    others: list[Tensor] = []
-    for index, param in enumerate(layers.params):
-        if fits(param, layers.grads[index], layers.exp_avgs[index]):
-            fitting.append(index)
-        else:
-            others.append(param)
+    taken, others = _split(optimizer, group, "exp_avg")
+    layers, options = layers_of({**group, "params": taken}), Options.of(group)
     factors: Factors = []
-    taken = layers.take(fitting)
     start = 0
-    for piece in cache_sized(taken.params):
-        indices = range(start, start + len(piece))
-        factors.append((piece, _novograd_step(taken.take(indices), options, group)))
-        start += len(piece)
+    for piece in cache_sized(taken):
+        end = start + len(piece)
+        factors.append((piece, _novograd_step(layers.take(range(start, end)), options, group)))
+        start = end
     return factors, others
 
 
@@ -108,6 +101,16 @@ def _novograd_step(layers: Layers, options: Options, group: ParamGroup) -> Tenso
 def _update_moments(layers: Layers, options: Options, group: ParamGroup) -> None:
     """What a NovoGrad step does to the moments, while the weights stay."""
     update_layers(layers, replace(options, lr=0.0), foreach=group["foreach"], fused=group["fused"])
+
+
+def _split(optimizer: Optimizer, group: ParamGroup, moment: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The layers of a param group that the kernel takes, and all others; `moment` is the name of their first moment."""
+    taken: list[Tensor] = []
+    others: list[Tensor] = []
+    for p in group["params"]:
+        fitting = p.grad is not None and fits(p, p.grad, optimizer.state.get(p, {}).get(moment))
+        (taken if fitting else others).append(p)
+    return taken, others
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -351,7 +351,7 @@ def fused_step(optimizer: Optimizer, target: str, group: ParamGroup, vector: Ten
         if built:
             return partial(native_novograd_step, optimizer.layers_of(group), Options.of(group), group)
         if has_fused_sgd() and not group["luc"]:
-            return partial(novograd_step, optimizer.layers_of(group), Options.of(group), group)
+            return partial(novograd_step, optimizer, group, optimizer.layers_of)
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and target == "update":
         assert isinstance(optimizer, torch.optim.Adam)
         if built and not group["amsgrad"]:

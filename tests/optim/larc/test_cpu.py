@@ -268,7 +268,7 @@ def test_cpp_gives_the_same_bits_with_any_number_of_threads(inner, cpp_kernels):
 
 @pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw", "rmsprop"])
 def test_the_step_can_be_compiled(inner, kernels):
-    """Inside torch.compile the general path is taken: the kernels are closed books to it."""
+    """Inside torch.compile the general path is taken: it cannot look into the kernels."""
 
     def train(compiled):
         params = layers(torch.float32, ["conv", "vector"])

@@ -29,16 +29,15 @@ def has_fused_sgd() -> bool:
 
 def fits(param: Tensor, grad: Tensor, moment: Tensor | None = None) -> bool:
     """Whether the kernel treats these tensors as any other operation would."""
+    moment = grad if moment is None else moment
     return (
-        _is_plain_float32(param)
-        and _is_plain_float32(grad)
-        and grad.shape == param.shape
-        and (moment is None or (_is_plain_float32(moment) and moment.shape == param.shape))
+        param.dtype == grad.dtype == moment.dtype == torch.float32
+        and param.is_contiguous()
+        and grad.is_contiguous()
+        and moment.is_contiguous()
+        and param.shape == grad.shape == moment.shape
+        and not (param.is_neg() or grad.is_neg() or moment.is_neg())
     )
-
-
-def _is_plain_float32(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_neg()
 
 
 def fused_sgd_step(

@@ -1,4 +1,4 @@
-"""The kernels of the fused CUDA worker, in Triton; `fused_cuda` launches them.
+"""The kernels of the fused CUDA worker, in Triton.
 
 A program works on one chunk of one layer, or on one layer. `table` holds the layers' addresses (rows: gradient,
 parameter, exp_avg, exp_avg_sq, max_exp_avg_sq), `factors` what a layer's gradient is multiplied with and, in its second
@@ -137,7 +137,7 @@ def second_moments(
         v = tl.where((v > largest) | (v != v), v, largest)  # a NaN stays
         tl.store(max_exp_avg_sq, v)
     denom = tl.sqrt_rn(v) + eps
-    # With eps = 0, a layer that never saw a nonzero gradient has g / d = 0 / 0; it shall not move.
+    # With eps = 0, a layer that never saw a nonzero gradient has g / d = 0 / 0; it must not move.
     tl.store(factors + layer, tl.where(denom == 0, 0.0, tl.div_rn(averaging, denom)))
     tl.store(factors + num_layers + layer, tl.load(lr).to(tl.float32) if LR_ON_DEVICE else lr)
 
@@ -221,7 +221,7 @@ def clip_step_sizes(
     param_norm = tl.sqrt_rn(_layer_sum(partial_sums, first_chunks, layer, BLOCK))
     moment_norm = tl.sqrt_rn(_layer_sum(partial_sums + num_chunks, first_chunks, layer, BLOCK))
     denom = moment_norm + luc_eps
-    # With luc_eps = 0, a layer of zeros without momentum has 0 / 0; it shall not move.
+    # With luc_eps = 0, a layer of zeros without momentum has 0 / 0; it must not move.
     ratio = tl.where(denom == 0, 0.0, tl.div_rn(luc_trust * param_norm, denom))
     lr = tl.load(factors + num_layers + layer)
     tl.store(factors + num_layers + layer, tl.where(ratio > lr, lr, ratio))
