@@ -153,11 +153,14 @@ def test_a_pickled_optimizer_goes_on(name, cls, objects):
     assert_same([layer.detach() for layer in layers], case["weights_after"], "weights")
 
 
-def test_pickled_schedules_go_on(objects):
+# those of OpenSeq2Seq's and DeepLearningExamples' origin were defined in other modules than lr_scheduler
+@pytest.mark.parametrize("file", ["objects.pt", "objects_of_other_modules.pt"])
+def test_pickled_schedules_go_on(file):
+    found = torch.load(runs.FOLDER / file, weights_only=False)
     expected = read("expected.pt")["objects"]
-    for name in runs.OURS:
-        assert type(objects[name]) is getattr(lr_scheduler, name)
-        assert_lrs(runs.learning_rates(objects[name], len(expected[name])), expected[name])
+    for name, schedule in found.get("schedules", found).items():
+        assert type(schedule) is getattr(lr_scheduler, name)
+        assert_lrs(runs.learning_rates(schedule, len(expected[name])), expected[name])
 
 
 def test_an_optimizer_and_its_schedule_that_were_pickled_together_go_on_together(objects):

@@ -299,26 +299,31 @@ def schedules() -> dict[str, Any]:
     return found
 
 
-def objects(cases: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whole optimizers and schedules in mid-run, and what the schedules come to."""
+def objects(cases: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Whole optimizers and schedules in mid-run, and what the schedules come to.
+
+    Their pickles name the modules of their classes. Schedules from other modules than `lr_scheduler` are apart.
+    """
     found: dict[str, Any] = {}
     for name in ("novograd", "larc-sgd", "larc-novograd"):
         layers = [torch.nn.Parameter(w.clone()) for w in cases[name]["weights"]]
         found[name] = runs.OPTIMIZERS[name](runs.in_two_groups(layers))
         found[name].load_state_dict(cases[name]["state"])
     expected: dict[str, Any] = {}
-    for name in runs.OURS:
-        found[name] = runs.SCHEDULES[name](runs.sgd_to_schedule())
-        runs.learning_rates(found[name], runs.SAVED_SCHEDULE)
-        expected[name] = runs.learning_rates(copy.deepcopy(found[name]), runs.LAST_SCHEDULE - runs.SAVED_SCHEDULE)
+    schedules = {name: runs.SCHEDULES[name](runs.sgd_to_schedule()) for name in runs.OURS}
+    for name, schedule in schedules.items():
+        runs.learning_rates(schedule, runs.SAVED_SCHEDULE)
+        expected[name] = runs.learning_rates(copy.deepcopy(schedule), runs.LAST_SCHEDULE - runs.SAVED_SCHEDULE)
+    found["schedules"] = {name: s for name, s in schedules.items() if type(s).__module__ == lr_scheduler.__name__}
     weight = torch.nn.Parameter(torch.full((2,), 3.0))
     novograd = NovoGrad([weight], lr=0.5, betas=(0.5, 0.5), eps=1.0)
-    schedule = lr_scheduler.PiecewiseConstant(novograd, boundaries=[1, 4], decay_rates=[0.5, 0.25])
+    schedule = lr_scheduler.WarmupPolicy(novograd, warmup_steps=3)  # by quarters
     runs.scheduled(novograd, schedule, runs.SAVED)
     found["scheduled"] = {"optimizer": novograd, "schedule": schedule}
     ahead = copy.deepcopy(found["scheduled"])
     expected["scheduled"] = runs.scheduled(**ahead, steps=runs.LAST - runs.SAVED)
-    return found, expected
+    others = {name: s for name, s in schedules.items() if name not in found["schedules"]}
+    return found, others, expected
 
 
 def lightning(folder: Path) -> dict[str, Any]:
@@ -388,8 +393,9 @@ def main(folder: Path) -> None:
     checked_bits(cases)
     torch.save(cases, folder / "optimizers.pt")
     torch.save(schedules(), folder / "schedules.pt")
-    whole, expected = objects(cases)
+    whole, others, expected = objects(cases)
     torch.save(whole, folder / "objects.pt")
+    torch.save(others, folder / "objects_of_other_modules.pt")
     after = {"objects": expected, "lightning": lightning(folder), "recipe": recipe(folder)}
     torch.save(after, folder / "expected.pt")
 
