@@ -47,6 +47,7 @@ MOVED = {
     "recipes.asr.callbacks": "recipes.asr.training.callbacks",
     "recipes.asr.corpora": "recipes.asr.data.corpora",
     "recipes.asr.corpora.espeak_digits": "recipes.asr.data.corpora.espeak.digits",
+    "recipes.asr.corpora.espeak_worker": "recipes.asr.data.corpora.espeak.worker",
     "recipes.asr.ctc_module": "recipes.asr.training.module",
     "recipes.asr.dataset": "recipes.asr.data.dataset",
     "recipes.asr.decode": "recipes.asr.text.decode",

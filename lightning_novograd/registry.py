@@ -23,6 +23,8 @@ Interval = Literal["step", "epoch"]
 
 # The packages whose modules register what is built in
 _BUILT_IN = ("lightning_novograd.optim", "lightning_novograd.lr_scheduler")
+# Keys of a scheduler's state_dict that are its place, not a setting, whatever its arguments are called
+_PLACE = {"base_lrs", "last_epoch", "_schedulers"}
 # What the classes of other packages must be
 _BASES: dict[Kind, type] = {"optimizer": torch.optim.Optimizer, "scheduler": LRScheduler}
 
@@ -55,7 +57,7 @@ class Entry:
         interval: schedulers: how often Lightning steps it unless the config says so.
         length: schedulers: the argument that takes the length of the run.
         length_parts: schedulers: arguments that say the length together, in place of `length`.
-        settings: schedulers: keys of its state_dict that hold what it was built with; None: the arguments' names.
+        settings: schedulers: keys of its state_dict that hold what it was built with; None: named after arguments.
         watches_metric: schedulers: whether it is stepped with a metric.
 
     """
@@ -118,9 +120,14 @@ class _Registry:
             self._entries[name.casefold()] = entry
 
     def remove(self, name: str) -> None:
+        _import_built_in()
         entry = self._entries[name.casefold()]
         for known in {name.casefold() for name in (entry.name, *entry.aliases)}:
             del self._entries[known]
+
+    def forget(self, module: str) -> None:
+        """Forget the classes of a module that could not be imported to its end."""
+        self._entries = {name: entry for name, entry in self._entries.items() if entry.cls.__module__ != module}
 
     def names(self) -> list[str]:
         _import_built_in()
@@ -134,12 +141,14 @@ class _Registry:
         """The first entry of the very class `cls`, whatever its name."""
         return next((entry for entry in self if entry.cls is cls), None)
 
-    def describe(self, name: str, cls: type, *, length: str | None = "max_steps", **meta: Any) -> Entry:
-        """An entry of `cls`; what is not given is what is known of the class under another name, if it has one."""
+    def new_entry(
+        self, name: str, cls: type, *, interval: Interval = "step", length: str | None = "max_steps", **facts: Any
+    ) -> Entry:
+        """An entry of `cls`; facts that are not given are those known of the class under another name."""
         known = self.entry_of(cls) or Entry(name, self.kind, cls)
         takes_length = self.kind == "scheduler" and length is not None and _takes(cls, length)
-        given = {key: value for key, value in meta.items() if value is not None}
-        return replace(known, **{"aliases": (), **given}, name=name, length=length if takes_length else None)
+        given = {"aliases": (), **{key: value for key, value in facts.items() if value is not None}}
+        return replace(known, **given, name=name, interval=interval, length=length if takes_length else None)
 
     def get(self, name: str, path: str) -> Entry:
         _import_built_in()
@@ -149,7 +158,7 @@ class _Registry:
         if len(offers) > 1:
             raise ConfigError(path, f"{self.kind} {name!r} is offered more than once: by {', '.join(offers)}")
         if points:
-            return self.describe(points[0].name, _load(points[0], self.kind, path))
+            return self.new_entry(points[0].name, _load(points[0], self.kind, path))
         if entry is None:
             known = {*self.names(), *(alias for e in self._entries.values() for alias in e.aliases)}
             raise ConfigError(path, f"unknown {self.kind} {name!r}{self._not_fused(name) or choices(name, known)}")
@@ -203,7 +212,12 @@ def _import_built_in() -> None:
     """Let what is built in register itself, before the first look-up."""
     for package in _BUILT_IN:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except BaseException:
+                for registry in (OPTIMIZERS, SCHEDULERS):  # or the next look-up would find its classes taken
+                    registry.forget(module.name)
+                raise
 
 
 OPTIMIZERS = _Registry("optimizer")
@@ -273,7 +287,7 @@ def register_scheduler(
         length: the argument that takes the number of optimizer steps of the run, if the class has it.
         length_parts: arguments that say the length together, in place of `length`.
         settings: keys of its state_dict that hold what it was built with, which a resumed run takes from the
-            checkpoint and is told of; None: those named as its arguments. Our own policies take the config's.
+            checkpoint and is told of; None: those named after its arguments. Our own policies take the config's.
         watches_metric: whether it is stepped with the monitored metric, as ReduceLROnPlateau is.
         help: one line for `describe`; the docstring's first line if empty.
         paper: link; the docstring's first link to a paper if empty.
@@ -296,13 +310,13 @@ def register_scheduler(
     return _register(SCHEDULERS, name, cls, aliases=tuple(aliases), **meta)
 
 
-def _register(registry: _Registry, name: str, cls: type | None, **meta: Any) -> Callable[[type], type] | type:
+def _register(registry: _Registry, name: str, cls: type | None, **facts: Any) -> Callable[[type], type] | type:
     def add(cls: type) -> type:
         if not isinstance(cls, type):
             raise ConfigError("", f"{registry.kind} {name!r}: a class is registered, not {cls!r}")
         if not cls.__module__.startswith(tuple(f"{package}." for package in _BUILT_IN)):
             _import_built_in()  # so that it is the newcomer who is told that a name is taken
-        registry.add(registry.describe(name, cls, **meta))
+        registry.add(registry.new_entry(name, cls, **facts))
         return cls
 
     return add if cls is None else add(cls)
@@ -342,14 +356,15 @@ def scheduler_settings(cls: type | None = None) -> set[str]:
     """Keys of state dicts that hold what schedulers were built with: those of the class `cls`, or of all."""
     _import_built_in()
     if cls is None:
-        return set().union(*(_settings(entry.cls, entry) for entry in SCHEDULERS))
-    return _settings(cls, SCHEDULERS.entry_of(cls))
-
-
-def _settings(cls: type, entry: Entry | None) -> set[str]:
-    if entry is not None and entry.settings is not None:
-        return {*entry.settings}
-    return {*inspect.signature(cls).parameters}
+        return set().union(*(scheduler_settings(entry.cls) for entry in SCHEDULERS))
+    entries = ((base, SCHEDULERS.entry_of(base)) for base in cls.__mro__)
+    told = [(base, entry.settings) for base, entry in entries if entry is not None and entry.settings is not None]
+    if told and told[0][0] is cls:
+        return {*told[0][1]}
+    # by convention `gamma` is kept as `gamma`, as `gammas` for each group, or as `_gamma`
+    arguments = inspect.signature(cls).parameters
+    by_name = {name for argument in arguments for name in (argument, f"{argument}s", f"_{argument}")} - _PLACE
+    return by_name.union(*(settings for _, settings in told[:1]))
 
 
 def get_scheduler(name: str, path: str = "optim.sched.name") -> Entry:

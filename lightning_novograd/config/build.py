@@ -91,8 +91,10 @@ def dry_build(config: OptimConfig) -> None:
         _check_rule(rule, config, optimizer)
     if config.no_decay and "weight_decay" not in optimizer.defaults:
         raise ConfigError(f"{config.path}.no_decay", f"{type(optimizer).__name__} has no weight decay")
-    groups = [{"params": [throw_away_weight()], **options} for options in _options_of_groups(config)]
-    optimizer = new_optimizer(config.name, groups, config.args, config.path)
+    options_of_groups = _options_of_groups(config)
+    if options_of_groups != [{}]:
+        groups = [{"params": [throw_away_weight()], **options} for options in options_of_groups]
+        optimizer = new_optimizer(config.name, groups, config.args, config.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they will be shown when the real ones are built
         if config.larc is not None:
@@ -150,6 +152,7 @@ def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: s
     """
     entry = get_optimizer(name, f"{path}.name")
     try:
+        entry.check_arguments(args)  # once more, for a config that was not parsed
         return entry.cls(groups, **args)
     except ConfigError as error:
         raise ConfigError(_join(path, error.path), error.problem) from error
@@ -175,13 +178,14 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
     entry = spec.entry
     args, nested = dict(spec.args), False
     for name, argument in entry_arguments(entry).items():
-        if argument.takes_schedulers:
+        if argument.takes_schedulers and name in args:
             nested = True
             args[name] = [new_scheduler(inner, optimizer) for inner in args[name]]
     if entry.length is not None and length is not None:
         args[entry.length] = length
     given = f" ({explained})" if explained else ""
     try:
+        entry.check_arguments(args)  # the length among them
         # ChainedScheduler has its schedulers first
         return entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
     except ConfigError as error:

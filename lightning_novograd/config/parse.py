@@ -43,9 +43,9 @@ def parse_block(values: Any, path: str) -> OptimConfig:
     block.unpack_legacy_args(entry.name)
     arguments = entry_arguments(entry)
     fields, args = block.split(OPTIM_KEYS, arguments)
+    _check_arguments(entry, args, path)
     rules = tuple(
-        _rule(rule, f"{path}.param_groups[{index}]", arguments)
-        for index, rule in enumerate(fields["param_groups"] or ())
+        _rule(rule, f"{path}.param_groups[{index}]", entry) for index, rule in enumerate(fields["param_groups"] or ())
     )
     larc = _larc(fields["larc"], f"{path}.larc")
     clip = {key: _positive(fields[key], f"{path}.{key}") for key in ("grad_clip_norm", "grad_clip_value")}
@@ -60,6 +60,13 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         path=path,
         **clip,
     )
+
+
+def _check_arguments(entry: Entry, args: Mapping[str, Any], path: str) -> None:
+    try:
+        entry.check_arguments(args)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error.path}", error.problem) from error
 
 
 def _check_clipping(clip: Mapping[str, float | None], larc: LarcConfig | None, path: str) -> None:
@@ -183,6 +190,7 @@ def _scheduler_args(
     if entry.length is not None and entry.length not in fields and block.values.get(entry.length, 0) is None:
         del block.values[entry.length]
     ours, theirs = block.split(fields, arguments, filled_in=entry.length if fields else None)
+    _check_arguments(entry, theirs, block.path)
     return ours, {**theirs, **inner}
 
 
@@ -218,9 +226,11 @@ def _check_sched(sched: SchedConfig, said_plateau: bool | None) -> None:
         raise ConfigError(f"{path}.frequency", f"{problem}; must be 1")
 
 
-def _rule(value: Any, path: str, arguments: Mapping[str, Argument]) -> ParamGroupRule:
+def _rule(value: Any, path: str, entry: Entry) -> ParamGroupRule:
     block = _Block.of(value, path)
-    fields, options = block.split(RULE_KEYS, {key: replace(a, default=None) for key, a in arguments.items()})
+    arguments = {key: replace(argument, default=None) for key, argument in entry_arguments(entry).items()}
+    fields, options = block.split(RULE_KEYS, arguments)
+    _check_arguments(entry, options, path)
     match, module_type = _texts(fields["match"]), _texts(fields["module_type"])
     if not match and not module_type:
         raise ConfigError(f"{path}.match", "missing; which parameters? bias, norm, 1d, globs, or module_type")

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_novograd.config.arguments import Argument, arguments_of
-from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroupRule
-from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
+from lightning_novograd.registry import Entry, get_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +18,6 @@ class SchedulerSpec:
         name: registered name.
         args: constructor arguments, plain values; a list of `SchedulerSpec` where the class takes schedulers.
         path: where the config has it.
-
-    Raises:
-        ConfigError: an unknown name, or arguments with which the class would fail in mid-run.
 
     """
 
@@ -41,9 +37,6 @@ class SchedulerSpec:
         given = {name for name, value in self.args.items() if value is not None}
         said_in_parts = bool(entry.length_parts) and given.issuperset(entry.length_parts)
         return entry.length is not None and entry.length not in given and not said_in_parts
-
-    def __post_init__(self) -> None:
-        _check_arguments(self.entry, self.args, self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +97,6 @@ class OptimConfig:
         grad_clip_value: bound of each gradient element, > 0.
         path: of the block in the config, for errors.
 
-    Raises:
-        ConfigError: an unknown name, or arguments with which the class would fail in mid-run.
-
     """
 
     name: str
@@ -118,19 +108,6 @@ class OptimConfig:
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
     path: str = "optim"
-
-    def __post_init__(self) -> None:
-        entry = get_optimizer(self.name, f"{self.path}.name")
-        _check_arguments(entry, self.args, self.path)
-        for rule in self.param_groups:
-            _check_arguments(entry, rule.options, rule.path)
-
-
-def _check_arguments(entry: Entry, args: Mapping[str, Any], path: str) -> None:
-    try:
-        entry.check_arguments(args)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error.path}", error.problem) from error
 
 
 # What the block and its parts take beside the arguments of the classes they name

@@ -5,7 +5,6 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from torch.optim import Optimizer
 
-# the command line finds a class by its short name once it is imported
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.mixin import attach_optimizers
 

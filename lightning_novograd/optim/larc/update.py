@@ -35,7 +35,8 @@ class _Start:
     def __init__(self, groups: list[ParamGroup], scratch: Scratch) -> None:
         self._groups = groups
         self._layers = [p for group in groups for p in with_gradient(group)]
-        largest = max(self._layers, key=Tensor.numel)
+        size = max(p.numel() for p in self._layers)  # torch.compile knows max of numbers, not max with a key
+        largest = next(p for p in self._layers if p.numel() == size)
         *copies, self._difference = scratch.like([*self._layers, largest])
         self._before = [real_view(local_shard(p)) for p in copies]
         self._after = [real_view(local_shard(p)) for p in self._layers]

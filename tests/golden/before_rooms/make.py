@@ -1,12 +1,10 @@
 """Make the checkpoints in this folder: `OMP_NUM_THREADS=1 python tests/golden/before_rooms/make.py`.
 
-It ran at commit 01a886b, the last one before the package was divided into rooms, and is kept to show how they came
-about. Run at a later commit it would make files that prove nothing.
+It ran at commit 01a886b, the last one before the package was divided into rooms; at a later commit it proves nothing.
 
-The optimizers' inputs are chosen so that every operation is exact in float32: weights, gradients and options are
-fractions of few bits whose denominators are powers of two, and so are all norms, quotients and roots of norms. Then
-neither a CPU's instructions nor the order of a sum changes a bit of the result. `check_exact` runs the same steps in
-float64 and with every worker, and finds the same values.
+Weights, gradients and options are fractions of few bits whose denominators are powers of two, and so are all norms,
+quotients and roots of norms: neither a CPU's instructions nor the order of a sum changes a bit of the result.
+`check_exact` runs the same steps in float64 and with every worker, and finds the same values.
 """
 
 import copy
@@ -29,6 +27,7 @@ import before_rooms_runs as runs
 from lightning_novograd import LARC, NovoGrad, lr_scheduler
 
 Grads = list[list[Tensor | None]]
+Table = list[tuple[tuple[int, ...], list[int | None]]]
 
 
 def of_squared_norm(total: int, shape: Sequence[int], rng: random.Random) -> Tensor:
@@ -55,11 +54,9 @@ def signs(shape: Sequence[int], seed: int) -> Tensor:
     return torch.tensor([rng.choice((-1.0, 1.0)) for _ in range(torch.Size(shape).numel())]).view(shape)
 
 
-# ---------------------------------------------------------------------------------------------- NovoGrad
-
 # A layer's second moments after each step. Their roots plus eps, which is 1, are powers of two; beta2 is a half, so the
 # squared norm of a gradient is 2 v' - v. None: no gradient at that step.
-HALVES: list[tuple[tuple[int, ...], list[int | None]]] = [
+HALVES: Table = [
     ((2, 3), [1, 9, 9, 49, 49, 225]),
     ((37,), [9, 9, 49, 49, 225, 225]),
     ((), [9, 9, 9, 9, 9, 9]),
@@ -68,7 +65,7 @@ HALVES: list[tuple[tuple[int, ...], list[int | None]]] = [
     ((3, 3, 2), [None, None, None, None, 1, 49]),  # frozen when the checkpoint was made
 ]
 # The same for eps 0 and beta2 a quarter: powers of four, a squared norm of (4 v' - v) / 3, 0 where v falls.
-QUARTERS: list[tuple[tuple[int, ...], list[int | None]]] = [
+QUARTERS: Table = [
     ((2, 3), [16, 4, 4, 1, 1, 16]),
     ((37,), [4, 64, 16, 16, 64, 16]),
     ((), [4, 4, 1, 1, 1, 1]),
@@ -78,9 +75,7 @@ QUARTERS: list[tuple[tuple[int, ...], list[int | None]]] = [
 ]
 
 
-def novograd_inputs(
-    table: list[tuple[tuple[int, ...], list[int | None]]], quarters: bool
-) -> tuple[list[Tensor], Grads]:
+def novograd_inputs(table: Table, quarters: bool) -> tuple[list[Tensor], Grads]:
     rng = random.Random(1)
     weights = [whole_numbers(shape, rng) for shape, _ in table]
     grads: Grads = [[] for _ in range(runs.LAST)]
