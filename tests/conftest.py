@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
-# C++ kernels may have been built on this machine. No test finds them unless it asks for them (tests/optim/conftest.py).
-os.environ["NOVOGRAD_KERNEL_DIR"] = os.devnull
+# There may be C++ kernels. No test finds them unless it asks for them (tests/optim/conftest.py).
+os.environ["NOVOGRAD_KERNELS"] = "0"
 
 
 @pytest.fixture(scope="session")

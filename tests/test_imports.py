@@ -23,7 +23,7 @@ ROOMS = {
     "errors": set(),
     "log": set(),
     "registry": GROUND,
-    "optim/kernels": set(),
+    "optim/kernels": {"log"},
     "optim": GROUND | {"registry", "optim/kernels"},
     "lr_scheduler": GROUND | {"registry"},
     "config": GROUND | {"registry", "optim", "lr_scheduler"},

@@ -1,4 +1,4 @@
-"""LARC's way into the C++ kernels, where they have been built: all layers of a param group in one call.
+"""LARC's way into the C++ kernels, where there are any: all layers of a param group in one call.
 
 They take float32 layers whose tensors are contiguous and lie on the CPU.
 
@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import SGD, Adam, AdamW
 
 from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.kernels.cpu.plain import unsuited
 from lightning_novograd.optim.larc.factors import Factors
 from lightning_novograd.optim.larc.pieces import ParamGroup, with_gradient
 from lightning_novograd.optim.novograd.cpu import kernel_step
@@ -32,13 +34,12 @@ def are_built_for(layers: list[Tensor]) -> bool:
 
 def native_sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
     """One step of SGD under target gradient."""
-    layers = with_gradient(group)
-    others: list[Tensor] = []
-    misfits = _kernels().misfits.default(layers, [p.grad for p in layers])
-    if misfits:
-        layers, others = _split(layers, misfits)
-    moments, shares = [], []
+    layers, others = _fitting(with_gradient(group))
+    moments: list[Tensor] = []
+    shares: list[float] = []
     if group["momentum"] != 0:
+        layers, unsuited_layers = _split(layers, unsuited([_moment(optimizer, p) for p in layers]))
+        others += unsuited_layers
         for param in layers:
             state = optimizer.state[param]
             moment, share = state.get("momentum_buffer"), 1.0 - group["dampening"]
@@ -59,7 +60,7 @@ def native_sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Te
         group["maximize"],
         _larc(group),
     )
-    stepped, left_layers = _result(layers, factors, left)
+    stepped, left_layers = _result([layers, moments] if moments else [layers], factors, left)
     return stepped, [*others, *left_layers]
 
 
@@ -71,13 +72,15 @@ def native_adam_step(optimizer: Adam, group: ParamGroup, vector: Tensor) -> tupl
     exp_avg_sqs: list[Tensor] = []
     steps: list[Tensor] = []
     optimizer._init_group(group, params, grads, exp_avgs, exp_avg_sqs, [], steps)
+    lists = [params, grads, exp_avgs, exp_avg_sqs, steps]
+    others: list[Tensor] = []
+    misfits = unsuited(*lists)
+    if misfits:
+        others = [params[i] for i in misfits]
+        lists = [_split(tensors, misfits)[0] for tensors in lists]
     beta1, beta2 = group["betas"]
     factors, left = _kernels().larc_adam_step_.default(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        steps,
+        *lists,
         float(beta1),
         float(beta2),
         group["eps"],
@@ -88,13 +91,16 @@ def native_adam_step(optimizer: Adam, group: ParamGroup, vector: Tensor) -> tupl
         _larc(group),
         vector,
     )
-    return _result(params, factors, left)
+    params, _, *state = lists
+    stepped, left_layers = _result([params, *state], factors, left)
+    return stepped, [*others, *left_layers]
 
 
 def native_novograd_step(layers: Layers, options: Options, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
     """One step of NovoGrad under target update; `layers` and `options` are those of the param group."""
     left, factors = kernel_step(_kernels(), layers, options, larc=_larc(group))
-    return _result(layers.params, factors, left)
+    params, left_layers = _split(layers.params, left)
+    return _pairs(params, factors, left), left_layers
 
 
 def save(groups: list[ParamGroup], vector: Tensor) -> "SavedWeights | None":
@@ -104,7 +110,7 @@ def save(groups: list[ParamGroup], vector: Tensor) -> "SavedWeights | None":
     """
     layers = [with_gradient(group) for group in groups]
     flat = [p for group_layers in layers for p in group_layers]
-    if torch.compiler.is_compiling() or not are_built_for(flat):
+    if torch.compiler.is_compiling() or not are_built_for(flat) or unsuited(flat):
         return None
     starts = _kernels().larc_save_.default(vector, flat)
     return SavedWeights(groups, layers, vector, starts) if starts else None
@@ -123,9 +129,16 @@ class SavedWeights:
         starts = self._starts
         for group, layers in zip(self._groups, self._layers, strict=True):
             group_starts, starts = starts[: len(layers)], starts[len(layers) :]
-            factors = _kernels().larc_limit_.default(
-                self._vector, group_starts, layers, float(group["lr"]), _larc(group)
-            )
+            factors = []
+            if not unsuited(layers):
+                factors = _kernels().larc_limit_.default(
+                    self._vector, group_starts, layers, float(group["lr"]), _larc(group)
+                )
+            if len(factors) != len(layers):
+                raise RuntimeError(
+                    "LARC: the wrapped optimizer has replaced a layer by a tensor of another size, layout or dtype"
+                )
+            increment_version(layers)
             result.append((layers, torch.tensor(factors, dtype=torch.float32)))
         return result
 
@@ -146,14 +159,37 @@ def _larc(group: ParamGroup) -> list[float]:
     return [float(group[name]) for name in names]
 
 
-def _result(layers: list[Tensor], factors: list[float], left: list[int]) -> tuple[Factors, list[Tensor]]:
-    """The factors of layers that were stepped, and the layers at the indices `left`."""
-    stepped, left_layers = _split(layers, left)
-    pairs = [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32))] if stepped else []
-    return pairs, left_layers
+def _fitting(layers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The layers that fit the kernels together with their gradients, and the others."""
+    taken, others = _split(layers, unsuited(layers, [p.grad for p in layers if p.grad is not None]))
+    misfits = _kernels().misfits.default(taken, [p.grad for p in taken])
+    taken, more = _split(taken, misfits)
+    return taken, [*others, *more]
+
+
+def _moment(optimizer: SGD, param: Tensor) -> Tensor:
+    """The layer's moment, or the layer itself where there is none yet."""
+    moment = optimizer.state[param].get("momentum_buffer")
+    return param if moment is None else moment
+
+
+def _result(written: list[list[Tensor]], factors: list[float], left: list[int]) -> tuple[Factors, list[Tensor]]:
+    """The factors of layers that were stepped, and the layers at the indices `left`.
+
+    Version counters advance for what was written: lists of the layers and of their state.
+    """
+    stepped = [_split(tensors, left)[0] for tensors in written]
+    increment_version([t for tensors in stepped for t in tensors])
+    return _pairs(stepped[0], factors, left), [written[0][i] for i in left]
+
+
+def _pairs(stepped: list[Tensor], factors: list[float], left: list[int]) -> Factors:
+    return [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32))] if stepped else []
 
 
 def _split(values: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:
     """The values at other indices, and those at `indices`."""
+    if not indices:
+        return values, []
     chosen = set(indices)
     return [v for i, v in enumerate(values) if i not in chosen], [values[i] for i in indices]

@@ -10,7 +10,7 @@ norm is taken just before its update, which then finds the gradient in the cache
 there is nothing to wait for. Layers that the kernel would get wrong (`kernels/cpu/torch_sgd.py` says which) are
 updated by ordinary in-place operations.
 
-Where the C++ kernels have been built, one of them takes the contiguous float32 layers instead, all in one call.
+Where there are the C++ kernels, one of them takes the contiguous float32 layers instead, all in one call.
 """
 
 import math
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.kernels.cpu.plain import unsuited
 from lightning_novograd.optim.kernels.cpu.torch_sgd import SMALLEST_SHARE, fits, fused_sgd_step, has_fused_sgd
 from lightning_novograd.optim.norms import accumulation_dtype, cpu_squared_norm
 from lightning_novograd.optim.novograd.layers import Layers
@@ -66,13 +67,17 @@ def kernel_step(
         larc: trust coefficient, clip, eps and min_update of LARC around the step; None: no LARC.
 
     """
+    max_exp_avg_sqs = layers.max_exp_avg_sqs if options.amsgrad else []
+    left = unsuited(layers.params, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, max_exp_avg_sqs)
+    if left:
+        return _step_all_but(left, kernels, layers, options, scale, larc)
     others, factors = kernels.novograd_step_.default(
         layers.params,
         layers.grads,
         layers.exp_avgs,
         layers.exp_avg_sqs,
-        layers.max_exp_avg_sqs if options.amsgrad else [],
-        layers.grad_sq_norms or [],
+        max_exp_avg_sqs,
+        [norm.item() for norm in layers.grad_sq_norms or ()],
         options.beta1,
         options.beta2,
         float(options.lr),
@@ -83,7 +88,22 @@ def kernel_step(
         [options.luc_trust, options.luc_eps] if options.luc else [],
         larc or [],
     )
+    stepped = layers if not others else layers.take([i for i in range(len(layers.params)) if i not in set(others)])
+    written = [*stepped.params, *stepped.exp_avgs, *stepped.exp_avg_sqs]
+    increment_version([*written, *stepped.max_exp_avg_sqs] if options.amsgrad else written)
     return others, factors
+
+
+def _step_all_but(
+    left: list[int], kernels: Any, layers: Layers, options: Options, scale: float, larc: list[float] | None
+) -> tuple[list[int], list[float]]:
+    """The same for all layers but those at the indices `left`, which are left to others."""
+    given = [i for i in range(len(layers.params)) if i not in set(left)]
+    others, given_factors = kernel_step(kernels, layers.take(given), options, scale, larc)
+    factors = [1.0] * len(layers.params)
+    for i, factor in zip(given, given_factors, strict=True):
+        factors[i] = factor
+    return sorted([*left, *(given[i] for i in others)]), factors
 
 
 def _step_layer_by_layer(layers: Layers, options: Options, scale: float | None) -> None:

@@ -1,36 +1,117 @@
-"""The library of C++ kernels for the CPU, where it has been built: its path, and how it is loaded.
+"""The library of C++ kernels for the CPU: where it lies, and how it is loaded.
 
-Building it (`python -m lightning_novograd.optim.kernels.cpu.build`) is needed once per user and torch release;
-NovoGrad and LARC use the kernels from then on. Without them both go through torch's own fused SGD kernel, layer by
-layer. Nothing is compiled unasked: the two differ in the last bits of their results, which must not change in the
-middle of a training.
+A wheel for Linux brings it along, and an editable install builds it where there is a compiler. Elsewhere
+`python -m lightning_novograd.optim.kernels.cpu.build` builds it into the user's cache, once for all torch releases.
+Without it NovoGrad and LARC go through torch's own fused SGD kernel, layer by layer. Nothing is compiled unasked: the
+two differ in the last bits of their results, which must not change in the middle of a training.
+
+`load` never raises. A library that cannot be used is named in one warning, and the slower way is taken.
 """
 
+import ctypes
 import functools
-import hashlib
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-fno-math-errno", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-DAT_PARALLEL_OPENMP=1")
+from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, sources_hash
+
+log = rank_zero_logger(__name__)
+
+PACKAGED = FOLDER / "kernels.so"
+
+# Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
+_registered = False
+
+
+class UnusableLibraryError(Exception):
+    """A file that is no library of these kernels; the message says why."""
 
 
 def library_path() -> Path:
-    """Where the library for these sources and torch release lies, or would; `NOVOGRAD_KERNEL_DIR` moves the folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lightning_novograd"
-    folder = Path(os.environ.get("NOVOGRAD_KERNEL_DIR", cache))
-    sources = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*")))
-    key = hashlib.sha256(sources + " ".join((*FLAGS, torch.__version__)).encode()).hexdigest()[:16]
-    return folder / f"kernels_{key}.so"
+    """Where the library that `build` makes lies, or would; `NOVOGRAD_KERNEL_DIR` moves the folder.
+
+    Raises:
+        BuildError: there is no home directory, and no variable that names a folder.
+
+    """
+    folder = os.environ.get("NOVOGRAD_KERNEL_DIR")
+    if not folder:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        try:
+            folder = (Path(cache) if cache else Path.home() / ".cache") / "lightning_novograd"
+        except RuntimeError as error:
+            raise BuildError(f"no folder for the CPU kernels: {error} Set NOVOGRAD_KERNEL_DIR.") from error
+    return Path(folder) / f"kernels_{sources_hash()}.so"
 
 
 @functools.cache
 def load() -> Any | None:
-    """`torch.ops.lightning_novograd` with the kernels, if they have been built, else None; asked once per process."""
-    if not library_path().exists():
+    """`torch.ops.lightning_novograd` with the kernels, or None; asked once per process.
+
+    `NOVOGRAD_KERNELS=0` keeps them away.
+    """
+    if os.environ.get("NOVOGRAD_KERNELS", "1") == "0":
         return None
-    torch.ops.load_library(str(library_path()))
-    return torch.ops.lightning_novograd
+    problems = []
+    for place in (lambda: PACKAGED, library_path):
+        try:
+            path = place()
+            _open(path)
+        except (FileNotFoundError, NotADirectoryError, BuildError):
+            continue  # none was built
+        except (OSError, UnusableLibraryError) as error:
+            problems.append(f"{path}: {error}")
+            continue
+        if problems:
+            _warn(problems, f"{path} is used instead")
+        return torch.ops.lightning_novograd
+    if problems:
+        _warn(problems, "NovoGrad and LARC use torch's own kernels instead, which are slower")
+    return None
+
+
+def _open(path: Path) -> None:
+    """Load the library at `path` and make its operators known to torch."""
+    global _registered
+    content = path.read_bytes()
+    _check(content)
+    if _registered:
+        return
+    library = ctypes.CDLL(str(path))
+    library.lightning_novograd_register.restype = ctypes.c_bool
+    if not library.lightning_novograd_register():
+        raise UnusableLibraryError("torch refused its operators")
+    _registered = True
+
+
+def _check(content: bytes) -> None:
+    """Raise if a file is not the whole of a library, or not one of these sources.
+
+    Loading it would end the process if the file ends early, and would bring operators of another version otherwise.
+    """
+    if content[:6] != b"\x7fELF\x02\x01":
+        raise UnusableLibraryError("it is not a library for this machine")
+    try:
+        (start,) = struct.unpack_from("<Q", content, 32)
+        size, number = struct.unpack_from("<HH", content, 54)
+        ends = [sum(struct.unpack_from("<Q16xQ", content, start + i * size + 8)) for i in range(number)]
+    except struct.error:
+        ends = [len(content) + 1]
+    if max(ends, default=0) > len(content):
+        raise UnusableLibraryError("it is damaged: the file ends too early")
+    if f"lightning_novograd sources {sources_hash()}\0".encode() not in content:
+        raise UnusableLibraryError("it was built from other sources")
+
+
+def _warn(problems: list[str], instead: str) -> None:
+    log.warning(
+        "The C++ kernels cannot be used: %s. %s. "
+        "`python -m lightning_novograd.optim.kernels.cpu.build` builds new ones.",
+        "; ".join(problems),
+        instead,
+    )

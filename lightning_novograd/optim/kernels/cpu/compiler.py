@@ -1,0 +1,100 @@
+"""Compile the C++ kernels. This module imports neither torch nor the package, so that `setup.py` can use it too."""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+OLDEST_TORCH = (2, 10)
+FLAGS = (
+    "-O3",
+    "-fno-math-errno",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    # functions of torch's stable ABI that this release has; every later one has them too
+    f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
+)
+
+
+class BuildError(RuntimeError):
+    """The kernels cannot be compiled; the message says what is missing."""
+
+
+@functools.cache
+def sources_hash() -> str:
+    """Of all that decides what the library does; it is compiled in, and the loader compares it."""
+    parts = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*"))]
+    return hashlib.sha256(b"\0".join([*parts, " ".join(FLAGS).encode(), platform.machine().encode()])).hexdigest()[:16]
+
+
+def compile_kernels(target: Path) -> Path:
+    """Compile the library to `target`, which takes some seconds; `CXX` names another compiler.
+
+    Raises:
+        BuildError: this is not Linux, there is no compiler, no torch from 2.10 on, or the compiler fails.
+
+    """
+    if sys.platform != "linux":
+        raise BuildError(f"the CPU kernels are built on Linux only, not on {sys.platform}")
+    compiler, torch = _compiler(), _torch()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            library = Path(folder) / target.name
+            command = [
+                *compiler,
+                *FLAGS,
+                f'-DNOVOGRAD_SOURCES="{sources_hash()}"',
+                *("-isystem", str(torch / "include")),
+                *map(str, sorted(FOLDER.glob("*.cpp"))),
+                *("-o", str(library)),
+                *("-L" + str(torch / "lib"), "-ltorch_cpu"),
+            ]
+            result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if result.returncode != 0:
+                raise BuildError(f"{shlex.join(compiler)} could not build the CPU kernels:\n{result.stderr[-4000:]}")
+            library.replace(target)  # at once, so that no other process loads half of it
+    except OSError as error:
+        raise BuildError(f"the CPU kernels could not be built to {target}: {error}") from error
+    return target
+
+
+def _compiler() -> list[str]:
+    """The command that compiles C++, which may be several words, as in `ccache g++`."""
+    command = shlex.split(os.environ.get("CXX", "")) or [name for name in ("g++", "c++") if shutil.which(name)][:1]
+    if not command:
+        raise BuildError("the CPU kernels need a C++ compiler: install g++, or name one in CXX")
+    return command
+
+
+def _torch() -> Path:
+    """The folder of the torch to build for.
+
+    It is found without an import: in pip's isolated build environment torch cannot be imported, but where it will run
+    lies its folder, and its headers do not depend on anything else.
+    """
+    spec = importlib.util.find_spec("torch")
+    places = [*(spec.submodule_search_locations or [] if spec else [])]
+    places += [os.path.join(sysconfig.get_path(name), "torch") for name in ("purelib", "platlib")]
+    found = [place for place in map(Path, places) if (place / "include/torch/csrc/stable/c/shim.h").exists()]
+    needed = ".".join(map(str, OLDEST_TORCH))
+    if not found:
+        raise BuildError(f"the CPU kernels need the headers of torch {needed} or later beside this Python")
+    numbers = re.findall(
+        r"define TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", (found[0] / "include/torch/headeronly/version.h").read_text()
+    )
+    if tuple(map(int, numbers)) < OLDEST_TORCH:
+        raise BuildError(f"the CPU kernels need torch {needed} or later; {found[0]} is {'.'.join(numbers)}")
+    return found[0]
