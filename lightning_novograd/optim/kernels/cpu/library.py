@@ -39,7 +39,7 @@ def library_path() -> Path:
         BuildError: there is no home directory, and no variable that names a folder.
 
     """
-    folder = os.environ.get("NOVOGRAD_KERNEL_DIR")
+    folder: str | Path | None = os.environ.get("NOVOGRAD_KERNEL_DIR")
     if not folder:
         cache = os.environ.get("XDG_CACHE_HOME")
         try:

@@ -93,18 +93,31 @@ class Tensor {
 
   // Its memory, to be written to: moves a copy-on-write tensor to memory of its own.
   float* written() const {
+    check_memory();
     void* data;
     CHECKED(torch_get_mutable_data_ptr(handle_, &data));
     return static_cast<float*>(data);
   }
 
   const float* read() const {
+    check_memory();
     const void* data;
     CHECKED(torch_get_const_data_ptr(handle_, &data));
     return static_cast<const float*>(data);
   }
 
  private:
+  // Throws if memory was taken from the tensor, as FSDP does between steps: torch would give an address all the same.
+  void check_memory() const {
+    int64_t offset, bytes;
+    CHECKED(aoti_torch_get_storage_offset(handle_, &offset));
+    CHECKED(aoti_torch_get_storage_size(handle_, &bytes));
+    const int64_t elements = numel();
+    if (elements != 0 && (offset + elements) * static_cast<int64_t>(sizeof(float)) > bytes) {
+      throw std::runtime_error("NovoGrad, LARC: a layer, its gradient or its state has no memory; was it freed?");
+    }
+  }
+
   AtenTensorHandle handle_;
 };
 
