@@ -23,7 +23,7 @@ ROOMS = {
     "errors": set(),
     "log": set(),
     "registry": GROUND,
-    "optim/kernels": {"log"},
+    "optim/kernels": {"errors", "log"},
     "optim": GROUND | {"registry", "optim/kernels"},
     "lr_scheduler": GROUND | {"registry"},
     "config": GROUND | {"registry", "optim", "lr_scheduler"},

@@ -1,4 +1,4 @@
-"""The C++ kernels: built once for all tests that ask for them, and absent for all others."""
+"""The C++ kernels: there for the tests that ask for them, and absent for all others."""
 
 import os
 import shutil
@@ -15,16 +15,27 @@ FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "kernels"
 
 
 @pytest.fixture(scope="session")
-def built_kernels():
-    """`torch.ops.lightning_novograd` with the kernels in it."""
+def kernel_library() -> Path:
+    """A library of the sources as they are: the installed one, or else one that is built for the tests."""
+    try:
+        library.check_library(library.PACKAGED.read_bytes())
+        return library.PACKAGED
+    except (OSError, library.UnusableLibraryError):
+        pass
     if sys.platform != "linux" or not (os.environ.get("CXX") or shutil.which("g++")):
         pytest.skip("needs Linux and a C++ compiler: install g++")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch, FileLock(FOLDER / "lock"):
         patch.setenv("NOVOGRAD_KERNEL_DIR", str(FOLDER))
-        patch.delenv("NOVOGRAD_KERNELS", raising=False)
-        if not (library.PACKAGED.exists() or library.library_path().exists()):
-            build()
+        return library.library_path() if library.library_path().exists() else build()
+
+
+@pytest.fixture(scope="session")
+def built_kernels(kernel_library):
+    """`torch.ops.lightning_novograd` with the kernels in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOVOGRAD_KERNELS", "1")
+        patch.setattr(library, "PACKAGED", kernel_library)
         library.load.cache_clear()
         kernels = library.load()
         library.load.cache_clear()

@@ -1,4 +1,4 @@
-"""Compile the C++ kernels. This module imports neither torch nor the package, so that `setup.py` can use it too."""
+"""Compile the C++ kernels. This module imports no torch, so that `setup.py` can use it too, by its path."""
 
 import functools
 import hashlib
@@ -14,6 +14,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from lightning_novograd.errors import LightningNovoGradError
+
 FOLDER = Path(__file__).parent
 OLDEST_TORCH = (2, 10)
 FLAGS = (
@@ -28,7 +30,7 @@ FLAGS = (
 )
 
 
-class BuildError(RuntimeError):
+class BuildError(LightningNovoGradError, RuntimeError):
     """The kernels cannot be compiled; the message says what is missing."""
 
 
@@ -73,7 +75,11 @@ def compile_kernels(target: Path) -> Path:
 
 def _compiler() -> list[str]:
     """The command that compiles C++, which may be several words, as in `ccache g++`."""
-    command = shlex.split(os.environ.get("CXX", "")) or [name for name in ("g++", "c++") if shutil.which(name)][:1]
+    named = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(named) or [name for name in ("g++", "c++") if shutil.which(name)][:1]
+    except ValueError as error:
+        raise BuildError(f"CXX={named!r} cannot be read as a command: {error}") from error
     if not command:
         raise BuildError("the CPU kernels need a C++ compiler: install g++, or name one in CXX")
     return command

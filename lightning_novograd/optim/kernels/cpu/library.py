@@ -64,7 +64,7 @@ def load() -> Any | None:
             _open(path)
         except (FileNotFoundError, NotADirectoryError, BuildError):
             continue  # none was built
-        except (OSError, UnusableLibraryError) as error:
+        except (OSError, AttributeError, UnusableLibraryError) as error:
             problems.append(f"{path}: {error}")
             continue
         if problems:
@@ -78,8 +78,7 @@ def load() -> Any | None:
 def _open(path: Path) -> None:
     """Load the library at `path` and make its operators known to torch."""
     global _registered
-    content = path.read_bytes()
-    _check(content)
+    check_library(path.read_bytes())
     if _registered:
         return
     library = ctypes.CDLL(str(path))
@@ -89,10 +88,17 @@ def _open(path: Path) -> None:
     _registered = True
 
 
-def _check(content: bytes) -> None:
+def check_library(content: bytes) -> None:
     """Raise if a file is not the whole of a library, or not one of these sources.
 
     Loading it would end the process if the file ends early, and would bring operators of another version otherwise.
+
+    Args:
+        content: of the file.
+
+    Raises:
+        UnusableLibraryError: it should not be loaded.
+
     """
     if content[:6] != b"\x7fELF\x02\x01":
         raise UnusableLibraryError("it is not a library for this machine")

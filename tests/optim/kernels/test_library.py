@@ -1,0 +1,179 @@
+"""What the loader makes of a library that is missing, unreadable, foreign, damaged or stale: never an exception."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_novograd.optim import LARC, NovoGrad
+from lightning_novograd.optim.kernels.cpu import library
+from lightning_novograd.optim.kernels.cpu.compiler import sources_hash
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path, kernel_library):
+    """The paths of the packaged library and of the locally built one; there is neither yet."""
+    monkeypatch.setenv("NOVOGRAD_KERNELS", "1")
+    monkeypatch.setenv("NOVOGRAD_KERNEL_DIR", str(tmp_path / "built"))
+    monkeypatch.setattr(library, "PACKAGED", tmp_path / "kernels.so")
+    (tmp_path / "built").mkdir()
+    library.load.cache_clear()
+    yield library.PACKAGED, library.library_path()
+    library.load.cache_clear()
+
+
+def steps():
+    """Three steps of NovoGrad, and under LARC, by whatever there is."""
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    optimizers = [NovoGrad(params[:1], lr=0.1), LARC(torch.optim.AdamW(params[1:], lr=0.1))]
+    for _ in range(3):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = torch.arange(5.0)
+            optimizer.step()
+    return params
+
+
+def for_another_machine(content):
+    return content[:18] + (183 if content[18] != 183 else 62).to_bytes(2, "little") + content[20:]
+
+
+SPOILED = {
+    "text": (lambda content: b"no library at all", "not a library"),
+    "empty": (lambda content: b"", "not a library"),
+    "32 bits": (lambda content: content[:4] + b"\1" + content[5:], "not a library"),
+    "its head alone": (lambda content: content[:40], "ends too early"),
+    "its first half": (lambda content: content[: len(content) // 2], "ends too early"),
+    "other sources": (lambda content: content.replace(sources_hash().encode(), b"0" * 16), "other sources"),
+    "another machine": (for_another_machine, "cannot open shared object file|ELF"),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+@pytest.mark.parametrize("how", SPOILED)
+def test_an_unusable_library_is_named_in_one_warning(how, which, places, kernel_library, monkeypatch, caplog):
+    spoil, reason = SPOILED[how]
+    places[which].write_bytes(spoil(kernel_library.read_bytes()))
+    monkeypatch.setattr(library, "_registered", False)
+    steps()
+    assert library.load() is None
+    [record] = caplog.records
+    message = record.getMessage()
+    assert record.levelname == "WARNING"
+    assert str(places[which]) in message
+    assert re.search(reason, message), message
+    assert "torch's own kernels instead" in message
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_so_is_one_that_cannot_be_read(error, which, places, kernel_library, monkeypatch, caplog):
+    def read_bytes(path, read=Path.read_bytes):
+        if path == places[which]:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    steps()
+    [record] = caplog.records
+    assert f"{places[which]}: {error}" in record.getMessage()
+
+
+def test_so_is_a_folder(places, caplog):
+    places[0].mkdir()
+    steps()
+    [record] = caplog.records
+    assert f"{places[0]}: [Errno 21] Is a directory" in record.getMessage()
+
+
+def test_one_that_torch_refuses_is_named(places, kernel_library, built_kernels, monkeypatch, caplog):
+    """As where another library has taken the names of the operators."""
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setattr(library, "_registered", False)
+    steps()
+    assert library.load() is None
+    [record] = caplog.records
+    assert "torch refused its operators" in record.getMessage()
+
+
+def test_the_other_one_is_used_instead(places, kernel_library, built_kernels, caplog):
+    places[0].write_bytes(b"")
+    places[1].write_bytes(kernel_library.read_bytes())
+    assert library.load() is built_kernels
+    [record] = caplog.records
+    assert f"{places[1]} is used instead" in record.getMessage()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+def test_a_good_library_is_used_in_silence(which, places, kernel_library, built_kernels, caplog):
+    places[which].write_bytes(kernel_library.read_bytes())
+    assert library.load() is built_kernels
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("folder", ["", os.devnull, "/no/such/folder"], ids=repr)
+def test_where_none_was_built_nothing_is_said(folder, places, monkeypatch, caplog):
+    monkeypatch.setenv("NOVOGRAD_KERNEL_DIR", folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/no/such/folder")
+    steps()
+    assert library.load() is None
+    assert not caplog.records
+
+
+def test_nobody_needs_a_home(places, monkeypatch, caplog):
+    """In a container, a user may have neither a variable nor an entry in the list of users."""
+
+    def getpwuid(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("NOVOGRAD_KERNEL_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+    steps()
+    assert library.load() is None
+    assert not caplog.records
+
+
+def test_kernels_can_be_switched_off(places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNELS", "0")
+    assert library.load() is None
+    assert not caplog.records
+
+
+FRESH = """
+import os, sys
+import torch
+from pathlib import Path
+from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+closed_to_root = sys.argv[2] == "closed" and os.geteuid() == 0
+if closed_to_root:
+    os.seteuid(65534)  # nobody's: root may read everything
+library.load()
+if closed_to_root:
+    os.seteuid(0)
+param = torch.nn.Parameter(torch.ones(5))
+param.grad = torch.ones(5)
+NovoGrad([param]).step()
+print(library.load() is not None)
+"""
+
+
+@pytest.mark.parametrize("folder", ["open", "closed"])
+def test_in_a_fresh_process(folder, places, kernel_library, tmp_path):
+    """Once with a library that is good and once in a folder that is closed to its reader."""
+    packaged = tmp_path / "closed" / "kernels.so"
+    packaged.parent.mkdir()
+    packaged.write_bytes(kernel_library.read_bytes())
+    command = [sys.executable, "-c", FRESH, str(packaged), folder]
+    packaged.parent.chmod(0o700 if folder == "open" else 0)
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    packaged.parent.chmod(0o700)
+    assert run.stdout.strip() == str(folder == "open"), run.stderr
+    assert ("Permission denied" in run.stderr) == (folder == "closed")
+    assert run.stderr.count("cannot be used") == (folder == "closed")
