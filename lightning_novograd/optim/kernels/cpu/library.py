@@ -5,7 +5,8 @@ A wheel for Linux brings it along, and an editable install builds it where there
 Without it NovoGrad and LARC go through torch's own fused SGD kernel, layer by layer. Nothing is compiled unasked: the
 two differ in the last bits of their results, which must not change in the middle of a training.
 
-`load` never raises. A library that cannot be used is named in one warning, and the slower way is taken.
+`load` never raises. Where there is a library and none that can be used, one warning says why, and the slower way is
+taken.
 """
 
 import ctypes
@@ -67,11 +68,13 @@ def load() -> Any | None:
         except (OSError, AttributeError, UnusableLibraryError) as error:
             problems.append(f"{path}: {error}")
             continue
-        if problems:
-            _warn(problems, f"{path} is used instead")
         return torch.ops.lightning_novograd
     if problems:
-        _warn(problems, "NovoGrad and LARC use torch's own kernels instead, which are slower")
+        log.warning(
+            "The C++ kernels cannot be used: %s. NovoGrad and LARC use torch's own kernels instead, which are slower. "
+            "`python -m lightning_novograd.optim.kernels.cpu.build` builds new ones.",
+            "; ".join(problems),
+        )
     return None
 
 
@@ -112,12 +115,3 @@ def check_library(content: bytes) -> None:
         raise UnusableLibraryError("it is damaged: the file ends too early")
     if f"lightning_novograd sources {sources_hash()}\0".encode() not in content:
         raise UnusableLibraryError("it was built from other sources")
-
-
-def _warn(problems: list[str], instead: str) -> None:
-    log.warning(
-        "The C++ kernels cannot be used: %s. %s. "
-        "`python -m lightning_novograd.optim.kernels.cpu.build` builds new ones.",
-        "; ".join(problems),
-        instead,
-    )
