@@ -6,7 +6,7 @@ Times one step of each optimizer over real parameter shapes: interleaved in one 
 in every round, so that whatever else the machine does affects all of them alike. Ratios are to torch's fused SGD with
 momentum in the same round, which moves the same 20 bytes per parameter and so is the floor.
 
-"ours fused" uses the C++ kernel where `python -m lightning_novograd.optim.kernels.cpu.build` has built it.
+"ours fused" uses the C++ kernels where the package has them.
 
 Peers are timed where they can be imported. The files of their optimizers are enough, unpacked from their wheels into a
 folder that PYTHONPATH names: NeMo's nemo/core/optim/novograd.py; timm's timm/optim/nvnovograd.py and, beside it,
@@ -41,7 +41,7 @@ NOVOGRAD = {"lr": 1e-6, "betas": (0.95, 0.25), "weight_decay": 1e-3}
 
 
 class WithoutCppKernel(NovoGrad):
-    """The fused CPU worker as it is before `python -m lightning_novograd.optim.kernels.cpu.build`."""
+    """The fused CPU worker as it is without the C++ kernels."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         load, library.load = library.load, lambda: None
