@@ -6,7 +6,7 @@ whole tensor: every rank sums the squares of its shard, and the partial sums of 
 all-reduce.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor, so that this process may hold only a part of it."""
     return isinstance(tensor, _DTENSOR)
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of many tensors is a DTensor: looks at each kind of tensor once."""
+    return any(issubclass(kind, _DTENSOR) for kind in set(map(type, tensors)))
 
 
 def local_shard(tensor: Tensor) -> Tensor:

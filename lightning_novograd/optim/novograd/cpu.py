@@ -71,6 +71,8 @@ def kernel_step(
     left = unsuited(layers.params, layers.grads, layers.exp_avgs, layers.exp_avg_sqs, max_exp_avg_sqs)
     if left:
         return _step_all_but(left, kernels, layers, options, scale, larc)
+    # All are stepped, here or by others. Afterwards the counters would come from memory once more.
+    increment_version([*layers.params, *layers.exp_avgs, *layers.exp_avg_sqs, *max_exp_avg_sqs])
     others, factors = kernels.novograd_step_.default(
         layers.params,
         layers.grads,
@@ -88,9 +90,6 @@ def kernel_step(
         [options.luc_trust, options.luc_eps] if options.luc else [],
         larc or [],
     )
-    stepped = layers if not others else layers.take([i for i in range(len(layers.params)) if i not in set(others)])
-    written = [*stepped.params, *stepped.exp_avgs, *stepped.exp_avg_sqs]
-    increment_version([*written, *stepped.max_exp_avg_sqs] if options.amsgrad else written)
     return others, factors
 
 

@@ -1,13 +1,14 @@
 """NovoGrad as a function: `novograd` has torch's long signature, `update_layers` chooses the worker."""
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 from torch.utils._triton import has_triton
 
-from lightning_novograd.optim.norms import is_sharded
+from lightning_novograd.optim.norms import any_sharded
 from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
@@ -89,7 +90,7 @@ def update_layers(
         supported = _get_capturable_supported_devices()
         if not all(p.device.type in supported for p in layers.params):
             raise AssertionError(f"If capturable=True, params must be on supported devices: {supported}.")
-    if any(is_sharded(p) for p in layers.params):
+    if any_sharded(layers.params):
         if options.differentiable:
             raise RuntimeError("NovoGrad does not support differentiable=True with DTensor parameters")
         layers = layers.local()
@@ -107,12 +108,18 @@ def update_layers(
 
 def _fused_novograd(layers: Layers, options: Options, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Hand the layers to the fused worker of their device."""
-    devices = {param.device.type for param in layers.params}
+    devices = _device_types(layers.params)
     for device in devices:
         taken = layers
         if len(devices) > 1:
             taken = layers.take([i for i, param in enumerate(layers.params) if param.device.type == device])
         _fused_worker(device)(taken, options, grad_scale, found_inf)
+
+
+def _device_types(params: list[Tensor]) -> set[str]:
+    if all(map(attrgetter("is_cpu"), params)):  # without an object for each tensor's device
+        return {"cpu"}
+    return {param.device.type for param in params}
 
 
 def _fused_worker(device: str) -> Worker:
@@ -131,6 +138,6 @@ def _default_worker(params: list[Tensor], differentiable: bool) -> tuple[bool, b
         return False, False
     if torch.compiler.is_compiling():
         return False, True
-    devices = {param.device.type for param in params}
+    devices = _device_types(params)
     fused = devices <= {"cpu", "cuda"} and ("cuda" not in devices or has_triton())
     return fused, not fused and _default_to_fused_or_foreach(params, differentiable)[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lightning_novograd.optim.norms import is_sharded, local_shard, placed_like, real_view, squared_norms
+from lightning_novograd.optim.norms import any_sharded, local_shard, placed_like, real_view, squared_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def with_sharded_norms(groups: Sequence[Layers]) -> list[Layers]:
 
     All groups' norms are summed over the processes at once. Gradients are laid out as their parameters first.
     """
-    if not any(is_sharded(param) for layers in groups for param in layers.params):
+    if not any(any_sharded(layers.params) for layers in groups):
         return list(groups)
     placed = [
         [placed_like(grad, param) for grad, param in zip(layers.grads, layers.params, strict=True)] for layers in groups

@@ -201,13 +201,12 @@ class NovoGrad(Optimizer):
         max_exp_avg_sqs: list[Tensor],
     ) -> bool:
         """Fill the lists for `layers_of`; torch.compile knows this method of optimizers by its name and its lists."""
-        has_complex = False
+        amsgrad = group["amsgrad"]
         for p in group["params"]:
             if p.grad is None:
                 continue
             if p.grad.is_sparse:
                 raise RuntimeError("NovoGrad does not support sparse gradients; use a dense embedding (sparse=False)")
-            has_complex |= torch.is_complex(p)
             state = self.state[p]
             if not state:
                 refuse_flattened(p, self._layer_shapes)
@@ -215,15 +214,15 @@ class NovoGrad(Optimizer):
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
-            if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
             grads.append(p.grad)
             exp_avgs.append(state["exp_avg"])
             exp_avg_sqs.append(state["exp_avg_sq"])
-            if group["amsgrad"]:
+            if amsgrad:
                 max_exp_avg_sqs.append(state["max_exp_avg_sq"])
-        return has_complex
+        return any(map(torch.is_complex, params))
 
     def layers_of(self, group: dict[str, Any]) -> Layers:
         """The layers of a param group that have gradients, with their state, which is set up in their first step."""

@@ -22,26 +22,42 @@ inline int64_t in_lines(int64_t elements) {
   return (elements + kLine - 1) / kLine * kLine;
 }
 
-// Calls work(begin, end, chunks) for runs [begin, end) of layers of at most `elements` elements, or for one layer that
-// has more. A layer has a member `size`.
+// Layers that are worked on together, [begin, end) of all, and their chunks.
+struct Batch {
+  int64_t begin = 0, end = 0;
+  std::vector<Chunk> chunks;
+
+  int64_t size() const {
+    return static_cast<int64_t>(chunks.size());
+  }
+};
+
+// Makes `batch` the run of layers behind `batch`: of at most `elements` elements, or one layer that has more. Returns
+// whether there were any. A layer has a member `size`.
+template <typename Layer>
+bool advance(Batch& batch, int64_t after, const std::vector<Layer>& layers, int64_t elements) {
+  const int64_t count = static_cast<int64_t>(layers.size());
+  batch.begin = batch.end = after;
+  batch.chunks.clear();
+  for (int64_t taken = 0, room = 0; batch.end < count; ++batch.end) {
+    const int64_t size = layers[batch.end].size;
+    if (batch.end != batch.begin && taken + size > elements) {
+      break;
+    }
+    taken += size;
+    for (int64_t start = 0; start < size; start += kChunk) {
+      batch.chunks.push_back({batch.end, start, std::min(kChunk, size - start), room});
+      room += in_lines(batch.chunks.back().size);
+    }
+  }
+  return batch.end > batch.begin;
+}
+
+// Calls work(begin, end, chunks) for all batches.
 template <typename Layer, typename Work>
 void for_each_batch(const std::vector<Layer>& layers, int64_t elements, const Work& work) {
-  std::vector<Chunk> chunks;
-  const int64_t count = static_cast<int64_t>(layers.size());
-  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
-    chunks.clear();
-    for (int64_t taken = 0, room = 0; end < count; ++end) {
-      const int64_t size = layers[end].size;
-      if (end != begin && taken + size > elements) {
-        break;
-      }
-      taken += size;
-      for (int64_t start = 0; start < size; start += kChunk) {
-        chunks.push_back({end, start, std::min(kChunk, size - start), room});
-        room += in_lines(chunks.back().size);
-      }
-    }
-    work(begin, end, chunks);
+  for (Batch batch; advance(batch, batch.end, layers, elements);) {
+    work(batch.begin, batch.end, batch.chunks);
   }
 }
 

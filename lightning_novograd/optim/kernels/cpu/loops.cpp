@@ -31,7 +31,8 @@ namespace avx2 {
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
+// Vectors of 256 bits: waiting for memory, the loops gain nothing from wider ones, and GCC's are slower there.
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=256")
 #endif
 namespace avx512 {
 #include "loops_body.h"

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 constexpr int64_t kLine = 16;        // elements of a cache line
-constexpr int64_t kPrefetch = 1024;  // elements ahead: one stream of reads alone does not fill the memory bus
+constexpr int64_t kPrefetch = 1024;  // elements ahead
 
 struct Sums {
   double first, second;
@@ -39,6 +39,11 @@ struct Loops {
 
   void (*novograd)(
       float* weight, const float* grad, float* exp_avg, int64_t size, float beta1, float factor, float decay, float lr);
+
+  // The same, and the sum of squares of `x`: memory that is only read comes while other memory is written.
+  double (*novograd_and_sum_of_squares)(
+      float* weight, const float* grad, float* exp_avg, int64_t size, float beta1, float factor, float decay, float lr,
+      const float* x, int64_t x_size);
 
   // The moment alone; returns the sums of squares of weights and of new moments.
   Sums (*novograd_moment)(

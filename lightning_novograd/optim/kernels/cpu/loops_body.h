@@ -6,26 +6,37 @@ inline __attribute__((always_inline)) float decayed(float decay, float weight) {
   return decay == 0 ? 0.0F : decay * weight;
 }
 
+constexpr int kLanes = 64;
+
+// Sums of squares, element i to lane i % 64 in float32; what is left over at the end is added in float64.
+struct Squares {
+  float lanes[kLanes] = {};
+
+  inline __attribute__((always_inline)) void add(const float* x) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += x[lane] * x[lane];
+    }
+  }
+
+  inline __attribute__((always_inline)) double total(const float* rest, int64_t size) const {
+    double total = 0;
+    for (float sum : lanes) {
+      total += sum;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      total += static_cast<double>(rest[i]) * rest[i];
+    }
+    return total;
+  }
+};
+
 double sum_of_squares(const float* x, int64_t size) {
-  constexpr int kLanes = 64;
-  float sums[kLanes] = {};
+  Squares squares;
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
-    for (int64_t line = 0; line < kLanes; line += kLine) {
-      __builtin_prefetch(x + i + kPrefetch + line);
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      sums[lane] += x[i + lane] * x[i + lane];
-    }
+    squares.add(x + i);
   }
-  double total = 0;
-  for (float sum : sums) {
-    total += sum;
-  }
-  for (; i < size; ++i) {
-    total += static_cast<double>(x[i]) * x[i];
-  }
-  return total;
+  return squares.total(x + i, size - i);
 }
 
 struct Pair {
@@ -35,7 +46,7 @@ struct Pair {
 // The two sums of squares of what element(i) returns for all i below `size`, float32 in lanes as above.
 template <typename Element>
 inline __attribute__((always_inline)) Sums sums_of_squares(int64_t size, const Element& element) {
-  constexpr int kLanes = 32;
+  constexpr int kLanes = 32;  // of each sum
   float firsts[kLanes] = {}, seconds[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
@@ -82,7 +93,7 @@ void descend(float* __restrict weight, const float* __restrict direction, int64_
   }
 }
 
-void novograd(
+inline __attribute__((always_inline)) void novograd_elements(
     float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg, int64_t size, float beta1,
     float factor, float decay, float lr) {
   for (int64_t i = 0; i < size; ++i) {
@@ -90,6 +101,28 @@ void novograd(
     exp_avg[i] = moment;
     weight[i] -= lr * moment;
   }
+}
+
+void novograd(
+    float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg, int64_t size, float beta1,
+    float factor, float decay, float lr) {
+  novograd_elements(weight, grad, exp_avg, size, beta1, factor, decay, lr);
+}
+
+double novograd_and_sum_of_squares(
+    float* __restrict weight, const float* __restrict grad, float* __restrict exp_avg, int64_t size, float beta1,
+    float factor, float decay, float lr, const float* __restrict x, int64_t x_size) {
+  Squares squares;
+  int64_t i = 0;
+  for (; i + kLanes <= size && i + kLanes <= x_size; i += kLanes) {
+    squares.add(x + i);
+    novograd_elements(weight + i, grad + i, exp_avg + i, kLanes, beta1, factor, decay, lr);
+  }
+  novograd_elements(weight + i, grad + i, exp_avg + i, size - i, beta1, factor, decay, lr);
+  for (; i + kLanes <= x_size; i += kLanes) {
+    squares.add(x + i);
+  }
+  return squares.total(x + i, x_size - i);
 }
 
 Sums novograd_moment(
@@ -149,6 +182,6 @@ Sums adam(
 }
 
 constexpr Loops table(const char* instructions) {
-  return {instructions, sum_of_squares, copy, norm_and_distance, interpolate, descend, novograd, novograd_moment, sgd,
-          sgd_without_momentum, adam};
+  return {instructions, sum_of_squares, copy, norm_and_distance, interpolate, descend, novograd,
+          novograd_and_sum_of_squares, novograd_moment, sgd, sgd_without_momentum, adam};
 }
