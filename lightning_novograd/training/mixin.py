@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers, parse_optim
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.training.amp import StepCount
+from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.hparams import arguments_of_init, store_plain
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
@@ -96,6 +96,8 @@ class OptimMixin(_LightningModule):
         config, trainer = self.optim_config, self.trainer
         _check_clipping(config, trainer, self.automatic_optimization)
         built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
+        if config.clips or trainer.gradient_clip_val:
+            leave_unscaling_to_scaler(built["optimizer"])
         self._step_count = StepCount(built["optimizer"])
         ResumeCheck(
             config,
