@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_novograd.commands.convert_checkpoint import add_convert_checkpoint
+from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import LightningNovoGradError
 
 
+@writes_to_stdout
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; user errors are one line on stderr and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m lightning_novograd", description=__doc__)

@@ -17,6 +17,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.ranges import Range
 
 Kind = Literal["optimizer", "scheduler"]
 Interval = Literal["step", "epoch"]
@@ -27,20 +28,6 @@ _BUILT_IN = ("lightning_novograd.optim", "lightning_novograd.lr_scheduler")
 _PLACE = {"base_lrs", "last_epoch", "_schedulers"}
 # What the classes of other packages must be
 _BASES: dict[Kind, type] = {"optimizer": torch.optim.Optimizer, "scheduler": LRScheduler}
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers that an argument may have, where its class does not check them.
-
-    Args:
-        words: `"at least 1"`, for error messages.
-        holds: whether a number is in it.
-
-    """
-
-    words: str
-    holds: Callable[[float], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +83,7 @@ class Entry:
 
         """
         for name, allowed in self.ranges.items():
-            value = args.get(name)
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if number is not None and not allowed.holds(number):
-                    raise ConfigError(name, f"{value} is out of range; must be {allowed.words}")
+            allowed.check(name, args.get(name))
         if self.check is not None:
             self.check(args)
 
@@ -144,11 +128,24 @@ class _Registry:
     def new_entry(
         self, name: str, cls: type, *, interval: Interval = "step", length: str | None = "max_steps", **facts: Any
     ) -> Entry:
-        """An entry of `cls`; facts that are not given are those known of the class under another name."""
-        known = self.entry_of(cls) or Entry(name, self.kind, cls)
+        """An entry of `cls`; facts that are not given are those known of the class, or of the nearest one above it."""
+        _check_registrable(self.kind, name, cls, facts.get("aliases", ()))
+        known = self._known_of(cls)
         takes_length = self.kind == "scheduler" and length is not None and _takes(cls, length)
         given = {"aliases": (), **{key: value for key, value in facts.items() if value is not None}}
+        given["ranges"] = {**known.ranges, **given.get("ranges", {})}
         return replace(known, **given, name=name, interval=interval, length=length if takes_length else None)
+
+    def _known_of(self, cls: type) -> Entry:
+        """What another entry says of a class, or else how the arguments of the nearest class above it are checked."""
+        entries = (entry for base in cls.__mro__ if (entry := self.entry_of(base)) is not None)
+        nearest = next(entries, None)
+        if nearest is None:
+            return Entry("", self.kind, cls)
+        if nearest.cls is cls:
+            return nearest
+        ranges = {name: allowed.of_numbers() for name, allowed in nearest.ranges.items()}
+        return Entry("", self.kind, cls, ranges=ranges, check=nearest.check, watches_metric=nearest.watches_metric)
 
     def get(self, name: str, path: str) -> Entry:
         _import_built_in()
@@ -189,10 +186,22 @@ def _load(point: importlib.metadata.EntryPoint, kind: Kind, path: str) -> type:
         # a plugin may fail in any way while it is imported; the user must learn whose fault it is
         problem = f"{kind} {point.name!r} of the distribution {_distribution(point)!r} cannot be imported"
         raise ConfigError(path, f"{problem}: {type(error).__name__}: {error}") from error
-    if not isinstance(loaded, type) or not issubclass(loaded, _BASES[kind]):
-        of = f"{kind} {point.name!r} of the distribution {_distribution(point)!r}"
-        raise ConfigError(path, f"{of} is not a class that inherits from {_BASES[kind].__name__}: {loaded!r}")
+    try:
+        _check_registrable(kind, point.name, loaded)
+    except ConfigError as error:
+        raise ConfigError(path, f"of the distribution {_distribution(point)!r}: {error.problem}") from error
     return loaded
+
+
+def _check_registrable(kind: Kind, name: str, cls: Any, aliases: Iterable[str] = ()) -> None:
+    """Raise for names that no config can give, and for what is no optimizer or scheduler."""
+    for given in (name, *aliases):
+        if not isinstance(given, str) or not given or given != given.strip():
+            raise ConfigError("", f"{kind} {given!r}: a name is a text, not empty, without spaces around it")
+    base = _BASES[kind]
+    if not isinstance(cls, type) or not issubclass(cls, base) or cls is base:
+        problem = f"a class is registered, but {cls!r} is not a class that inherits from {base.__name__}"
+        raise ConfigError("", f"{kind} {name!r}: {problem}")
 
 
 def _takes(cls: type, argument: str) -> bool:
@@ -240,13 +249,14 @@ def register_optimizer(
         name: unique, compared without regard to case.
         cls: a `torch.optim.Optimizer` class; None: use as a decorator.
         aliases: further names.
-        ranges: what numbers its arguments may have, where the class does not check them.
+        ranges: what numbers its arguments may have, where the class does not check them; a subclass of a registered
+            class inherits them, and the check.
         check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
         help: one line for `describe`; the docstring's first line if empty.
         paper: link; the docstring's first link to a paper if empty.
 
     Raises:
-        ConfigError: a name is taken.
+        ConfigError: a name is taken or empty, or `cls` is no optimizer.
 
     Example:
         >>> @register_optimizer("my_sgd")
@@ -293,7 +303,7 @@ def register_scheduler(
         paper: link; the docstring's first link to a paper if empty.
 
     Raises:
-        ConfigError: a name is taken.
+        ConfigError: a name is taken or empty, or `cls` is no scheduler.
 
     """
     meta: dict[str, Any] = {
@@ -312,8 +322,6 @@ def register_scheduler(
 
 def _register(registry: _Registry, name: str, cls: type | None, **facts: Any) -> Callable[[type], type] | type:
     def add(cls: type) -> type:
-        if not isinstance(cls, type):
-            raise ConfigError("", f"{registry.kind} {name!r}: a class is registered, not {cls!r}")
         if not cls.__module__.startswith(tuple(f"{package}." for package in _BUILT_IN)):
             _import_built_in()  # so that it is the newcomer who is told that a name is taken
         registry.add(registry.new_entry(name, cls, **facts))

@@ -308,3 +308,29 @@ def test_installed_plugins_are_read_from_the_environment(tmp_path):
         check=True,
     )
     assert run.stdout.strip() == "Fancy"
+
+
+@pytest.mark.parametrize("name", ["", " ", "my sgd ", "\n", None, 3], ids=repr)
+@pytest.mark.parametrize(("register", "cls"), [(register_optimizer, MySGD), (register_scheduler, MyLR)])
+def test_a_name_that_no_config_can_give_is_refused(register, cls, name):
+    with pytest.raises(ConfigError, match="a name is a text, not empty"):
+        register(name, cls)
+    with pytest.raises(ConfigError, match="a name is a text, not empty"):
+        register("my_own", cls, aliases=[name])
+    assert "my_own" not in available_optimizers() + available_schedulers()
+
+
+@pytest.mark.parametrize(
+    ("register", "cls", "base"),
+    [
+        (register_optimizer, torch.nn.Linear, "Optimizer"),
+        (register_optimizer, MyLR, "Optimizer"),
+        (register_optimizer, torch.optim.Optimizer, "Optimizer"),
+        (register_scheduler, MySGD, "LRScheduler"),
+        (register_scheduler, torch_schedulers.LRScheduler, "LRScheduler"),
+        (register_scheduler, int, "LRScheduler"),
+    ],
+)
+def test_only_optimizers_and_schedulers_are_registered(register, cls, base):
+    with pytest.raises(ConfigError, match=f"is not a class that inherits from {base}"):
+        register("my_own", cls)

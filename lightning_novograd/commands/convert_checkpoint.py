@@ -6,7 +6,6 @@ tensors, OmegaConf's containers are allowed.
 
 import argparse
 import collections
-import pickle
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 import omegaconf
 import torch
 
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.commands.output import check_folder, whole_file
+from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint import FORMATS, convert_checkpoint
+from lightning_novograd.optim.checkpoint.files import load_plain
 
 _CONTAINERS: list[Any] = [
     omegaconf.DictConfig,
@@ -69,31 +70,36 @@ def convert_file(
         reg_inside_moment: as for `convert_state_dict`.
 
     Raises:
-        ConfigError: a file that is missing, in the way or unreadable, or a state that cannot be converted.
+        ConfigError: a file that is missing, in the way, unreadable or unwritable, or a state that cannot be converted;
+            then there is no output.
 
     """
+    check_folder(output)
     if output.exists():
         raise ConfigError(str(output), "exists already; choose another output file")
-    converted = convert_checkpoint(_load(input), source, target, reg_inside_moment=reg_inside_moment)
-    partial = output.with_name(output.name + ".partial")
     try:
+        converted = convert_checkpoint(_load(input), source, target, reg_inside_moment=reg_inside_moment)
+    except ConfigError as error:
+        if error.path in ("source", "target", str(input)):
+            raise
+        raise ConfigError(str(input), str(error)) from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # a dict that looks like a state dict may still hold anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(str(input), f"the optimizer's state is damaged: {reason}") from error
+    with whole_file(output) as partial:
         torch.save(converted, partial)
-        partial.rename(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_CONTAINERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_plain(path, _CONTAINERS)
     except FileNotFoundError as error:
         raise ConfigError(str(path), "no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            str(path), f"not a checkpoint that can be read without running code of its own: {reason}"
-        ) from error
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror or error}") from error
+    except DataError as error:
+        raise ConfigError(str(path), f"{error} (read without running code of its own)") from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(str(path), f"expected a dict of a checkpoint, found {type(checkpoint).__name__}")
     return checkpoint

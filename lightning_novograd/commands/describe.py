@@ -158,7 +158,8 @@ def _section(entry: Entry) -> str:
 
 def _names(title: str, entries: Iterable[Entry]) -> str:
     names = ", ".join(f"`{entry.name}`" for entry in entries if entry.cls.__module__.startswith("torch."))
-    return f"### {title}\n\n{names}, with torch's own arguments and defaults.\n"
+    refused = "numbers that would make them fail or diverge in mid-run are refused"
+    return f"### {title}\n\n{names}, with torch's own arguments and defaults; {refused}.\n"
 
 
 def _is_ours(entry: Entry) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from lightning_novograd.commands.output import check_folder, whole_file
 from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_scheduler, new_optimizer, throw_away_weight
 from lightning_novograd.config.data import load_yaml, select
@@ -88,11 +89,8 @@ def draw(config: Path, out: Path, run: RunOptions) -> None:
         figure = _figure(find_optim(document), run)
     except ConfigError as error:
         raise ConfigError(str(config), str(error)) from error
-    try:
-        figure.savefig(out, dpi=150)
-    except (OSError, RuntimeError) as error:  # RuntimeError: pgf without TeX
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(str(out), f"cannot be written: {problem}") from error
+    with whole_file(out) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 def find_optim(document: Any) -> OptimConfig:
@@ -162,8 +160,7 @@ def _check_output(out: Path) -> None:
     if suffix not in formats:
         said = f"unknown format {suffix!r}" if suffix else "has no suffix, which chooses the format"
         raise ConfigError(str(out), f"{said}{choices(suffix, formats)}")
-    if not out.parent.is_dir():
-        raise ConfigError(str(out), f"there is no folder {str(out.parent)!r}; make it first")
+    check_folder(out)
 
 
 def _option(name: str) -> str:

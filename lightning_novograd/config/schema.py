@@ -109,6 +109,11 @@ class OptimConfig:
     grad_clip_value: float | None = None
     path: str = "optim"
 
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped."""
+        return self.grad_clip_norm is not None or self.grad_clip_value is not None
+
 
 # What the block and its parts take beside the arguments of the classes they name
 OPTIM_KEYS = {

@@ -10,52 +10,46 @@ from typing import Any
 from torch.optim import lr_scheduler as torch
 
 from lightning_novograd.lr_scheduler.base import ScheduleError
-from lightning_novograd.registry import SCHEDULERS, Entry, Range
-
-_NOT_NEGATIVE = Range("at least 0", lambda value: value >= 0)
-_POSITIVE = Range("above 0", lambda value: value > 0)
-_AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
-_SHARE = Range("in 0..1", lambda value: 0 <= value <= 1)
-_POSITIVE_SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
-_BELOW_1 = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range
+from lightning_novograd.registry import SCHEDULERS, Entry
 
 _RANGES: dict[type, dict[str, Range]] = {
-    torch.StepLR: {"step_size": _AT_LEAST_1, "gamma": _NOT_NEGATIVE},
-    torch.MultiStepLR: {"milestones": _NOT_NEGATIVE, "gamma": _NOT_NEGATIVE},
+    torch.StepLR: {"step_size": AT_LEAST_1, "gamma": NOT_NEGATIVE},
+    torch.MultiStepLR: {"milestones": NOT_NEGATIVE, "gamma": NOT_NEGATIVE},
     # with 0 iterations the LR would stay at the first factor
-    torch.ConstantLR: {"factor": _POSITIVE_SHARE, "total_iters": _AT_LEAST_1},
-    torch.LinearLR: {"start_factor": _POSITIVE_SHARE, "end_factor": _SHARE, "total_iters": _AT_LEAST_1},
-    torch.ExponentialLR: {"gamma": _NOT_NEGATIVE},
-    torch.PolynomialLR: {"total_iters": _AT_LEAST_1, "power": _NOT_NEGATIVE},
-    torch.CosineAnnealingLR: {"T_max": _AT_LEAST_1, "eta_min": _NOT_NEGATIVE},
-    torch.CosineAnnealingWarmRestarts: {"T_0": _AT_LEAST_1, "T_mult": _AT_LEAST_1, "eta_min": _NOT_NEGATIVE},
-    torch.SequentialLR: {"milestones": _AT_LEAST_1},
+    torch.ConstantLR: {"factor": POSITIVE_SHARE, "total_iters": AT_LEAST_1},
+    torch.LinearLR: {"start_factor": POSITIVE_SHARE, "end_factor": SHARE, "total_iters": AT_LEAST_1},
+    torch.ExponentialLR: {"gamma": NOT_NEGATIVE},
+    torch.PolynomialLR: {"total_iters": AT_LEAST_1, "power": NOT_NEGATIVE},
+    torch.CosineAnnealingLR: {"T_max": AT_LEAST_1, "eta_min": NOT_NEGATIVE},
+    torch.CosineAnnealingWarmRestarts: {"T_0": AT_LEAST_1, "T_mult": AT_LEAST_1, "eta_min": NOT_NEGATIVE},
+    torch.SequentialLR: {"milestones": AT_LEAST_1},
     torch.CyclicLR: {
-        "base_lr": _NOT_NEGATIVE,
-        "max_lr": _NOT_NEGATIVE,
-        "step_size_up": _AT_LEAST_1,
-        "step_size_down": _NOT_NEGATIVE,
-        "gamma": _NOT_NEGATIVE,
-        "base_momentum": _BELOW_1,
-        "max_momentum": _BELOW_1,
+        "base_lr": NOT_NEGATIVE,
+        "max_lr": NOT_NEGATIVE,
+        "step_size_up": AT_LEAST_1,
+        "step_size_down": NOT_NEGATIVE,
+        "gamma": NOT_NEGATIVE,
+        "base_momentum": BELOW_1,
+        "max_momentum": BELOW_1,
     },
     torch.OneCycleLR: {
-        "max_lr": _NOT_NEGATIVE,
-        "total_steps": _AT_LEAST_1,
-        "epochs": _AT_LEAST_1,
-        "steps_per_epoch": _AT_LEAST_1,
-        "pct_start": _BELOW_1,
-        "base_momentum": _BELOW_1,
-        "max_momentum": _BELOW_1,
-        "div_factor": _POSITIVE,
-        "final_div_factor": _POSITIVE,
+        "max_lr": NOT_NEGATIVE,
+        "total_steps": AT_LEAST_1,
+        "epochs": AT_LEAST_1,
+        "steps_per_epoch": AT_LEAST_1,
+        "pct_start": BELOW_1,
+        "base_momentum": BELOW_1,
+        "max_momentum": BELOW_1,
+        "div_factor": POSITIVE,
+        "final_div_factor": POSITIVE,
     },
     torch.ReduceLROnPlateau: {
-        "factor": _BELOW_1,
-        "patience": _NOT_NEGATIVE,
-        "cooldown": _NOT_NEGATIVE,
-        "min_lr": _NOT_NEGATIVE,
-        "eps": _NOT_NEGATIVE,
+        "factor": BELOW_1,
+        "patience": NOT_NEGATIVE,
+        "cooldown": NOT_NEGATIVE,
+        "min_lr": NOT_NEGATIVE,
+        "eps": NOT_NEGATIVE,
     },
 }
 

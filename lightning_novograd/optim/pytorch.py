@@ -1,9 +1,138 @@
-"""torch's own optimizers, registered under their names."""
+"""torch's own optimizers, registered with what numbers their arguments may have.
+
+Their constructors let much through that goes wrong in mid-run: `SGD(momentum=9)` and `RMSprop(alpha=2)` end in NaN,
+`Adam(eps=0)` does at the first gradient that is zero, `LBFGS(history_size=0)` raises in its second step. What depends
+on the learning rate too, as a weight decay does, is not judged here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import optim
 
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from lightning_novograd.registry import OPTIMIZERS, Entry
 
-for _name, _cls in vars(torch.optim).items():
-    if isinstance(_cls, type) and issubclass(_cls, torch.optim.Optimizer) and _cls is not torch.optim.Optimizer:
-        OPTIMIZERS.add(Entry(_name, "optimizer", _cls))
+# at 0 a gradient of zero is divided by zero
+_EPS = POSITIVE
+_NOT_POSITIVE = Range("at most 0", lambda value: value <= 0)
+# Adafactor squares it in the parameters' precision: in float32, the square of less is 0
+_SMALLEST_EPS1 = 1e-22
+# Singular values that start at or below 1 and come beyond this are on their way to infinity
+_LARGEST_SINGULAR_VALUE = 100.0
+
+_ADAM = {"lr": NOT_NEGATIVE, "betas": BELOW_1, "eps": _EPS, "weight_decay": NOT_NEGATIVE}
+_RANGES: dict[type, dict[str, Range]] = {
+    optim.SGD: {"lr": NOT_NEGATIVE, "momentum": BELOW_1, "dampening": BELOW_1, "weight_decay": NOT_NEGATIVE},
+    optim.Adam: _ADAM,
+    optim.AdamW: _ADAM,
+    optim.Adamax: _ADAM,
+    optim.NAdam: {**_ADAM, "momentum_decay": NOT_NEGATIVE},
+    optim.RAdam: _ADAM,
+    optim.SparseAdam: {"lr": POSITIVE, "betas": BELOW_1, "eps": _EPS},
+    optim.Adadelta: {"lr": NOT_NEGATIVE, "rho": SHARE, "eps": _EPS, "weight_decay": NOT_NEGATIVE},
+    optim.Adagrad: {
+        "lr": NOT_NEGATIVE,
+        "lr_decay": NOT_NEGATIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "initial_accumulator_value": NOT_NEGATIVE,
+        "eps": NOT_NEGATIVE,
+    },
+    optim.Adafactor: {
+        "lr": NOT_NEGATIVE,
+        "beta2_decay": _NOT_POSITIVE,
+        "eps": NOT_NEGATIVE,  # and more, in _check_adafactor
+        "d": AT_LEAST_1,
+        "weight_decay": NOT_NEGATIVE,
+    },
+    optim.RMSprop: {
+        "lr": NOT_NEGATIVE,
+        "alpha": BELOW_1,
+        "eps": _EPS,
+        "weight_decay": NOT_NEGATIVE,
+        "momentum": BELOW_1,
+    },
+    # with a negative lambd or alpha the steps grow; averaging may start at any step
+    optim.ASGD: {
+        "lr": NOT_NEGATIVE,
+        "lambd": NOT_NEGATIVE,
+        "alpha": NOT_NEGATIVE,
+        "t0": FINITE,
+        "weight_decay": NOT_NEGATIVE,
+    },
+    optim.Rprop: {"lr": NOT_NEGATIVE, "etas": POSITIVE, "step_sizes": NOT_NEGATIVE},
+    # a negative tolerance is one that is never reached
+    optim.LBFGS: {
+        "lr": NOT_NEGATIVE,
+        "max_iter": AT_LEAST_1,
+        "max_eval": AT_LEAST_1,
+        "tolerance_grad": FINITE,
+        "tolerance_change": FINITE,
+        "history_size": AT_LEAST_1,
+    },
+    optim.Muon: {
+        "lr": NOT_NEGATIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "momentum": BELOW_1,
+        "ns_coefficients": FINITE,
+        "eps": _EPS,
+        "ns_steps": Range("at least 0 and below 100", lambda value: 0 <= value < 100),
+    },
+}
+
+
+def _check_rmsprop(args: Mapping[str, Any]) -> None:
+    if args.get("centered") and args.get("alpha") == 0:
+        raise ConfigError("alpha", f"{args['alpha']} leaves no variance to divide by; with centered it must be above 0")
+
+
+def _check_adagrad(args: Mapping[str, Any]) -> None:
+    if args.get("eps") == 0 and not args.get("initial_accumulator_value"):
+        problem = f"{args['eps']} is out of range; must be above 0, unless initial_accumulator_value is"
+        raise ConfigError("eps", problem)
+
+
+def _check_adafactor(args: Mapping[str, Any]) -> None:
+    eps1 = (args.get("eps") or (None,))[0]
+    if eps1 is not None and eps1 < _SMALLEST_EPS1:
+        problem = f"{eps1} is out of range; the first must be null or at least {_SMALLEST_EPS1}, whose square float32"
+        raise ConfigError("eps", f"{problem} still holds (without it, a gradient of zero gives NaN)")
+
+
+def _check_rprop(args: Mapping[str, Any]) -> None:
+    low, high = args.get("step_sizes") or (0, 0)
+    if low > high:
+        raise ConfigError("step_sizes", f"{args['step_sizes']} are out of order; must be [smallest, largest]")
+
+
+def _check_lbfgs(args: Mapping[str, Any]) -> None:
+    name = args.get("line_search_fn")
+    if name not in (None, "strong_wolfe"):
+        raise ConfigError("line_search_fn", f"{name!r} is unknown{choices(name, ['strong_wolfe'])}, or null")
+
+
+def _check_muon(args: Mapping[str, Any]) -> None:
+    if args.get("ns_coefficients") is None:
+        return
+    a, b, c = args["ns_coefficients"]
+    values = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for _ in range(args.get("ns_steps", 5)):
+        values = a * values + b * values**3 + c * values**5
+        if not values.abs().max() <= _LARGEST_SINGULAR_VALUE:  # or NaN
+            raise ConfigError("ns_coefficients", f"{args['ns_coefficients']} diverge: x <- ax + bx^3 + cx^5 in 0..1")
+
+
+_CHECKS: dict[type, Callable[[Mapping[str, Any]], None]] = {
+    optim.RMSprop: _check_rmsprop,
+    optim.Adagrad: _check_adagrad,
+    optim.Adafactor: _check_adafactor,
+    optim.Rprop: _check_rprop,
+    optim.LBFGS: _check_lbfgs,
+    optim.Muon: _check_muon,
+}
+
+for _name, _cls in vars(optim).items():
+    if isinstance(_cls, type) and issubclass(_cls, optim.Optimizer) and _cls is not optim.Optimizer:
+        OPTIMIZERS.add(Entry(_name, "optimizer", _cls, ranges=_RANGES.get(_cls, {}), check=_CHECKS.get(_cls)))

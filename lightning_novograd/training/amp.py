@@ -1,4 +1,4 @@
-"""Whether an optimizer has stepped, so that a schedule can wait when a GradScaler skips."""
+"""fp16 with a GradScaler: whether an optimizer has stepped, and who unscales its gradients."""
 
 from typing import Any
 
@@ -23,11 +23,37 @@ class StepCount:
         optimizer.register_step_post_hook(self._on_step)
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
+        if not skipped_on_device(optimizer):
             self._stepped = True
 
     def advanced(self) -> bool:
         """Whether there was a step since the last call."""
         stepped, self._stepped = self._stepped, False
         return stepped
+
+
+def skipped_on_device(optimizer: Optimizer) -> bool:
+    """Whether the step that `optimizer` has just made under a GradScaler changed nothing; reads the device's flag."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
+
+
+def unscales_itself(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler leaves the gradients to the optimizer's step, as it does for `fused=True`."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def loss_scale(trainer: Any, optimizer: Optimizer) -> float:
+    """By what the gradients that `optimizer` is about to see are too large: 1 unless it unscales them itself."""
+    scaler = getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
+    return scaler.get_scale() if scaler is not None and unscales_itself(optimizer) else 1.0
+
+
+def leave_unscaling_to_scaler(optimizer: Optimizer) -> None:
+    """Have a GradScaler unscale the gradients before the step, so that they can be clipped in between.
+
+    Lightning refuses to clip for an optimizer that unscales in its own step: it would clip scaled gradients. Such an
+    optimizer steps as well on gradients that are unscaled already, and is not called when there is an overflow.
+    """
+    if unscales_itself(optimizer):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

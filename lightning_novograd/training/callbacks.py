@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_novograd.optim.larc.optimizer import LARC
 from lightning_novograd.optim.norms import placed_like, squared_norms
+from lightning_novograd.training.amp import loss_scale, skipped_on_device
 
 __all__ = ["LayerMonitor"]
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 METRICS = ("grad_norm", "second_moment", "update_ratio", "larc_clip_fraction")
 # More columns than this and the heat map has less than a pixel for each; then every other one is dropped.
 _MAX_RECORDS = 1024
+# LARC's factors that are kept as they come before they are counted, in calls of its step
+_MAX_UNCOUNTED = 64
 
 
 @dataclass
@@ -51,7 +54,8 @@ class LayerMonitor(pl.Callback):
     When fit ends, `layers.png` shows all of them against optimizer steps. Records travel in the checkpoint, so the
     picture of a resumed run begins at its first step. Layers that are thawed during the run appear from then on.
 
-    Between records nothing is computed and no value is fetched from the device. A record costs a copy of the weights
+    Between records no value is fetched from the device, and nothing is computed but, every 64 steps, how many of LARC's
+    factors were below 1. A record costs a copy of the weights
     during one step, three norms per layer and one transfer. All ranks measure (norms of sharded layers need them all);
     rank 0 writes.
 
@@ -89,6 +93,8 @@ class LayerMonitor(pl.Callback):
         self._step: _Step | None = None
         self._measured: list[tuple[list[Tensor], Tensor]] = []
         self._factors: list[tuple[list[Tensor], Tensor]] = []
+        self._uncounted = 0  # steps whose factors are in there
+        self._clipped: Tensor | None = None  # (2, len(names)): factors below 1, and all factors, of steps before those
 
     def state_dict(self) -> dict[str, Any]:
         """The records so far."""
@@ -113,6 +119,8 @@ class LayerMonitor(pl.Callback):
         names = list(layers)
         if names != self.names:
             self.records = [_reordered(record, self.names, names) for record in self.records]
+            if self._clipped is not None:
+                self._clipped = _reordered(self._clipped, self.names, names).nan_to_num()
             self.names = names
         self._columns = {p: index for index, p in enumerate(layers.values())}
 
@@ -130,15 +138,22 @@ class LayerMonitor(pl.Callback):
         grads = [placed_like(p.grad, p) for p in layers if p.grad is not None]
         with torch.no_grad():
             sq_grad_norms = squared_norms([grad.coalesce().values() if grad.is_sparse else grad for grad in grads])
+            if (scale := loss_scale(trainer, optimizer)) != 1:
+                sq_grad_norms = [norm / scale**2 for norm in sq_grad_norms]
             self._step = _Step(optimizer, layers, sq_grad_norms, [p.detach().clone() for p in layers])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if isinstance(optimizer, LARC):
             self._factors += optimizer.factors
+            self._uncounted += 1
+            if self._uncounted == _MAX_UNCOUNTED:
+                self._count_factors()
         if self._step is None or self._step.optimizer is not optimizer:
             return
         step, self._step = self._step, None
+        if skipped_on_device(optimizer):
+            return
         count = len(step.layers)
         changes = [p.detach() - before for p, before in zip(step.layers, step.before, strict=True)]
         sq_norms = squared_norms([*step.before, *changes])
@@ -163,8 +178,10 @@ class LayerMonitor(pl.Callback):
         record = torch.full((len(METRICS), len(self.names)), math.nan)
         for layers, values in self._measured:
             record[:3, [self._columns[p] for p in layers]] = values.cpu()
-        record[3] = self._clip_fractions()
-        self._measured, self._factors = [], []
+        self._count_factors()
+        if self._clipped is not None:
+            record[3] = (self._clipped[0] / self._clipped[1]).cpu()
+        self._measured, self._clipped = [], None
         self.steps.append(trainer.global_step)
         self.records.append(record)
         if len(self.records) > _MAX_RECORDS:
@@ -179,16 +196,19 @@ class LayerMonitor(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
 
-    def _clip_fractions(self) -> Tensor:
-        others = len(self.names)  # one column for layers that the module does not have
-        clipped, counted = torch.zeros(2, others + 1)
+    def _count_factors(self) -> None:
+        """Count the factors that have come, so that what is kept does not grow with the steps between records."""
         if self._factors:
+            others = len(self.names)  # one column for layers that the module does not have
             device = self._factors[0][1].device
-            columns = [self._columns.get(p, others) for layers, _ in self._factors for p in layers]
-            factors = torch.cat([f.to(device, torch.float32) for _, f in self._factors]).cpu()
-            clipped.index_put_((torch.tensor(columns),), (factors < 1).float(), accumulate=True)
-            counted.index_put_((torch.tensor(columns),), torch.ones_like(factors), accumulate=True)
-        return (clipped / counted)[:others]
+            columns = torch.tensor([self._columns.get(p, others) for layers, _ in self._factors for p in layers])
+            factors = torch.cat([f.to(device, torch.float32) for _, f in self._factors])
+            counts = torch.zeros(2, others + 1, device=device)
+            counts[0].index_put_((columns.to(device),), (factors < 1).float(), accumulate=True)
+            counts[1].index_put_((columns.to(device),), torch.ones_like(factors), accumulate=True)
+            counts = counts[:, :others]
+            self._clipped = counts if self._clipped is None else self._clipped + counts
+        self._factors, self._uncounted = [], 0
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the optimizers go and draw the picture."""

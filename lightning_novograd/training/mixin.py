@@ -8,13 +8,16 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
+from yaml import YAMLError
 
 from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers, parse_optim
-from lightning_novograd.errors import ConfigError
-from lightning_novograd.training.amp import StepCount
+from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.optim.checkpoint.files import why_not_plain
+from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.hparams import arguments_of_init, store_plain
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
+from lightning_novograd.training.trust import refuse_code, warn_of_unsafe_lightning
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
@@ -72,6 +75,8 @@ class OptimMixin(_LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if (package := lightning_of(cls)) is not None:
+            warn_of_unsafe_lightning(package)
         for base in cls.__mro__[: cls.__mro__.index(OptimMixin)]:
             if _package(base) is not None and "configure_optimizers" in vars(base):
                 raise TypeError(f"{cls.__name__}: OptimMixin must come before {base.__name__} in the list of bases")
@@ -96,6 +101,8 @@ class OptimMixin(_LightningModule):
         config, trainer = self.optim_config, self.trainer
         _check_clipping(config, trainer, self.automatic_optimization)
         built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
+        if config.clips or trainer.gradient_clip_val:
+            leave_unscaling_to_scaler(built["optimizer"])
         self._step_count = StepCount(built["optimizer"])
         ResumeCheck(
             config,
@@ -149,17 +156,58 @@ class OptimMixin(_LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Lightning's; `__init__` gets OmegaConf objects again where it had them when the checkpoint was saved."""
+        """Lightning's; `__init__` gets OmegaConf objects again where it had them when the checkpoint was saved.
+
+        Unless `weights_only` is False, nothing of the file's choice is called, nor of `hparams_file`'s; a URL counts as
+        any other file.
+
+        Raises:
+            DataError: the file is no checkpoint, or names code.
+
+        """
+        saving = sys.modules[f"{lightning_of(cls)}.core.saving"]
+        if weights_only is None and str(checkpoint_path).startswith("http"):
+            weights_only = True  # Lightning's default is False there
         if hparams_file is None:
-            load = sys.modules[f"{lightning_of(cls)}.core.saving"].pl_load
             start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
-            saved = load(checkpoint_path, map_location="meta", weights_only=weights_only)  # no weights are read
+            saved = _loaded(saving, checkpoint_path, weights_only)
             if start is not None:
                 checkpoint_path.seek(start)
+        else:
+            saved = {"hyper_parameters": _loaded_hparams(saving, hparams_file)}
+        if weights_only is not False:
+            refuse_code(cls, checkpoint_path if hparams_file is None else hparams_file, saved, kwargs)
+        if hparams_file is None:
             kwargs = arguments_of_init(cls, saved, kwargs)
         if weights_only is not None:
             kwargs["weights_only"] = weights_only
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
+
+
+def _loaded(saving: Any, file: Any, weights_only: bool | None) -> dict[str, Any]:
+    """A checkpoint without its weights."""
+    try:
+        saved = saving.pl_load(file, map_location="meta", weights_only=weights_only)
+    except OSError:
+        raise
+    except Exception as error:
+        if weights_only is False:
+            raise
+        # torch's own message is a page, and ends in advice to run the code of the file
+        raise DataError(f"{file} is no checkpoint, or holds more than plain data{why_not_plain(error)}") from error
+    if not isinstance(saved, dict):
+        raise DataError(f"{file}: expected a dict of a checkpoint, found {type(saved).__name__}")
+    return saved
+
+
+def _loaded_hparams(saving: Any, file: Any) -> Any:
+    """The hyper-parameters of a file of Lightning's; what is wrong with its name Lightning says."""
+    try:
+        if str(file).lower().endswith(".csv"):
+            return saving.load_hparams_from_tags_csv(file)
+        return saving.load_hparams_from_yaml(file) if str(file).lower().endswith((".yml", ".yaml")) else {}
+    except YAMLError as error:
+        raise DataError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
 
 
 def attach_optimizers(module: Any, cfg: Any) -> Any:

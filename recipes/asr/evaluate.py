@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
 from lightning_novograd.recipes.asr.training.evaluation import count_errors, read_set, transcribe_set
 from lightning_novograd.recipes.asr.training.trained import TrainedRun, make_parser
 
 
+@writes_to_stdout
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the errors are counted, 1 with a message on stderr when they cannot be."""
     parser = make_parser("evaluate", __doc__)

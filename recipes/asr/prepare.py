@@ -13,11 +13,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.data.corpora import available_corpora, get_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, prepare_in
 
 
+@writes_to_stdout
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the corpus is there, 1 with one line on stderr when it cannot be made."""
     parser = argparse.ArgumentParser(prog="prepare", description=(__doc__ or "").partition("\n")[0])

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.audio import load_audio
 from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser
 
 
+@writes_to_stdout
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when every file was transcribed, 1 with a line on stderr for whatever was wrong."""
     parser = make_parser("transcribe", __doc__)

@@ -1,5 +1,6 @@
 """`python -m lightning_novograd`: describe, plot-schedule, and the page that describe writes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,32 @@ def test_it_runs_as_a_module():
         [sys.executable, "-m", "lightning_novograd", "describe"], capture_output=True, text=True, check=True
     )
     assert "CosineAnnealing" in run.stdout
+
+
+COMMANDS = [["describe"], ["describe", "--markdown"], ["describe", "optimizer", "sgd"]]
+
+
+def run_into(stdout, argv):
+    command = [sys.executable, "-m", "lightning_novograd", *argv]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_a_reader_that_has_gone_ends_it_quietly(argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_into(writer, argv)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_a_stdout_that_cannot_be_written_is_one_line(argv):
+    with open("/dev/full", "w") as full:
+        done = run_into(full, argv)
+    assert (done.returncode, done.stderr) == (2, "error: stdout cannot be written: No space left on device\n")
 
 
 # ---------------------------------------------------------------------------------------------- docs/optim_block.md

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from lightning_novograd.__main__ import main
 from lightning_novograd.commands import plot_schedule as command
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import available_schedulers
 
 pytest.importorskip("matplotlib")
@@ -251,3 +252,18 @@ def test_without_matplotlib(plot, monkeypatch):
 def test_the_presets_with_a_schedule(config, plot):
     status, _, err, axes = plot(config.read_text(), "--max-steps", "5000")
     assert (status, err, axes.get_xlim()) == (0, "", (0, 5000))
+
+
+def test_a_picture_that_cannot_be_written_is_not_there_in_half(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def savefig(self, path, **kwargs):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    config = tmp_path / "c.yaml"
+    config.write_text("optim: {name: sgd, sched: {name: cosine, max_steps: 9}}")
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        command.draw(config, tmp_path / "lr.png", command.RunOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from lightning_novograd.config import RunLength, SchedConfig, build_optimizers, build_scheduler
+from lightning_novograd.config import RunLength, SchedConfig, build_optimizers, build_scheduler, parse_optim
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.ranges import Range
 from lightning_novograd.registry import (
     get_scheduler,
     register_optimizer,
@@ -134,3 +135,82 @@ for _ in range(2):
         print(error)
 """
     assert in_a_process(code).splitlines() == ["half done", "half done"]
+
+
+class SubSGD(SGD):
+    """As its base."""
+
+
+class SubStep(StepLR):
+    """As its base."""
+
+
+class SubPlateau(ReduceLROnPlateau):
+    """As its base."""
+
+
+class SubSubOneCycle(type("SubOneCycle", (OneCycleLR,), {})):
+    """Two floors below the class that is known."""
+
+
+class FreeMomentum(SGD):
+    def __init__(self, params, lr: float = 0.1, momentum: float | str = "auto"):
+        super().__init__(params, lr, 0.5 if momentum == "auto" else momentum)
+
+
+@pytest.fixture
+def registered():
+    names = []
+
+    def register(kind, name, cls, **facts):
+        (register_optimizer if kind == "optimizer" else register_scheduler)(name, cls, **facts)
+        names.append((kind, name))
+
+    yield register
+    for kind, name in names:
+        (unregister_optimizer if kind == "optimizer" else unregister_scheduler)(name)
+
+
+@pytest.mark.parametrize(
+    ("cls", "args", "path"),
+    [
+        (SubStep, {"step_size": 0}, "step_size"),
+        (SubSubOneCycle, {"max_lr": 1, "total_steps": 9, "pct_start": 1}, "pct_start"),
+        (SubSubOneCycle, {"max_lr": 1, "epochs": 9}, "epochs"),
+        (SubPlateau, {"monitor": "loss", "factor": 2}, "factor"),
+    ],
+)
+def test_a_subclass_inherits_the_ranges_and_the_check(registered, cls, args, path):
+    registered("scheduler", "my_sub", cls, length=None)
+    with pytest.raises(ConfigError) as caught:
+        parse_optim({"name": "sgd", "sched": {"name": "my_sub", **args}})
+    assert caught.value.path == f"optim.sched.{path}"
+
+
+def test_a_subclass_of_an_optimizer_inherits_the_ranges(registered):
+    registered("optimizer", "sub_sgd", SubSGD)
+    with pytest.raises(ConfigError, match="must be at least 0 and below 1"):
+        parse_optim({"name": "sub_sgd", "momentum": 9})
+
+
+def test_a_subclass_may_have_ranges_of_its_own(registered):
+    registered("optimizer", "sub_sgd", SubSGD, ranges={"momentum": Range("below 10", lambda value: value < 10)})
+    assert parse_optim({"name": "sub_sgd", "momentum": 9}).args == {"momentum": 9.0}
+    with pytest.raises(ConfigError, match="must be at least 0 and below 1"):
+        parse_optim({"name": "sub_sgd", "dampening": 2})
+
+
+def test_a_subclass_may_take_more_than_numbers(registered):
+    registered("optimizer", "free", FreeMomentum)
+    assert parse_optim({"name": "free", "momentum": "auto"}).args == {"momentum": "auto"}
+    with pytest.raises(ConfigError, match="must be at least 0 and below 1"):
+        parse_optim({"name": "free", "momentum": 9})
+
+
+def test_a_subclass_of_reduce_on_plateau_watches_its_metric(registered):
+    registered("scheduler", "my_plateau", SubPlateau)
+    with pytest.raises(ConfigError, match="needs the name of a logged metric"):
+        parse_optim({"name": "sgd", "sched": {"name": "my_plateau"}})
+    assert parse_optim({"name": "sgd", "sched": {"name": "my_plateau", "monitor": "x"}}).sched.reduce_on_plateau
+    registered("scheduler", "my_other_plateau", SubPlateau, watches_metric=False)
+    assert not get_scheduler("my_other_plateau").watches_metric

@@ -281,6 +281,52 @@ def test_measuring_fetches_nothing_from_the_device():
     assert len(layers) == len(NAMES)
 
 
+def test_what_is_kept_between_records_does_not_grow_with_the_steps():
+    module = Net(novograd)
+    params = [p for p in module.parameters() if p.requires_grad]
+    optimizer = LARC(torch.optim.SGD(params, lr=0.1), trust_coefficient=0.5)
+    monitor = LayerMonitor(every_n_steps=1001)
+    trainer = started(monitor, module, optimizer)
+    clipped, sizes = torch.zeros(len(NAMES)), set()
+    for trainer.global_step in range(1001):
+        for index, p in enumerate(params):
+            p.grad = torch.ones_like(p) * (1e3 if trainer.global_step % (index + 2) else 1e-9)
+        monitor.on_before_optimizer_step(trainer, module, optimizer)
+        optimizer.step()
+        factors = {id(p): f for layers, found in optimizer.factors for p, f in zip(layers, found, strict=True)}
+        clipped += torch.tensor([float(factors[id(p)] < 1) for p in params])
+        sizes.add(len(monitor._factors))
+    assert max(sizes) <= 64 * len(optimizer.factors)
+    monitor.on_train_batch_end(trainer, module, None, None, 0)
+    torch.testing.assert_close(monitor.records[0][3], clipped / 1001)
+    assert 0 < monitor.records[0][3].min() < monitor.records[0][3].max() < 1
+    assert monitor._factors == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_norms_are_unscaled_and_skipped_steps_make_no_record(fused, tmp_path):
+    """A fused optimizer unscales in its own step, and decides there whether it makes one."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Overflows(Net):
+        def on_after_backward(self):
+            if self.trainer.global_step == 3:
+                self.first.bias.grad.fill_(torch.inf)
+
+    def records(fused, **options):
+        monitor = LayerMonitor(every_n_steps=1)
+        fit(Overflows(lambda params: NovoGrad(params, lr=0.05, fused=fused)), monitor, tmp_path, **options)
+        return dict(zip(monitor.steps, monitor.records, strict=True))
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    found = records(fused, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+    expected = records(False)
+    assert 4 in expected
+    assert 4 not in found
+    for step in (1, 2, 3):  # float16 has three digits
+        torch.testing.assert_close(found[step], expected[step], rtol=1e-2, atol=1e-4, equal_nan=True)
+
+
 def test_a_step_that_a_grad_scaler_skips_makes_no_record():
     module = Net(novograd)
     optimizer = novograd([p for p in module.parameters() if p.requires_grad])

@@ -117,6 +117,9 @@ def convert_checkpoint(
         return convert_state_dict(state_dict, source, target, reg_inside_moment=reg_inside_moment, step=step)
 
     if "optimizer_states" in checkpoint:
+        if not isinstance(checkpoint["optimizer_states"], list):
+            found = type(checkpoint["optimizer_states"]).__name__
+            raise ConfigError("optimizer_states", f"expected a list of state dicts, found {found}")
         states = list(checkpoint["optimizer_states"])
         novograds = [i for i, state in enumerate(states) if is_novograd(state)]
         if not novograds:
@@ -126,6 +129,8 @@ def convert_checkpoint(
         return {**checkpoint, "optimizer_states": states}
     if "optimizer" in checkpoint:
         return {**checkpoint, "optimizer": convert(checkpoint["optimizer"])}
+    if "state_dict" in checkpoint:
+        raise ConfigError("optimizer_states", "missing; the checkpoint was saved with its weights only")
     return convert(checkpoint)
 
 

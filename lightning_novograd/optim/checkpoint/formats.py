@@ -86,10 +86,18 @@ def groups_and_states(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any
         ConfigError: it is not that of an optimizer.
 
     """
+    if not isinstance(state_dict, Mapping):
+        raise ConfigError("", f"expected the state dict of an optimizer, found {type(state_dict).__name__}")
     for key, kind in (("param_groups", list), ("state", dict)):
         if not isinstance(state_dict.get(key), kind):
             found = ", ".join(sorted(map(str, state_dict))) or "nothing"
             raise ConfigError(key, f"an optimizer's state dict has a {kind.__name__} here; found keys: {found}")
+    for index, group in enumerate(state_dict["param_groups"]):
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            raise ConfigError(f"param_groups.{index}", "expected a param group: options, and a list of its params")
+    for layer, state in state_dict["state"].items():
+        if not isinstance(state, dict):
+            raise ConfigError(f"state.{layer}", f"expected a layer's state, found {type(state).__name__}")
     return state_dict["param_groups"], state_dict["state"]
 
 

@@ -15,7 +15,6 @@ all others (float64, gradients of another layout or dtype) go to the foreach wor
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +25,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_novograd.optim.kernels.cuda import novograd as kernels
 from lightning_novograd.optim.kernels.cuda.tables import AddressTable, ChunkTable
-from lightning_novograd.optim.norms import accumulation_dtype
-from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.scaled import scaled_novograd
 
 CHUNK = 8192  # elements per program: small enough to fill a GPU from one QuartzNet, large enough that tables stay small
 BLOCK = 2048  # elements per iteration of a program
@@ -170,7 +168,7 @@ def fused_cuda_novograd(
 ) -> None:
     """One step over CUDA layers; `layers.grad_sq_norms` are those of the gradients before `grad_scale` divides them."""
     if options.luc and layers.wholes is not None:  # the norms of sharded weights and moments need a collective
-        _foreach(layers, options, grad_scale, found_inf)
+        scaled_novograd(layers, options, grad_scale, found_inf)
         return
     addresses = _Addresses.of(layers, options.amsgrad)
     plan = _plan(layers, addresses, options.amsgrad)
@@ -180,7 +178,7 @@ def fused_cuda_novograd(
         group.step(addresses, layers.grad_sq_norms, options, grad_scale, found_inf)
         increment_version(tensors[i] for tensors in written for i in group.indices)
     if plan.others:
-        _foreach(layers.take(plan.others), options, grad_scale, found_inf)
+        scaled_novograd(layers.take(plan.others), options, grad_scale, found_inf)
 
 
 def _plan(layers: Layers, addresses: _Addresses, amsgrad: bool) -> _Plan:
@@ -196,32 +194,6 @@ def _plan(layers: Layers, addresses: _Addresses, amsgrad: bool) -> _Plan:
     if plan is None or plan.key != key:
         plan = _plans[layers.exp_avgs[0]] = _Plan(key, layers, amsgrad)
     return plan
-
-
-def _foreach(layers: Layers, options: Options, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """The foreach worker with `grad_scale` and `found_inf`: gradients are unscaled in copies, a skipped step undone."""
-    if grad_scale is not None:
-        layers = _unscaled(layers, grad_scale)
-    maxima = layers.max_exp_avg_sqs if options.amsgrad else []
-    state = [*layers.params, *layers.exp_avgs, *layers.exp_avg_sqs, *maxima]
-    before = [] if found_inf is None else [tensor.clone() for tensor in state]
-    multi_tensor_novograd(layers, options)
-    for tensor, old in zip(state, before, strict=bool(before)):
-        assert found_inf is not None
-        tensor.copy_(torch.where(found_inf.to(tensor.device).reshape(()) != 0, old, tensor))
-
-
-def _unscaled(layers: Layers, grad_scale: Tensor) -> Layers:
-    """The layers with copies of their gradients, divided by `grad_scale`."""
-    grads, norms = layers.grads, layers.grad_sq_norms
-    factors = [grad_scale.to(grad.device, accumulation_dtype(grad.dtype)).reciprocal() for grad in grads]
-    return replace(
-        layers,
-        grads=[grad.to(accumulation_dtype(grad.dtype)) * f for grad, f in zip(grads, factors, strict=True)],
-        grad_sq_norms=None
-        if norms is None
-        else [norm * f.reshape(()).square() for norm, f in zip(norms, factors, strict=True)],
-    )
 
 
 def _is_dense(tensor: Tensor) -> bool:

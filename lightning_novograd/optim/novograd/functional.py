@@ -13,6 +13,7 @@ from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.scaled import scaled_novograd
 from lightning_novograd.optim.novograd.single import single_tensor_novograd
 
 # layers, options, grad_scale, found_inf; the last two may be other than None only for fused workers
@@ -101,8 +102,10 @@ def update_layers(
         fused, foreach = _default_worker(layers.params, options.differentiable)
     if fused and not torch.compiler.is_compiling():
         worker: Worker = _fused_novograd
+    elif fused:
+        worker = scaled_novograd  # torch.compile cannot look into the kernels
     else:
-        worker = multi_tensor_novograd if foreach or fused else single_tensor_novograd
+        worker = multi_tensor_novograd if foreach else single_tensor_novograd
     worker(layers, options, grad_scale, found_inf)
 
 

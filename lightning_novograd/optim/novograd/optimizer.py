@@ -120,7 +120,13 @@ class NovoGrad(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a GradScaler leaves unscaling and skipping to `step`, as it does for torch's fused optimizers."""
-        return all(group["fused"] for group in self.param_groups)
+        return self._unscales and all(group["fused"] for group in self.param_groups)
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, supports: bool) -> None:
+        self._unscales = supports
+
+    _unscales = True  # torch's optimizers keep this in an attribute, which can be set to leave it to the GradScaler
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; options that it leaves out take the optimizer's defaults.

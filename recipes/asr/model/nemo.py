@@ -2,18 +2,17 @@
 
 import io
 import lzma
-import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 import yaml
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 
 CONFIG_MEMBER = "model_config.yaml"
@@ -152,10 +151,9 @@ def _read_config(path: Path, content: bytes) -> dict[str, Any]:
 
 def _read_weights(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
-        state_dict = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: {WEIGHTS_MEMBER} is not plain weights: {reason[0]}") from None
+        state_dict = load_plain(io.BytesIO(content))
+    except (OSError, DataError) as error:
+        raise DataError(f"{path}: {WEIGHTS_MEMBER} is not plain weights: it {error}") from None
     if not isinstance(state_dict, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state_dict.items()
     ):

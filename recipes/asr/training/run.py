@@ -18,6 +18,7 @@ from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches
+from lightning_novograd.recipes.asr.training.trained import read_checkpoint
 from lightning_novograd.training.callbacks import LayerMonitor
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
+    if settings.resume_from is not None and Path(settings.resume_from).exists():
+        # Lightning's own message is a stack trace that ends in torch's advice to run the file's code
+        read_checkpoint(Path(settings.resume_from), map_location="meta")
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)

@@ -1,7 +1,6 @@
 """A run of ``train.py`` afterwards: its settings, its checkpoints, and the model in one of them."""
 
 import argparse
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
@@ -162,8 +162,12 @@ class TrainedRun:
         return Recognizer(load_model(checkpoint), device, self.settings.trainer.get("precision"))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     """A Lightning checkpoint, read as data: no code in it ever runs.
+
+    Args:
+        path: the file.
+        map_location: `"meta"` reads no weights.
 
     Raises:
         DataError: it is missing or more than plain data.
@@ -171,13 +175,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"checkpoint {path} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        # torch's own message asks for weights_only=False, which would run what is in the file
-        raise DataError(f"{path} is no checkpoint, or holds more than plain data") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"checkpoint {path} cannot be read: {reason[0]}") from None
+        checkpoint = load_plain(path, map_location=map_location)
+    except OSError as error:
+        raise DataError(f"checkpoint {path} cannot be read: {error}") from None
+    except DataError as error:
+        raise DataError(f"{path} {error}") from None
     if not isinstance(checkpoint, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it holds no mapping")
     return checkpoint

@@ -1,0 +1,123 @@
+"""What a checkpoint may not do when a module is loaded from it: have code of its own choice run."""
+
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+from packaging.version import Version
+
+from lightning_novograd.config.arguments import Argument, arguments_of
+from lightning_novograd.errors import ConfigError, DataError
+
+OLDEST_SAFE_LIGHTNING = Version("2.6.6")
+_MALICIOUS = (Version("2.6.2"), Version("2.6.3"))
+
+# Where Lightning finds hyper-parameters in a checkpoint, those of old versions included
+_HYPER_PARAMETERS = ("hparams", "module_arguments", "hyper_parameters")
+# LightningCLI's, which builds every object that a `class_path` among the hyper-parameters names
+_INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+@cache
+def warn_of_unsafe_lightning(package: str) -> None:
+    """Warn, once, of a version of Lightning that runs code of checkpoints, or that was published with malicious code.
+
+    Args:
+        package: `"lightning.pytorch"` or `"pytorch_lightning"`.
+
+    """
+    name = package.partition(".")[0]
+    version = Version(getattr(sys.modules.get(name), "__version__", "0"))
+    if version in _MALICIOUS:
+        danger = "was published with malicious code (GHSA-w37p-236h-pfx3): take this machine's credentials for stolen"
+    elif version < OLDEST_SAFE_LIGHTNING:
+        danger = "runs code that a checkpoint names, weights_only=True or not (CVE-2026-58659)"
+    else:
+        return
+    warnings.warn(f"{name} {version} {danger}; install {name}>={OLDEST_SAFE_LIGHTNING}", UserWarning, stacklevel=4)
+
+
+def refuse_code(cls: type, where: Any, checkpoint: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise for hyper-parameters that name code: an instantiator, or with LightningCLI's, classes for it to build.
+
+    Lightning 2.6.6 looks at the instantiator and at the module's own class, and not at what is built for its arguments.
+
+    Args:
+        cls: the module's class.
+        where: the file, for errors.
+        checkpoint: as Lightning saved it.
+        given: arguments that the caller gives, whatever the checkpoint has.
+
+    Raises:
+        DataError: they do.
+
+    """
+    hparams: dict[str, Any] = {}
+    for key in _HYPER_PARAMETERS:
+        saved = checkpoint.get(key)
+        hparams |= saved if isinstance(saved, Mapping) else {}
+    hparams = {key: value for key, value in hparams.items() if key not in given}
+    instantiator, class_path = hparams.pop("_instantiator", None), hparams.pop("_class_path", None)
+    if instantiator is None:
+        return
+    if instantiator not in _INSTANTIATORS:
+        raise DataError(f"{where}: the instantiator {instantiator!r} would be called; allowed: {_INSTANTIATORS[0]}")
+    if class_path is not None and not _is_imported_subclass(class_path, cls):
+        known = f"a subclass of {cls.__name__} that is imported already"
+        raise DataError(f"{where}: the class {class_path!r} would be imported and called; allowed: {known}")
+    arguments = arguments_of(cls, ())
+    for name, value in hparams.items():
+        found = next(_class_paths({name: value}), None)
+        if found is None and name in arguments and not _is_data(arguments[name], value):
+            found = next((text for text in _texts(value) if _IMPORT_PATH.fullmatch(text)), None)
+        if found is not None:
+            way_out = f"give {name}=... to load_from_checkpoint, or weights_only=False if you trust the file"
+            raise DataError(f"{where}: hyper-parameter {name!r} names code, {str(found)[:80]!r}; {way_out}")
+
+
+def _class_paths(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if "class_path" in str(key):  # or a dotted key that ends in it
+                yield item
+            else:
+                yield from _class_paths(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _class_paths(item)
+    elif isinstance(value, str):  # may be read as YAML, whose texts have escapes
+        with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
+            read = yaml.safe_load(value)
+            if isinstance(read, dict | list):
+                yield from _class_paths(read)
+        if "class_path" in value:
+            yield value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _is_data(argument: Argument, value: Any) -> bool:
+    """Whether the argument takes the value as it is, so that nothing is imported for it."""
+    try:
+        argument.convert(value, argument.name)
+    except ConfigError:
+        return False
+    return True
+
+
+def _is_imported_subclass(class_path: Any, cls: type) -> bool:
+    module, _, name = str(class_path).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and issubclass(found, cls)
