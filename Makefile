@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-nemo test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-mutants test-nemo test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -25,6 +25,13 @@ test: $(VENV)/.installed lint
 
 test-all: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# Plants single defects and sees whether a test notices (CONTRIBUTING.md); not part of CI
+MUTANTS_ARGS ?=
+
+test-mutants: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS_ARGS)
 
 lint: ruff types
 

@@ -189,6 +189,16 @@ def test_the_length_is_not_asked_for_in_vain(sched):
     assert build_optimizers(cfg, model(), max_steps=never)["lr_scheduler"]["scheduler"] is not None
 
 
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "StepLR", "cosine"])
+def test_every_group_under_a_schedule_has_its_initial_lr(name):
+    """By which a run that resumes knows that there was one; torch's ReduceLROnPlateau sets none."""
+    more = {"ReduceLROnPlateau": {"monitor": "loss"}, "StepLR": {"step_size": 3}, "cosine": {"max_steps": 9}}[name]
+    cfg = {"name": "sgd", "lr": 0.1, "param_groups": [{"match": "*.bias", "lr": 0.2}], "sched": {"name": name, **more}}
+    groups = build_optimizers(cfg, model())["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [group["lr"] for group in groups]
+    assert sorted(group["initial_lr"] for group in groups) == [0.1, 0.2]
+
+
 CONSTANT = {"name": "ConstantLR"}
 CYCLE = {"name": "OneCycleLR", "max_lr": 0.1}
 
