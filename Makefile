@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all wheel test-nemo test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-isa test-oldest test-newest test-mutants wheel test-nemo test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -34,6 +34,13 @@ wheel: $(VENV)/.installed
 	NOVOGRAD_KERNELS=require $(BIN)/python -m build --no-isolation --wheel --outdir dist/unchecked
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --exclude 'libtorch*' -w dist dist/unchecked/*.whl
 	rm -rf dist/unchecked
+
+# Plants single defects and sees whether a test notices (CONTRIBUTING.md); not part of CI
+MUTANTS_ARGS ?=
+
+test-mutants: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS_ARGS)
 
 lint: ruff types
 

@@ -71,6 +71,8 @@ def test_a_chosen_schedule_replaces_the_default():
 
 
 def test_yaml_files_hold_plain_data():
-    for path in CONF.glob("**/*.yaml"):
+    paths = sorted(CONF.glob("**/*.yaml"))
+    assert len(paths) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
+    for path in paths:
         assert "_target_" not in Path(path).read_text(), path
         OmegaConf.load(path)

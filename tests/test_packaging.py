@@ -117,6 +117,7 @@ def test_wheel_holds_configs_and_recipes_but_no_tests(dist):
     [wheel] = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     yaml_files = {p.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*.yaml")}
+    assert len(yaml_files) > 40
     assert {f"lightning_novograd/conf/{name}" for name in yaml_files} <= names
     assert "lightning_novograd/recipes/asr/train.py" in names
     assert "lightning_novograd/py.typed" in names
@@ -132,6 +133,7 @@ def test_every_source_is_shipped(dist):
     sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     shipped = {p.relative_to(ROOT).as_posix() for p in sources}
     shipped |= {f"lightning_novograd/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("recipes/**/*.py")}
+    assert len(shipped) > 120
     assert shipped <= names, sorted(shipped - names)
 
 

@@ -299,6 +299,9 @@ def _steps_of_schedule(trainer: Any, sched: SchedConfig | None) -> int:
 
 def _check_clipping(config: OptimConfig, trainer: Any, automatic: bool) -> None:
     key = next((k for k in ("grad_clip_norm", "grad_clip_value") if getattr(config, k) is not None), None)
+    if key is not None and trainer.gradient_clip_val == 0:
+        problem = f"Lightning clips by one bound, and the Trainer has gradient_clip_val={trainer.gradient_clip_val}"
+        raise ConfigError(f"{config.path}.{key}", f"{getattr(config, key)}, but {problem}; leave it out")
     by_trainer = trainer.gradient_clip_val or None
     if key is not None and by_trainer is not None:
         problem = f"{getattr(config, key)}, but the Trainer clips too (gradient_clip_val={by_trainer}); give one"

@@ -58,6 +58,7 @@ def test_describe_a_scheduler(capsys):
 @pytest.mark.parametrize("name", [n for n in available_schedulers() if "Annealing" in n or "Policy" in n])
 def test_every_argument_of_our_schedulers_has_its_line_of_help(name):
     rows = describe.details(get_scheduler(name)).split("\n\n")[1].splitlines()
+    assert rows
     assert all(len(re.split(r" {2,}", row.strip())) >= 3 for row in rows), rows
 
 

@@ -189,6 +189,16 @@ def test_the_length_is_not_asked_for_in_vain(sched):
     assert build_optimizers(cfg, model(), max_steps=never)["lr_scheduler"]["scheduler"] is not None
 
 
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "StepLR", "cosine"])
+def test_every_group_under_a_schedule_has_its_initial_lr(name):
+    """By which a run that resumes knows that there was one; torch's ReduceLROnPlateau sets none."""
+    more = {"ReduceLROnPlateau": {"monitor": "loss"}, "StepLR": {"step_size": 3}, "cosine": {"max_steps": 9}}[name]
+    cfg = {"name": "sgd", "lr": 0.1, "param_groups": [{"match": "*.bias", "lr": 0.2}], "sched": {"name": name, **more}}
+    groups = build_optimizers(cfg, model())["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [group["lr"] for group in groups]
+    assert sorted(group["initial_lr"] for group in groups) == [0.1, 0.2]
+
+
 CONSTANT = {"name": "ConstantLR"}
 CYCLE = {"name": "OneCycleLR", "max_lr": 0.1}
 
@@ -200,6 +210,7 @@ CYCLE = {"name": "OneCycleLR", "max_lr": 0.1}
         ({"epochs": 9, "steps_per_epoch": 11}, "epochs"),
         ({"max_steps": 99}, "max_steps"),
         ({"max_epochs": 9}, "max_epochs"),
+        ({"total_steps": 49, "frequency": 2}, "total_steps"),
     ],
 )
 def test_one_cycle_that_ends_before_the_run_is_refused_before_it_starts(own, key):
@@ -222,6 +233,7 @@ def test_one_cycle_that_ends_before_the_run_is_refused_before_it_starts(own, key
         ({"name": "SequentialLR", "milestones": [200], "schedulers": [{**CYCLE, "total_steps": 99}, CONSTANT]}, False),
         ({"name": "ChainedScheduler", "schedulers": [CONSTANT, {**CYCLE, "total_steps": 100}]}, True),
         ({"name": "ChainedScheduler", "schedulers": [CONSTANT, {**CYCLE, "total_steps": 99}]}, False),
+        ({"name": "SequentialLR", "milestones": [200], "schedulers": [{**CYCLE, "total_steps": 100}, CONSTANT]}, True),
     ],
 )
 def test_one_cycle_inside_another_scheduler_is_as_long_as_its_turn(sched, fits):
@@ -231,11 +243,19 @@ def test_one_cycle_inside_another_scheduler_is_as_long_as_its_turn(sched, fits):
             with pytest.raises(ConfigError, match="OneCycleLR ends after") as caught:
                 build_optimizers(cfg, model(), max_steps=RUN)
             assert caught.value.path.endswith("].total_steps")
+        else:
+            assert build_optimizers(cfg, model(), max_steps=RUN)
         # torch agrees
         scheduler = build_optimizers(cfg, model(), max_steps=replace(RUN, trial=True))["lr_scheduler"]["scheduler"]
         with nullcontext() if fits else pytest.raises(ValueError, match="Tried to step"):
             for _ in range(100):
                 scheduler.step()
+
+
+def test_one_cycle_that_is_stepped_every_other_step_may_be_half_as_long():
+    cfg = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": {**CYCLE, "total_steps": 50, "frequency": 2}}
+    entry = build_optimizers(cfg, model(), max_steps=RUN)["lr_scheduler"]
+    assert (entry["frequency"], entry["scheduler"].total_steps) == (2, 50)
 
 
 def test_the_length_is_asked_for_once_and_after_the_optimizer_is_built():

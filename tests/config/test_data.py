@@ -92,6 +92,7 @@ def test_what_cannot_be_loaded_is_one_line_with_its_place(text, message, tmp_pat
     assert caught.value.problem.startswith(message)
     assert "\n" not in caught.value.problem
     assert "tags are refused" not in caught.value.problem
+    assert not caught.value.problem.endswith("None"), "a cure that there is not"
 
 
 def test_tags_of_plain_values_are_as_good_as_none(tmp_path):

@@ -13,6 +13,7 @@ from lightning_novograd.config import RunLength, SchedConfig, build_optimizers, 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.ranges import Range
 from lightning_novograd.registry import (
+    Range,
     get_scheduler,
     register_optimizer,
     register_scheduler,
@@ -38,6 +39,21 @@ def test_an_optimizer_may_read_its_parameters_as_tensors():
     try:
         built = build_optimizers({"name": "reads_its_parameters", "lr": 0.2}, nn.Linear(2, 2))
         assert built["optimizer"].elements == 6
+    finally:
+        unregister_optimizer("reads_its_parameters")
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [({"lr": 2.0}, "optim.lr"), ({"param_groups": [{"match": "*", "lr": 2.0}]}, "optim.param_groups[0].lr")],
+)
+def test_the_ranges_of_a_registration_hold_in_the_block_and_in_its_rules(changes, path):
+    ranges = {"lr": Range("below 1", lambda value: value < 1)}
+    register_optimizer("reads_its_parameters", ReadsItsParameters, ranges=ranges)
+    try:
+        with pytest.raises(ConfigError, match="2.0 is out of range; must be below 1") as caught:
+            parse_optim({"name": "reads_its_parameters", "lr": 0.2, **changes})
+        assert caught.value.path == path
     finally:
         unregister_optimizer("reads_its_parameters")
 

@@ -88,6 +88,8 @@ def test_a_bad_shard_spoils_its_own_layer_alone(results, world_size):
 
 def test_checkpoint_of_two_ranks_resumes_on_four(results):
     actual, expected = results[4]["resume"], one_process(amsgrad=True)
+    assert len(expected) > 1
+    assert actual.keys() == expected.keys()
     for key, tensors in expected.items():
         assert_close(actual[key], tensors)
 
@@ -108,7 +110,9 @@ def test_zero_redundancy_optimizer(results, world_size, case):
 
 
 def test_fsdp1_says_what_to_use_instead(results):
-    for message in results[2]["fsdp1"]:
+    messages = results[2]["fsdp1"]
+    assert messages
+    for message in messages:
         assert "FSDP1" in message
         assert "fully_shard" in message
         assert "ModelParallelStrategy" in message

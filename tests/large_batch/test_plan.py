@@ -74,6 +74,9 @@ def test_the_nearest_sizes_do_work(wanted, devices, per_device):
         (8, {"devices": 0, "per_device_batch_size": 1}, "devices"),
         (8, {"devices": 1, "num_nodes": True, "per_device_batch_size": 1}, "num_nodes"),
         (8, {"devices": 1, "per_device_batch_size": -1}, "per_device_batch_size"),
+        (8, {"devices": 1, "num_nodes": 0, "per_device_batch_size": 1}, "num_nodes"),
+        (8, {"devices": 1, "per_device_batch_size": 0}, "per_device_batch_size"),
+        (8, {"devices": 1, "max_per_device_batch_size": 0}, "max_per_device_batch_size"),
         (8, {"devices": 1}, "per_device_batch_size"),
         (8, {"devices": 1, "per_device_batch_size": 1, "max_per_device_batch_size": 1}, "per_device_batch_size"),
     ],
@@ -87,6 +90,15 @@ def test_impossible_arguments(wanted, given_, path):
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
 def test_lr_scaling(rule, factor):
     assert math.isclose(scale_lr(0.02, 1024, 256, rule), 0.02 * factor)
+
+
+@pytest.mark.parametrize("sizes", [(0, 256), (1024, 0), (-1, 256)])
+@pytest.mark.parametrize("rule", ["linear", "none"])
+def test_scaling_from_or_to_an_empty_batch_is_refused(sizes, rule):
+    name = "base_global_batch_size" if sizes[1] < 1 else "global_batch_size"
+    with pytest.raises(ConfigError, match="is out of range; must be at least 1") as caught:
+        scale_lr(0.02, *sizes, rule)
+    assert caught.value.path == f"large_batch.{name}"
 
 
 def test_an_unknown_scaling_rule_is_refused():

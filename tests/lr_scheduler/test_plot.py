@@ -111,6 +111,15 @@ def test_the_legend_fits_and_tells_the_groups_apart(names):
     assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) == len(names)
 
 
+@pytest.mark.parametrize(("name", "shown"), [("a" * 70, 70), ("a" * 200, 70), ("a" * 71, 70), ("abc", 3)])
+def test_a_name_that_is_too_long_is_cut_to_the_longest(name, shown):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": name}]
+    figure = plot_schedule(lr_scheduler.CosineAnnealing(torch.optim.SGD(groups, lr=0.1), max_steps=9))
+    label = figure.legends[0].get_texts()[0].get_text().removesuffix(" (lr 0.1)")
+    assert len(label) == shown
+    assert label == name if len(name) <= 70 else label.endswith("a...")
+
+
 def test_plateau_has_no_curve():
     with pytest.raises(TypeError, match="depends on the metric"):
         lr_curves(torch.optim.lr_scheduler.ReduceLROnPlateau(make_optimizer()), 10)

@@ -1,5 +1,6 @@
 """Resuming with other settings, and param groups that were added."""
 
+import copy
 import warnings
 
 import pytest
@@ -118,3 +119,77 @@ class TestAddedGroups:
         resumed.load_state_dict(self.optimizer.state_dict())
         scheduler.load_state_dict(self.scheduler.state_dict())
         assert advance(resumed, scheduler, 5) == advance(self.optimizer, self.scheduler, 5)
+
+
+class TestState:
+    """What is in the state, and that it is a copy."""
+
+    def test_has_all_that_lightning_and_torch_read(self):
+        optimizer = make_optimizer()
+        scheduler = lr_scheduler.CosineAnnealing(optimizer, max_steps=40)
+        advance(optimizer, scheduler, 3)
+        state = scheduler.state_dict()
+        assert state.keys() == {"last_epoch", "_step_count", "base_lrs", "_last_lr", "policy", "arguments"}
+        assert (state["last_epoch"], state["_step_count"]) == (3, 4)
+        assert state["base_lrs"] == list(BASE_LRS)
+
+    def test_the_count_of_a_scheduler_that_was_built_at_a_later_step_is_its_own(self):
+        """torch counts calls of `step`, and warns of an order by this count."""
+        optimizer = make_optimizer()
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        scheduler = lr_scheduler.CosineAnnealing(optimizer, max_steps=40, last_epoch=19)
+        assert (scheduler.last_epoch, scheduler._step_count) == (20, 1)
+        resumed = lr_scheduler.CosineAnnealing(make_optimizer(), max_steps=40)
+        resumed.load_state_dict(scheduler.state_dict())
+        assert (resumed.last_epoch, resumed._step_count) == (20, 1)
+
+    def test_does_not_change_with_the_scheduler_it_came_from_or_went_into(self):
+        optimizer = make_optimizer()
+        scheduler = lr_scheduler.CosineAnnealing(optimizer, max_steps=40)
+        state = scheduler.state_dict()
+        before = copy.deepcopy(state)
+        other = make_optimizer()
+        resumed = lr_scheduler.CosineAnnealing(other, max_steps=40)
+        resumed.load_state_dict(state)
+        for opt, schedule in ((optimizer, scheduler), (other, resumed)):
+            opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "initial_lr": 0.04})
+            advance(opt, schedule, 3)
+            schedule.arguments["max_steps"] = 7
+        assert state == before
+
+
+def test_the_initial_lr_is_the_base_when_the_run_is_past_its_decay():
+    """A scheduler that is built at a later step finds a decayed LR in the group, below its `min_lr`."""
+    optimizer = make_optimizer((0.1,))
+    optimizer.param_groups[0].update(lr=0.001, initial_lr=0.1)
+    scheduler = lr_scheduler.CosineAnnealing(optimizer, max_steps=40, min_lr=0.01, last_epoch=19)
+    assert scheduler.base_lrs == [0.1]
+    assert current(optimizer) == [lr_scheduler.CosineAnnealing.formula(20, 0.1, max_steps=40, min_lr=0.01)]
+
+
+def test_a_group_that_the_saved_run_had_added_has_its_base_from_there():
+    """Also where the scheduler is loaded before the optimizer, whose new group knows no `initial_lr` yet."""
+    saved = make_optimizer()
+    trained = lr_scheduler.CosineAnnealing(saved, max_steps=40)
+    saved.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "initial_lr": 0.04})
+    advance(saved, trained, 10)
+    resumed = make_optimizer()
+    scheduler = lr_scheduler.CosineAnnealing(resumed, max_steps=40)
+    resumed.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.load_state_dict(trained.state_dict())
+    assert scheduler.base_lrs == [*BASE_LRS, 0.04]
+    assert resumed.param_groups[2]["initial_lr"] == 0.04
+
+
+@pytest.mark.parametrize(("lr", "said"), [(0.1005, True), (0.0995, True), (0.1 * (1 + 1e-7), False)])
+def test_a_small_change_of_the_lr_is_said_and_a_rounding_is_not(lr, said):
+    saved = make_optimizer((0.1,))
+    state = lr_scheduler.CosineAnnealing(saved, max_steps=40).state_dict()
+    scheduler = lr_scheduler.CosineAnnealing(make_optimizer((lr,)), max_steps=40)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scheduler.load_state_dict(state)
+    assert [f"lr of param group 0 0.1 -> {lr}" in str(w.message) for w in caught] == [True] * said

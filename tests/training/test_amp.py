@@ -72,3 +72,34 @@ def test_accumulation_steps_the_schedule_once_per_optimizer_step():
     run = trainer(max_epochs=2, accumulate_grad_batches=3)
     run.fit(net, loader())
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == run.global_step == 4
+
+
+class SkipsFirstEpoch(Overflows):
+    overflow_at = (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("sched", [{"name": "StepLR", "step_size": 1}, {"name": "WarmupAnnealing", "max_epochs": 4}])
+def test_an_epoch_in_which_every_step_was_skipped_is_an_epoch(sched):
+    """A schedule that counts epochs goes on: only one that counts steps waits for them."""
+    net = SkipsFirstEpoch({"name": "sgd", "lr": 0.1, "sched": {**sched, "interval": "epoch"}})
+    run = trainer(max_epochs=3, plugins=[mixed_precision()])
+    run.fit(net, loader(8))
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 3
+    assert len(set(net.lrs[:4])) == len(set(net.lrs[4:8])) == 1
+    assert net.lrs[0] != net.lrs[4] != net.lrs[8]
+
+
+class SkipsFirstSteps(Overflows):
+    overflow_at = (0, 1)
+
+
+def test_the_schedule_waits_for_the_first_step_too():
+    """As fp16 begins: the scale is too large at first."""
+    sched = {"name": "WarmupAnnealing", "warmup_steps": 3, "max_steps": 20}
+    net = SkipsFirstSteps({"name": "novograd", "lr": 0.1, "sched": sched})
+    run = trainer(max_steps=5, plugins=[mixed_precision()])
+    run.fit(net, loader(20))
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 3
+    assert net.lrs == pytest.approx([scheduler.lr_at(step, 0.1) for step in (0, 0, 0, 1, 2)])

@@ -343,6 +343,33 @@ def test_a_step_that_a_grad_scaler_skips_makes_no_record():
     assert monitor.steps == [2]
 
 
+def test_a_step_of_another_optimizer_is_not_measured():
+    """A GAN's: the generator's step was announced, and the critic's comes first, or its own was skipped."""
+    module = Net(novograd)
+    announced, other = (NovoGrad(part.parameters(), lr=0.1) for part in (module.first, module.second))
+    monitor = LayerMonitor(every_n_steps=1)
+    trainer = started(monitor, module, announced)
+    trainer.optimizers.append(other)
+    monitor.on_train_start(trainer, module)
+    module.training_step(BATCHES[0], 0).backward()
+    monitor.on_before_optimizer_step(trainer, module, announced)
+    other.step()
+    assert monitor._measured == []
+    announced.step()
+    [(layers, values)] = monitor._measured
+    assert list(map(id, layers)) == [id(p) for p in module.first.parameters()]
+    assert (values[2] > 0).all()
+
+
+def test_the_state_is_not_shared_with_the_next_run():
+    monitor = LayerMonitor(every_n_steps=1)
+    monitor.load_state_dict(state := {"names": ["a"], "steps": [1], "records": [torch.zeros(len(METRICS), 1)]})
+    monitor.steps.append(2)
+    monitor.records.append(torch.ones(len(METRICS), 1))
+    monitor.names.append("b")
+    assert (state["names"], state["steps"], len(state["records"])) == (["a"], [1], 1)
+
+
 def test_other_ranks_measure_and_do_not_write(tmp_path):
     module = Net(novograd)
     optimizer = novograd([p for p in module.parameters() if p.requires_grad])

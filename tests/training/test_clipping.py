@@ -135,3 +135,19 @@ def test_clipping_under_manual_optimization_is_refused_not_ignored():
     net.automatic_optimization = False
     with pytest.raises(ConfigError, match=r"call self\.clip_gradients"):
         trainer(max_steps=1).fit(net, loader())
+
+
+@pytest.mark.parametrize("off", [0, 0.0, None])
+def test_a_trainer_whose_clipping_is_off_may_have_larc(off):
+    net = Clipped({"name": "sgd", "lr": 0.1, "larc": True})
+    trainer(max_steps=2, gradient_clip_val=off).fit(net, loader())
+    assert norm(net.clipped) == norm(net.unclipped) > 1
+
+
+@pytest.mark.parametrize("key", ["grad_clip_norm", "grad_clip_value"])
+@pytest.mark.parametrize("off", [0, 0.0])
+def test_a_trainer_whose_clipping_is_off_beside_the_blocks_is_refused_before_the_run(off, key):
+    """Lightning would refuse it at the first step."""
+    with pytest.raises(ConfigError, match=f"0.5, but .*gradient_clip_val={off}.*; leave it out") as caught:
+        trainer(max_steps=2, gradient_clip_val=off).fit(Net({"name": "sgd", "lr": 0.1, key: 0.5}), loader())
+    assert caught.value.path == f"optim.{key}"

@@ -151,3 +151,20 @@ def test_the_users_load_hooks_see_and_change_the_state():
     assert seen == [2 * optimizer.state_dict()["state"][0]["exp_avg_sq"].item()]
     loaded.load_state_dict(optimizer.state_dict())
     assert len(seen) == 2, "no hook of a load is left behind"
+
+
+def test_steps_after_loading_do_not_reach_back_into_the_state_dict():
+    """One state may start several runs."""
+    params = layers(torch.float32, ["matrix", "vector"])
+    optimizer = NovoGrad(params.values(), amsgrad=True)
+    train(optimizer, params, [2])
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved)
+    loaded = NovoGrad(params.values(), amsgrad=True)
+    loaded.load_state_dict(saved)
+    train(loaded, params, [3, 4])
+    for index, state in before["state"].items():
+        for key in ("exp_avg_sq", "max_exp_avg_sq"):
+            assert torch.equal(saved["state"][index][key], state[key]), (index, key)
+        assert not torch.equal(loaded.state_dict()["state"][index]["exp_avg_sq"], state["exp_avg_sq"])
+    assert saved["param_groups"] == before["param_groups"]

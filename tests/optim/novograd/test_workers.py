@@ -209,3 +209,20 @@ def test_the_function_takes_what_the_class_gathers():
     )
     torch.testing.assert_close(exp_avg_sq, torch.tensor(25.0))
     torch.testing.assert_close(params, torch.tensor([0.94, 1.0, 0.92]))
+
+
+@pytest.mark.parametrize(("second_moment", "maximum"), [(torch.nan, 4.0), (1.0, torch.nan)])
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_second_moment_that_is_not_a_number_stays_one_under_amsgrad(worker, second_moment, maximum):
+    """Python's max would drop it, and hide that the layer is lost."""
+    param = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = NovoGrad([param], lr=0.1, amsgrad=True, **WORKERS[worker])
+    optimizer.state[param] = {
+        "exp_avg": torch.zeros(4, 3),
+        "exp_avg_sq": torch.tensor(second_moment),
+        "max_exp_avg_sq": torch.tensor(maximum),
+    }
+    param.grad = torch.ones(4, 3)
+    optimizer.step()
+    assert optimizer.state[param]["max_exp_avg_sq"].isnan()
+    assert param.isnan().all()

@@ -143,8 +143,10 @@ def test_the_entries_are_the_shared_ones(shared_data, shared_definition, split, 
 
 def test_the_files_hold_the_shared_samples(shared_data, shared_definition, tmp_path):
     made = prepare_corpus("fsdd", shared_data, tmp_path, train_size=3, dev_size=2, test_size=2)
-    for manifest in (made.train, made.dev, made.test):
-        for entry in entries_of(manifest):
+    for manifest, size in ((made.train, 3), (made.dev, 2), (made.test, 2)):
+        entries = entries_of(manifest)
+        assert len(entries) == size
+        for entry in entries:
             samples, _ = soundfile.read(manifest.parent / entry["audio_filepath"], dtype="int16")
             expected = shared_definition.build_audio(entry, str(shared_data / "fsdd" / "recordings"))
             assert hashlib.sha256(samples.tobytes()).digest() == hashlib.sha256(expected.tobytes()).digest()
