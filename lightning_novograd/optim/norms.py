@@ -22,8 +22,8 @@ else:
     _DTENSOR = ()
 
 # A float32 sum over millions of squares loses digits: at 2e7 elements on a CPU, torch.linalg.vector_norm is wrong by
-# 1e-3 and torch.dot by 1e-4. Summing blocks in float32 and the blocks' sums in float64 keeps the error below 1e-6 at any
-# size, also where all values are equal, so that their roundings all go one way.
+# 1e-3 and torch.dot by 1e-4. Summing blocks in float32 and the blocks' sums in float64 keeps the error below 1e-6 at
+# any size, also where all values are equal, so that their roundings all go one way.
 _BLOCK = 1 << 9  # elements per block
 _DOT = 1 << 16  # up to this many elements torch.dot is nearly as exact (3e-5 for equal values), and faster
 _COPIED = 1 << 20  # elements that are copied at a time, where they are of half precision or have holes between them

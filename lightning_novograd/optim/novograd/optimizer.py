@@ -18,6 +18,8 @@ from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import check_options, check_same_parameters, refuse_flattened
 from lightning_novograd.registry import register_optimizer
 
+_SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
+
 
 @register_optimizer("NovoGrad")
 class NovoGrad(Optimizer):
@@ -49,7 +51,8 @@ class NovoGrad(Optimizer):
         differentiable: whether autograd may run through `step`.
 
     State per parameter: `exp_avg` (:math:`m`: shape, dtype and layout of the parameter), `exp_avg_sq` (:math:`v`:
-    0-dim, float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`).
+    0-dim, float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`). Where
+    the parameter is widened or narrowed in mid-training, `exp_avg` keeps its dtype, as SGD's momentum does.
 
     Arithmetic runs in float32 or wider and rounds once when it is stored; `p.grad` is never written. A layer is a
     whole tensor also where it is a DTensor (FSDP2, HSDP, tensor parallel).
@@ -173,7 +176,7 @@ class NovoGrad(Optimizer):
         def restore(optimizer: Optimizer) -> None:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for param, saved_id in zip(params, saved_ids, strict=True):
-                for key in ("exp_avg_sq", "max_exp_avg_sq"):
+                for key in _SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
                             torch.as_tensor(saved_state[saved_id][key])
@@ -208,13 +211,15 @@ class NovoGrad(Optimizer):
             if p.grad.is_sparse:
                 raise RuntimeError("NovoGrad does not support sparse gradients; use a dense embedding (sparse=False)")
             has_complex |= torch.is_complex(p)
-            state = self.state[p]
+            state, scalar_dtype = self.state[p], accumulation_dtype(p.dtype)
             if not state:
                 refuse_flattened(p, self._layer_shapes)
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+                state["exp_avg_sq"] = torch.zeros((), dtype=scalar_dtype, device=p.device)
+            elif state["exp_avg_sq"].dtype != scalar_dtype:  # the model has been widened or narrowed
+                state.update({key: state[key].to(scalar_dtype) for key in _SCALARS if key in state})
             if group["amsgrad"] and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
