@@ -15,7 +15,13 @@ from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.functional import update_layers
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
-from lightning_novograd.optim.novograd.validation import check_options, check_same_parameters, refuse_flattened
+from lightning_novograd.optim.novograd.validation import (
+    check_options,
+    check_same_parameters,
+    known_shape,
+    listed_params,
+    refuse_flattened,
+)
 from lightning_novograd.registry import register_optimizer
 
 _SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
@@ -111,7 +117,7 @@ class NovoGrad(Optimizer):
             "differentiable": differentiable,
         }
         check_options(defaults)
-        self._layer_shapes: set[torch.Size] = set()
+        self._layers: dict[int, torch.Size | None] = {}  # what `refuse_flattened` needs
         super().__init__(params, defaults)
 
     def _check_graph_capture(self) -> None:
@@ -135,20 +141,23 @@ class NovoGrad(Optimizer):
             ValueError: an option out of range, or parameters that are flattened shards.
 
         """
-        if isinstance(param_group, dict):
+        layers: dict[int, torch.Size | None] = {}
+        if isinstance(param_group, dict):  # all checks come first: what is refused leaves no trace
             check_options({**self.defaults, **param_group})
+            params = [param for param in listed_params(param_group) if isinstance(param, Tensor)]
+            layers = {id(param): known_shape(param) for param in params}
+            for param in params:
+                refuse_flattened(param, layers)
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            self._layer_shapes.add(param.shape)
-            refuse_flattened(param, self._layer_shapes)
+        self._layers |= layers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for option, default in self.defaults.items():
                 group.setdefault(option, default)
-        if "_layer_shapes" not in self.__dict__:
-            self._layer_shapes = {param.shape for group in self.param_groups for param in group["params"]}
+        if "_layers" not in self.__dict__:  # a copy
+            self._layers = {id(param): known_shape(param) for group in self.param_groups for param in group["params"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the second moments keep their float32 or float64 also for bf16 parameters.
@@ -213,7 +222,7 @@ class NovoGrad(Optimizer):
             has_complex |= torch.is_complex(p)
             state, scalar_dtype = self.state[p], accumulation_dtype(p.dtype)
             if not state:
-                refuse_flattened(p, self._layer_shapes)
+                refuse_flattened(p, self._layers)
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)

@@ -130,7 +130,7 @@ def test_mixed_dtypes_and_layouts_of_gradients_in_one_group():
 
 
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"luc": True, "weight_decay": 0.1}], ids=str)
-@pytest.mark.parametrize("pair", permutations(optim_db.DTYPES.values(), 2), ids=str)
+@pytest.mark.parametrize("pair", list(permutations(optim_db.DTYPES.values(), 2)), ids=str)
 def test_moments_of_another_dtype_than_their_weights(pair, options):
     before, after = pair
     params = [torch.nn.Parameter(param) for param in layers(before)]
