@@ -126,7 +126,7 @@ class SavedWeights:
             factors = _kernels().larc_limit_.default(
                 self._vector, group_starts, layers, float(group["lr"]), _larc(group)
             )
-            result.append((layers, torch.tensor(factors, dtype=torch.float32)))
+            result.append((layers, torch.tensor(factors, dtype=torch.float32, device="cpu")))
         return result
 
 
@@ -149,8 +149,9 @@ def _larc(group: ParamGroup) -> list[float]:
 def _result(layers: list[Tensor], factors: list[float], left: list[int]) -> tuple[Factors, list[Tensor]]:
     """The factors of layers that were stepped, and the layers at the indices `left`."""
     stepped, left_layers = _split(layers, left)
-    pairs = [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32))] if stepped else []
-    return pairs, left_layers
+    if not stepped:
+        return [], left_layers
+    return [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32, device="cpu"))], left_layers
 
 
 def _split(values: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:

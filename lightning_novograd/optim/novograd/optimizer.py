@@ -188,8 +188,8 @@ class NovoGrad(Optimizer):
                 for key in _SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
-                            torch.as_tensor(saved_state[saved_id][key])
-                            .to(param.device, accumulation_dtype(param.dtype), copy=True)
+                            torch.as_tensor(saved_state[saved_id][key], device=param.device)
+                            .to(accumulation_dtype(param.dtype), copy=True)
                             .reshape(())
                         )
 
