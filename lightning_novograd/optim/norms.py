@@ -22,10 +22,11 @@ else:
     _DTENSOR = ()
 
 # A float32 sum over millions of squares loses digits: at 2e7 elements on a CPU, torch.linalg.vector_norm is wrong by
-# 1e-3 and torch.dot by 1e-4. Summing blocks and then the blocks' sums keeps the error below 1e-6 at any size.
-_BLOCK = 1 << 12  # elements per block
-_DOT = 1 << 16  # up to this many elements torch.dot is as exact, and faster
-_WIDENED = 1 << 20  # elements of half precision that are widened at a time
+# 1e-3 and torch.dot by 1e-4. Summing blocks in float32 and the blocks' sums in float64 keeps the error below 1e-6 at
+# any size, also where all values are equal, so that their roundings all go one way.
+_BLOCK = 1 << 9  # elements per block
+_DOT = 1 << 16  # up to this many elements torch.dot is nearly as exact (3e-5 for equal values), and faster
+_COPIED = 1 << 20  # elements that are copied at a time, where they are of half precision or have holes between them
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -108,35 +109,39 @@ def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = N
 
 def _local_squared_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     tensors = [real_view(t) for t in tensors]
-    if torch.compiler.is_compiling() or any(t.device.type != "cpu" for t in tensors):
-        norms: list[Tensor] = [torch.empty(())] * len(tensors)
-        by_dtype: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, tensor in enumerate(tensors):
+    compiling = torch.compiler.is_compiling()
+    norms: list[Tensor | None] = [None] * len(tensors)
+    by_dtype: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        # Compiled, small layers are better off in one operation for all; large ones would lose digits in it.
+        if tensor.device.type == "cpu" and not (compiling and tensor.numel() <= _DOT):
+            norms[index] = cpu_squared_norm(tensor)
+        else:
             by_dtype.setdefault((tensor.device, tensor.dtype), []).append(index)
-        for (_, dtype), indices in by_dtype.items():
-            roots = torch._foreach_norm([tensors[i] for i in indices], 2, dtype=accumulation_dtype(dtype))
-            for index, square in zip(indices, torch._foreach_mul(roots, roots), strict=True):
-                norms[index] = square
-        return norms
-    return [cpu_squared_norm(t) for t in tensors]
+    for (_, dtype), indices in by_dtype.items():
+        roots = torch._foreach_norm([tensors[i] for i in indices], 2, dtype=accumulation_dtype(dtype))
+        for index, square in zip(indices, torch._foreach_mul(roots, roots), strict=True):
+            norms[index] = square
+    return [norm for norm in norms if norm is not None]
 
 
 def cpu_squared_norm(tensor: Tensor) -> Tensor:
     """The squared norm of one real tensor on the CPU, summed block by block."""
-    if tensor.dtype not in (torch.float32, torch.float64):
-        parts = [cpu_squared_norm(part.float()) for part in tensor.reshape(-1).split(_WIDENED)]
-        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
-    numel = tensor.numel()
-    if numel <= _DOT:
-        flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    # The shape says nothing about how long the sums would be: rows may be many and short, or few and long.
+    flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    numel, narrow = flat.numel(), tensor.dtype not in (torch.float32, torch.float64)
+    if not narrow and numel <= _DOT:
         return torch.dot(flat, flat)
-    if tensor.dim() > 1 and tensor.is_contiguous() and numel <= _BLOCK * tensor.shape[0]:
-        rows = torch.linalg.vector_norm(tensor.view(tensor.shape[0], -1), dim=1)
-        return torch.dot(rows, rows)
-    flat = tensor.reshape(-1)
-    whole = numel // _BLOCK * _BLOCK
-    blocks, rest = torch.linalg.vector_norm(flat[:whole].view(-1, _BLOCK), dim=1), flat[whole:]
-    return torch.dot(blocks, blocks) + torch.dot(rest, rest)
+    if narrow or not flat.is_contiguous():
+        dtype = accumulation_dtype(tensor.dtype)
+        parts = [cpu_squared_norm(part.to(dtype).contiguous()) for part in flat.split(_COPIED)]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+    rest = numel % _BLOCK
+    blocks = torch.linalg.vector_norm((flat[:-rest] if rest else flat).view(-1, _BLOCK), dim=1).double()
+    total = torch.dot(blocks, blocks)
+    if rest:
+        total += torch.dot(flat[-rest:], flat[-rest:])
+    return total.to(tensor.dtype)
 
 
 def _all_reduce(mesh: "DeviceMesh", norms: list[Tensor], layers: list[Tensor]) -> list[Tensor]:

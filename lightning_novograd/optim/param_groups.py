@@ -7,6 +7,7 @@ from glob import escape
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_novograd.errors import ConfigError, choices, closest
 from lightning_novograd.log import rank_zero_logger
@@ -19,7 +20,8 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-SHORTHANDS = ("bias", "norm", "1d", "ndim<=1")
+_ONE_DIMENSIONAL = ("1d", "ndim<=1")
+SHORTHANDS = ("bias", "norm", *_ONE_DIMENSIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class _Use:
             return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
         if pattern == "norm":
             return isinstance(self.module, NORM_TYPES) or "norm" in type(self.module).__name__.casefold()
-        if pattern in ("1d", "ndim<=1"):
+        if pattern in _ONE_DIMENSIONAL:
             return self.ndim <= 1
         return fnmatchcase(self.name, pattern)
 
@@ -90,7 +92,8 @@ def build_param_groups(
 
     Raises:
         ConfigError: a rule that selects nothing, or nothing that earlier rules left; a glob, here or in a rule, that
-            selects nothing; a shared parameter that two rules want; two groups of one name; no trainable parameter.
+            selects nothing; a shared parameter that two rules want; two groups of one name; no trainable parameter; a
+            choice by dimensions, where a lazy module does not have its own yet.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
@@ -99,6 +102,7 @@ def build_param_groups(
 
     """
     uses = _uses(module)
+    _check_shapes_known(uses, [*((f"{r.path}.match", r.match) for r in rules), (f"{path}.no_decay", no_decay)])
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     frozen: list[nn.Parameter] = []
     for parameter, names in uses.items():
@@ -114,7 +118,7 @@ def build_param_groups(
     _check_all_used(uses, rules, {index for index, _ in groups})
     _check_no_decay(uses, no_decay, path)
     if frozen:
-        elements = sum(p.numel() for p in frozen)
+        elements = sum(p.numel() for p in frozen if not is_lazy(p))
         log.info("%d frozen parameters (%d elements) are left out of the optimizer", len(frozen), elements)
 
     # the default group first: schedulers and loggers that look at one group look at this one
@@ -151,6 +155,18 @@ def _uses(module: nn.Module) -> dict[nn.Parameter, list[_Use]]:
             use = _Use(f"{prefix}.{leaf}" if prefix else leaf, owner, parameter.ndim)
             uses.setdefault(parameter, []).append(use)
     return uses
+
+
+def _check_shapes_known(uses: Mapping[nn.Parameter, list[_Use]], chosen: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Raise where `chosen`, patterns with their paths, choose by dimensions that lazy modules do not have yet."""
+    lazy = next((names[0].name for parameter, names in uses.items() if is_lazy(parameter)), None)
+    for path, patterns in chosen:
+        shorthand = next((pattern for pattern in patterns if pattern in _ONE_DIMENSIONAL), None)
+        if lazy is not None and shorthand is not None:
+            problem = (
+                f"{shorthand!r} asks for the dimensions of {lazy!r}, which a lazy module gets in its first forward"
+            )
+            raise ConfigError(path, f"{problem}: run a batch through the model before")
 
 
 def _rule_of(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:

@@ -43,6 +43,40 @@ def test_large_layers_lose_no_digits(shape, dtype):
     assert error < 2e-6
 
 
+HUGE = 4_000_000
+# Layers of the same number of elements: rows that are many and short or few and long, and memory in other orders.
+LAYOUTS = {
+    "column": lambda values: values.view(-1, 1),
+    "row": lambda values: values.view(1, -1),
+    "pairs": lambda values: values.view(-1, 2),
+    "short rows": lambda values: values.view(100_000, 40),
+    "many dimensions": lambda values: values.view(100_000, 2, 1, 5, 4),
+    "transposed": lambda values: values.view(-1, 4).t(),
+    "every other": lambda values: values.view(-1, 2)[:, :1],
+    "expanded": lambda values: values[:1].expand(HUGE, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("equal", [False, True], ids=["normal", "equal"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_layout_loses_digits(layout, equal, dtype):
+    """The promise is 1e-6; equal values are the hardest ones, since their roundings do not cancel."""
+    values = torch.full((HUGE,), 1 / 3) if equal else torch.randn(HUGE, generator=torch.Generator().manual_seed(0))
+    layer = LAYOUTS[layout](values.to(dtype))
+    [norm] = squared_norms([layer])
+    assert norm.dtype == torch.float32
+    assert abs(norm.double() / layer.double().square().sum() - 1) < 1e-6
+
+
+def test_large_layers_lose_no_digits_where_the_step_is_compiled():
+    layer, small = torch.full((HUGE, 1), 1 / 3), torch.ones(4)
+    torch._dynamo.reset()
+    norm, four = torch.compile(squared_norms, backend="eager", fullgraph=True)([layer, small])
+    assert abs(norm.double() / layer.double().square().sum() - 1) < 1e-6
+    assert four == 4
+
+
 def test_float16_overflow_is_not_reached():
     assert squared_norms([torch.full((100, 100), 6e4, dtype=torch.float16)])[0].item() == pytest.approx(
         3.6e13, rel=1e-3

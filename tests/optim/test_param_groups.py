@@ -297,3 +297,23 @@ def test_a_shared_module_counts_once():
     model = nn.ModuleDict({"left": layer, "right": layer})
     (group,) = build_param_groups(model)
     assert list(map(id, group["params"])) == list(map(id, layer.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("choice", "path"),
+    [
+        ({"no_decay": ["bias", "1d"]}, "optim.no_decay"),
+        ({"rules": [rule("ndim<=1", lr=1.0)]}, "optim.param_groups[0].match"),
+    ],
+    ids=["no_decay", "rule"],
+)
+def test_dimensions_that_a_lazy_module_does_not_have_yet_are_not_guessed(choice, path):
+    """Its weight, a matrix later, is a vector without elements until then."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match=r"'1\.weight', which a lazy module gets .*: run a batch through") as caught:
+        build_param_groups(model, **choice)
+    assert caught.value.path == path
+    model[1].weight.requires_grad = False
+    assert len(build_param_groups(model, no_decay=["bias"])) == 2  # frozen, and as yet of no size
+    model(torch.ones(1, 2))
+    build_param_groups(model, **choice)

@@ -154,7 +154,9 @@ def _refuse_other_formulas(
             refuse("norm_type", "others normalize by the L2 norm (2)")
         # 1 - beta ** step, once float32 rounds it to 1, corrects nothing
         corrections = [1 - beta ** group.get("step", 0) for beta in group.get("betas", ())]
-        if group.get("bias_correction") and any(torch.tensor(c, dtype=torch.float32) != 1 for c in corrections):
+        if group.get("bias_correction") and any(
+            torch.tensor(c, dtype=torch.float32, device="cpu") != 1 for c in corrections
+        ):
             refuse(
                 "bias_correction", f"no other NovoGrad corrects, and at step {group.get('step', 0)} it still matters"
             )

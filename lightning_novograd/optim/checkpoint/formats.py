@@ -132,11 +132,16 @@ def read_group(where: str, saved: Mapping[str, Any], states: Mapping[Any, Mappin
 
 
 def _scalar(where: str, value: Any, exp_avg: Tensor) -> Tensor:
-    value = torch.as_tensor(value)
+    value = _as_tensor(value)
     if value.numel() != 1:
         shape = tuple(value.shape)
         raise ConfigError(where, f"a second moment of shape {shape}: NovoGrad has one number per layer")
     return value.reshape(()).to(accumulation_dtype(exp_avg.dtype))
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, numbers on the CPU, whatever torch's default device is."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _apex_norms(where: str, saved: Mapping[str, Any], states: list[Mapping[str, Any]]) -> list[Tensor]:
@@ -145,7 +150,7 @@ def _apex_norms(where: str, saved: Mapping[str, Any], states: list[Mapping[str, 
         return []
     if any("exp_avg" not in state for state in states):
         raise ConfigError(where, "a layer's state lacks exp_avg")
-    norms = dict(zip(_APEX_DTYPES, map(torch.as_tensor, saved.get("exp_avg_sq", ())), strict=False))
+    norms = dict(zip(_APEX_DTYPES, map(_as_tensor, saved.get("exp_avg_sq", ())), strict=False))
     sizes = {dtype: values.numel() for dtype, values in norms.items()}
     counts = {dtype: sum(state["exp_avg"].dtype == dtype for state in states) for dtype in _APEX_DTYPES}
     if counts != sizes or sum(counts.values()) != len(states):
@@ -178,7 +183,9 @@ def write_group(where: str, group: Group, target: str) -> tuple[dict[str, Any], 
             raise ConfigError(where, f"apex's FusedNovoGrad has no {', '.join(map(str, others))} layers")
         if layers:
             options["exp_avg_sq"] = [
-                torch.tensor([layer.exp_avg_sq.sqrt() for layer in layers.values() if layer.exp_avg.dtype == dtype])
+                _as_tensor(
+                    [layer.exp_avg_sq.sqrt().item() for layer in layers.values() if layer.exp_avg.dtype == dtype]
+                ).float()
                 for dtype in _APEX_DTYPES
             ]
         return options, {i: {"exp_avg": layer.exp_avg} for i, layer in layers.items()}

@@ -22,7 +22,7 @@ def gradient_factors(
 ) -> Tensor:
     """One factor per layer, for its gradient with decay: what :class:`LARC` calls f for `target="gradient"`."""
     lengths = grad_norms + weight_decay * weight_norms + eps
-    factors = trust_coefficient * weight_norms / (lr * lengths if clip else lengths)
+    factors = _ratios(trust_coefficient * weight_norms, lr * lengths if clip else lengths)
     return _limited(factors, weight_norms, grad_norms, clip, min_update)
 
 
@@ -38,7 +38,7 @@ def update_factors(
 ) -> Tensor:
     """One factor per layer, for the step that it made: what :class:`LARC` calls f for `target="update"`."""
     bounds = trust_coefficient * (weight_norms if clip else lr * weight_norms)
-    return _limited(bounds / (step_norms + lr * eps), weight_norms, step_norms, clip, min_update)
+    return _limited(_ratios(bounds, step_norms + lr * eps), weight_norms, step_norms, clip, min_update)
 
 
 def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
@@ -51,6 +51,11 @@ def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
         "eps": group["larc_eps"],
         "min_update": group["larc_min_update"],
     }
+
+
+def _ratios(bounds: Tensor, lengths: Tensor) -> Tensor:
+    """`bounds / lengths`; a bound of 0 allows no step, also where there is no length (a learning rate of 0)."""
+    return bounds / lengths.masked_fill((bounds == 0) & (lengths == 0), 1.0)
 
 
 def _limited(factors: Tensor, weight_norms: Tensor, norms: Tensor, clip: bool, min_update: float) -> Tensor:

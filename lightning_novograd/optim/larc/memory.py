@@ -28,7 +28,7 @@ class Scratch:
                 out.append(torch.empty_like(t))
                 continue
             if t.dtype not in self._flat or self._flat[t.dtype].numel() < ends[t.dtype]:
-                self._flat[t.dtype] = torch.empty(ends[t.dtype], dtype=t.dtype)
+                self._flat[t.dtype] = torch.empty(ends[t.dtype], dtype=t.dtype, device="cpu")
             start = used[t.dtype]
             out.append(self._flat[t.dtype][start : start + t.numel()].view(t.shape))
             used[t.dtype] = start + _aligned(t.numel())

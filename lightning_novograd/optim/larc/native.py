@@ -139,7 +139,7 @@ class SavedWeights:
                     "LARC: the wrapped optimizer has replaced a layer by a tensor of another size, layout or dtype"
                 )
             increment_version(layers)
-            result.append((layers, torch.tensor(factors, dtype=torch.float32)))
+            result.append((layers, torch.tensor(factors, dtype=torch.float32, device="cpu")))
         return result
 
 
@@ -184,7 +184,9 @@ def _result(written: list[list[Tensor]], factors: list[float], left: list[int]) 
 
 
 def _pairs(stepped: list[Tensor], factors: list[float], left: list[int]) -> Factors:
-    return [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32))] if stepped else []
+    if not stepped:
+        return []
+    return [(stepped, torch.tensor(_split(factors, left)[0], dtype=torch.float32, device="cpu"))]
 
 
 def _split(values: list[Any], indices: list[int]) -> tuple[list[Any], list[Any]]:

@@ -26,12 +26,13 @@ from lightning_novograd.optim.larc.native import (
     native_novograd_step,
     native_sgd_step,
 )
-from lightning_novograd.optim.larc.options import OPTIONS, TARGETS, check_optimizer, check_options
+from lightning_novograd.optim.larc.options import OPTIONS, TARGETS, check_group, check_optimizer, check_options
 from lightning_novograd.optim.larc.pieces import ParamGroup, cache_sized, restricted_to
 from lightning_novograd.optim.larc.update import limited_step
 from lightning_novograd.optim.norms import is_sharded
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
 from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.validation import listed_params
 
 # A step of one param group's layers: their factors, and the layers that it leaves to others
 FusedStep = Callable[[], tuple[Factors, list[Tensor]]]
@@ -80,7 +81,7 @@ class LARC(Optimizer):
 
     Where the weights, the gradient or (target update) the step of a layer are all zero, :math:`f = 1`: weights can
     leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. With target gradient, a zero gradient
-    is not decayed.
+    is not decayed. Where :math:`\gamma = 0`, :math:`r / \gamma` is 0 for :math:`r = 0` and infinite for all others.
 
     Args:
         optimizer: the optimizer to wrap, which keeps `param_groups`, `state` and `defaults` for both.
@@ -207,12 +208,19 @@ class LARC(Optimizer):
             param_group: `params` and options, LARC's among them; those left out take the defaults.
 
         Raises:
-            ValueError: an option of LARC is unknown or out of range.
+            ValueError: an option of LARC is unknown or out of range, or the constructor would refuse the group.
 
         """
+        index = len(self.param_groups)
         if isinstance(param_group, dict):
-            check_options({**self.defaults, **param_group})
-        self.optimizer.add_param_group(param_group)
+            options = {**self.defaults, **param_group}
+            check_options(options)
+            check_group(type(self.optimizer).__name__, index, options, listed_params(param_group))
+        try:
+            self.optimizer.add_param_group(param_group)
+        except Exception:
+            del self.param_groups[index:]  # optimizers have been known to check what they have added already
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state_dict; LARC's options are in its param groups."""
@@ -303,7 +311,8 @@ class LARC(Optimizer):
             if step is not None:
                 factors, others = step()
                 self.factors += factors
-            for layers in cache_sized(others, caches):
+            # those without a gradient may even lack a shape, until a lazy module's first forward
+            for layers in cache_sized([p for p in others if p.grad is not None], caches):
                 with restricted_to(self.optimizer, group, layers) as piece:
                     self._step_under_control([piece] if group["larc"] else [])
 

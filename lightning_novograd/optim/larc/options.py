@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -37,15 +37,28 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(f"LARC needs one gradient per step, but {kind} evaluates its closure several times")
     for index, group in enumerate(optimizer.param_groups):
-        if "lr" not in group:
-            raise ValueError(f"LARC needs learning rates, but param group {index} of {kind} has no 'lr'")
-        if group.get("differentiable"):
-            raise ValueError("LARC does not support differentiable=True")
-        if any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_id") for p in group["params"]):
-            raise ValueError(
-                "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
-                "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
-            )
+        check_group(kind, index, group, group["params"])
+
+
+def check_group(kind: str, index: int, group: Mapping[str, Any], params: Iterable[Any]) -> None:
+    """Raise for a param group that LARC cannot control.
+
+    Args:
+        kind: the wrapped optimizer's name.
+        index: of the group in it.
+        group: its options.
+        params: its parameters.
+
+    """
+    if "lr" not in group:
+        raise ValueError(f"LARC needs learning rates, but param group {index} of {kind} has no 'lr'")
+    if group.get("differentiable"):
+        raise ValueError("LARC does not support differentiable=True")
+    if any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_id") for p in params):
+        raise ValueError(
+            "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
+            "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
+        )
 
 
 def larc_arguments_from_openseq2seq(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,4 +167,5 @@ def _update_in_place(
         weight.add_(moment, alpha=-lr)
         if weight is not stored_weight:
             stored_weight.copy_(weight)
+        if moment is not stored_moment:  # it may be of another dtype than its weight
             stored_moment.copy_(moment)

@@ -15,6 +15,7 @@ all others (float64, gradients of another layout or dtype) go to the foreach wor
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -188,7 +189,7 @@ def _plan(layers: Layers, addresses: _Addresses, amsgrad: bool) -> _Plan:
         list(map(Tensor.size, layers.params)),
         list(map(Tensor.stride, layers.params)),
         list(map(Tensor.stride, layers.grads)),
-        [grad.dtype for grad in layers.grads],
+        [tensor.dtype for tensor in chain(layers.grads, layers.params, layers.exp_avgs)],
     )
     plan = _plans.get(layers.exp_avgs[0])
     if plan is None or plan.key != key:

@@ -56,9 +56,15 @@ def _step(layers: Layers, options: Options) -> None:
         torch._foreach_addcmul_(weights, moments, step_sizes, value=-1)
     else:
         torch._foreach_add_(weights, moments, alpha=-lr)
-    if weights[0] is not layers.params[0]:
-        torch._foreach_copy_(layers.params, weights)
-        torch._foreach_copy_(layers.exp_avgs, moments)
+    _store(layers.params, weights)
+    _store(layers.exp_avgs, moments)
+
+
+def _store(stored: list[Tensor], computed: list[Tensor]) -> None:
+    """Round what was computed in copies to where it is kept; a moment may be of another dtype than its weight."""
+    pairs = [(s, c) for s, c in zip(stored, computed, strict=True) if s.dtype != c.dtype]
+    if pairs:
+        torch._foreach_copy_([s for s, _ in pairs], [c for _, c in pairs])
 
 
 def _same_device_and_dtype(params: Iterable[Tensor]) -> list[list[int]]:

@@ -15,8 +15,16 @@ from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.functional import update_layers
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
-from lightning_novograd.optim.novograd.validation import check_options, check_same_parameters, refuse_flattened
+from lightning_novograd.optim.novograd.validation import (
+    check_options,
+    check_same_parameters,
+    known_shape,
+    listed_params,
+    refuse_flattened,
+)
 from lightning_novograd.registry import register_optimizer
+
+_SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 @register_optimizer("NovoGrad")
@@ -49,7 +57,8 @@ class NovoGrad(Optimizer):
         differentiable: whether autograd may run through `step`.
 
     State per parameter: `exp_avg` (:math:`m`: shape, dtype and layout of the parameter), `exp_avg_sq` (:math:`v`:
-    0-dim, float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`).
+    0-dim, float32, or float64 for a float64 parameter) and, with `amsgrad`, `max_exp_avg_sq` (as `exp_avg_sq`). Where
+    the parameter is widened or narrowed in mid-training, `exp_avg` keeps its dtype, as SGD's momentum does.
 
     Arithmetic runs in float32 or wider and rounds once when it is stored; `p.grad` is never written. A layer is a
     whole tensor also where it is a DTensor (FSDP2, HSDP, tensor parallel).
@@ -108,7 +117,7 @@ class NovoGrad(Optimizer):
             "differentiable": differentiable,
         }
         check_options(defaults)
-        self._layer_shapes: set[torch.Size] = set()
+        self._layers: dict[int, torch.Size | None] = {}  # what `refuse_flattened` needs
         super().__init__(params, defaults)
 
     def _check_graph_capture(self) -> None:
@@ -138,20 +147,23 @@ class NovoGrad(Optimizer):
             ValueError: an option out of range, or parameters that are flattened shards.
 
         """
-        if isinstance(param_group, dict):
+        layers: dict[int, torch.Size | None] = {}
+        if isinstance(param_group, dict):  # all checks come first: what is refused leaves no trace
             check_options({**self.defaults, **param_group})
+            params = [param for param in listed_params(param_group) if isinstance(param, Tensor)]
+            layers = {id(param): known_shape(param) for param in params}
+            for param in params:
+                refuse_flattened(param, layers)
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            self._layer_shapes.add(param.shape)
-            refuse_flattened(param, self._layer_shapes)
+        self._layers |= layers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for option, default in self.defaults.items():
                 group.setdefault(option, default)
-        if "_layer_shapes" not in self.__dict__:
-            self._layer_shapes = {param.shape for group in self.param_groups for param in group["params"]}
+        if "_layers" not in self.__dict__:  # a copy
+            self._layers = {id(param): known_shape(param) for group in self.param_groups for param in group["params"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the second moments keep their float32 or float64 also for bf16 parameters.
@@ -179,11 +191,11 @@ class NovoGrad(Optimizer):
         def restore(optimizer: Optimizer) -> None:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for param, saved_id in zip(params, saved_ids, strict=True):
-                for key in ("exp_avg_sq", "max_exp_avg_sq"):
+                for key in _SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
-                            torch.as_tensor(saved_state[saved_id][key])
-                            .to(param.device, accumulation_dtype(param.dtype), copy=True)
+                            torch.as_tensor(saved_state[saved_id][key], device=param.device)
+                            .to(accumulation_dtype(param.dtype), copy=True)
                             .reshape(())
                         )
 
@@ -215,17 +227,23 @@ class NovoGrad(Optimizer):
                 raise RuntimeError("NovoGrad does not support sparse gradients; use a dense embedding (sparse=False)")
             state = self.state[p]
             if not state:
-                refuse_flattened(p, self._layer_shapes)
+                refuse_flattened(p, self._layers)
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+            exp_avg_sq, scalar_dtype = state["exp_avg_sq"], p.dtype
+            if scalar_dtype is not torch.float32:
+                scalar_dtype = accumulation_dtype(scalar_dtype)
+            if exp_avg_sq.dtype is not scalar_dtype:  # the model has been widened or narrowed
+                state.update({key: state[key].to(scalar_dtype) for key in _SCALARS if key in state})
+                exp_avg_sq = state["exp_avg_sq"]
             if amsgrad and "max_exp_avg_sq" not in state:
-                state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+                state["max_exp_avg_sq"] = exp_avg_sq.clone()
             params.append(p)
             grads.append(p.grad)
             exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(state["exp_avg_sq"])
+            exp_avg_sqs.append(exp_avg_sq)
             if amsgrad:
                 max_exp_avg_sqs.append(state["max_exp_avg_sq"])
         return any(map(torch.is_complex, params))

@@ -1,10 +1,12 @@
 """What NovoGrad refuses: options out of range, pieces of layers, and states of other parameters."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 
@@ -29,15 +31,37 @@ def check_options(options: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` do not support `differentiable`")
 
 
-def refuse_flattened(param: Tensor, layer_shapes: set[torch.Size]) -> None:
-    """Raise for pieces of layers laid end to end: the layers, and so their norms, are lost in them."""
+def listed_params(param_group: dict[str, Any]) -> list[Any]:
+    """The parameters of a group that is to be added; an iterator in it is replaced by the list of what it gave."""
+    params = param_group["params"]
+    if isinstance(params, Tensor | set):  # torch refuses sets
+        return [params] if isinstance(params, Tensor) else []
+    param_group["params"] = list(params)
+    return [entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in param_group["params"]]
+
+
+def known_shape(param: Tensor) -> torch.Size | None:
+    """The shape of a parameter; None for one of a lazy module, which gets it in its first forward."""
+    return None if is_lazy(param) else param.shape
+
+
+def refuse_flattened(param: Tensor, layers: Mapping[int, torch.Size | None]) -> None:
+    """Raise for pieces of layers laid end to end: the layers, and so their norms, are lost in them.
+
+    Args:
+        param: the parameter in question.
+        layers: the shapes that the optimizer's parameters had when they were given to it, by their ids.
+
+    """
     if getattr(param, "_fsdp_flattened", False):
         raise ValueError(
             "NovoGrad needs whole layers, but this parameter was flattened by FullyShardedDataParallel (FSDP1); use "
             "FSDP2: torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
         )
-    # ZeRO-3 marks its parameters; ZeRO-1 and 2 put one-dimensional partitions in the place of what we were given.
-    if hasattr(param, "ds_id") or (param.dim() == 1 and param.shape not in layer_shapes):
+    # ZeRO-3 marks its parameters; ZeRO-1 and 2 put one-dimensional partitions in the place of what we were given. What
+    # we were given is a layer, whatever has become of its shape: lazy modules set it, and others may resize it.
+    replaced = id(param) not in layers and param.dim() == 1 and param.shape not in layers.values()
+    if hasattr(param, "ds_id") or replaced:
         raise ValueError(
             f"NovoGrad needs whole layers, but a parameter of shape {tuple(param.shape)} is a flattened partition "
             "(DeepSpeed ZeRO, or alike); use torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
@@ -64,7 +88,7 @@ def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> N
             where = f"loaded state dict, parameter {position} of group {index}"
             if "exp_avg" not in state or "exp_avg_sq" not in state or torch.as_tensor(state["exp_avg_sq"]).numel() != 1:
                 raise ValueError(f"{where}: not a NovoGrad state (a layer's exp_avg and a scalar exp_avg_sq)")
-            if state["exp_avg"].shape != param.shape:
+            if not is_lazy(param) and state["exp_avg"].shape != param.shape:
                 raise ValueError(
                     f"{where}: saved for a parameter of shape {tuple(state['exp_avg'].shape)}, but the optimizer has "
                     f"{tuple(param.shape)} there; build it with the same param groups in the same order"

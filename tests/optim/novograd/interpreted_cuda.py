@@ -3,6 +3,8 @@
 Ordinary optimizers are handed this worker where they ask for that of a CPU.
 """
 
+from itertools import permutations
+
 import numpy as np
 import optim_db
 import pytest
@@ -125,6 +127,30 @@ def test_mixed_dtypes_and_layouts_of_gradients_in_one_group():
         optimizer.step()
         reference.step([p.grad for p in params])
         assert_equal_to_the_reference(optimizer, params, reference, f"layer after step {step}")
+
+
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"luc": True, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("pair", list(permutations(optim_db.DTYPES.values(), 2)), ids=str)
+def test_moments_of_another_dtype_than_their_weights(pair, options):
+    before, after = pair
+    params = [torch.nn.Parameter(param) for param in layers(before)]
+    optimizer, reference = NovoGrad(params, **options), ReferenceNovoGrad(params, **options)
+    for step in range(3):
+        if step == 1:
+            for param in params:
+                param.grad = None
+                param.data = param.data.to(after)
+        for param in params:
+            param.grad = grad_like(param)
+        reference.adopt(params, optimizer)
+        optimizer.step()
+        reference.step([p.grad for p in params])
+    coarser = max(before, torch.float32 if after != torch.float64 else after, key=lambda dtype: torch.finfo(dtype).eps)
+    for index, param in enumerate(params):
+        state, terms = optimizer.state[param], reference.exp_avg_terms[index]
+        optim_db.assert_close(param, reference.params[index], after, f"weight {index}", reference.param_terms[index])
+        optim_db.assert_close(state["exp_avg"], reference.exp_avgs[index], coarser, f"moment {index}", terms)
+        assert state["exp_avg"].dtype == before
 
 
 def test_layers_frozen_and_unfrozen():

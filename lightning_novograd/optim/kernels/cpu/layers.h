@@ -92,12 +92,17 @@ struct Larc {
 
   double gradient_factor(double weight_norm, double grad_norm, double lr, double weight_decay) const {
     const double length = grad_norm + weight_decay * weight_norm + eps;
-    return limited(trust_coefficient * weight_norm / (clip ? lr * length : length), weight_norm, grad_norm);
+    return limited(ratio(trust_coefficient * weight_norm, clip ? lr * length : length), weight_norm, grad_norm);
   }
 
   double update_factor(double weight_norm, double step_norm, double lr) const {
     const double bound = trust_coefficient * (clip ? weight_norm : lr * weight_norm);
-    return limited(bound / (step_norm + lr * eps), weight_norm, step_norm);
+    return limited(ratio(bound, step_norm + lr * eps), weight_norm, step_norm);
+  }
+
+  // A bound of 0 allows no step, also where there is no length (a learning rate of 0).
+  static double ratio(double bound, double length) {
+    return bound == 0 && length == 0 ? 0 : bound / length;
   }
 
   double limited(double factor, double weight_norm, double norm) const {

@@ -1,7 +1,7 @@
 """Addresses and sizes of many layers in device memory, so that one kernel launch reaches all of them.
 
 Nothing here waits for the device: values travel through pinned memory that torch's caching allocator keeps until the
-copy has run.
+copy has run. Tensors are made on the device that is named, whatever torch's default device is.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class AddressTable:
     def __init__(self, rows: int, layers: int, device: torch.device) -> None:
         self._shape, self.device = (rows, layers), device
         self._addresses: list[int] = []
-        self._table = torch.empty(0)
+        self._table = torch.empty(0, dtype=torch.int64, device=device)
         self._spare: tuple[Tensor, Tensor] | None = None
         self._captured: list[Tensor] = []  # graphs read them for as long as the parameters live
 
@@ -47,7 +47,7 @@ class AddressTable:
             self._table = to_device(addresses, self.device).view(self._shape)
             self._addresses = addresses
         if capturable and self._spare is None and self.device.type == "cuda":
-            host = torch.empty(self._shape, dtype=torch.int64, pin_memory=True)
+            host = torch.empty(self._shape, dtype=torch.int64, device="cpu", pin_memory=True)
             self._spare = host, torch.empty(self._shape, dtype=torch.int64, device=self.device)
         return self._table
 
@@ -60,7 +60,7 @@ class AddressTable:
         host, table = self._spare
         self._spare = None
         self._captured += [host, table]
-        host.copy_(torch.tensor(addresses, dtype=torch.int64).view(self._shape))
+        host.copy_(torch.tensor(addresses, dtype=torch.int64, device=host.device).view(self._shape))
         return table.copy_(host, non_blocking=True)
 
 
@@ -77,10 +77,10 @@ class ChunkTable:
     """
 
     def __init__(self, sizes: Sequence[int], chunk: int, device: torch.device) -> None:
-        sizes_L = torch.tensor(sizes, dtype=torch.int64)
+        sizes_L = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         counts_L = (sizes_L + chunk - 1) // chunk
         first_chunks = torch.cat([counts_L.new_zeros(1), counts_L.cumsum(0)])
-        layer_of_chunk = torch.repeat_interleave(torch.arange(len(sizes)), counts_L)
+        layer_of_chunk = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts_L)
         self.num_chunks = int(first_chunks[-1])
         lengths = [len(sizes), len(sizes) + 1, self.num_chunks]
         values = torch.cat([sizes_L, first_chunks, layer_of_chunk])
@@ -89,5 +89,5 @@ class ChunkTable:
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """An int64 tensor on `device`, copied without a synchronization."""
-    host = torch.as_tensor(values, dtype=torch.int64)
+    host = torch.as_tensor(values, dtype=torch.int64, device="cpu")
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
