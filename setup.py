@@ -61,7 +61,7 @@ class BuildKernels(Command):
             print(f"lightning-novograd is built without its C++ kernels: {reason}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
-        return [os.path.join(ROOT if self.editable_mode else self.build_lib or "", FOLDER, "kernels.so")]
+        return [os.path.join(ROOT if self.editable_mode else self.build_lib or "", FOLDER, "lib", "kernels.so")]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -192,5 +192,5 @@ def test_the_wheel_with_kernels_runs_on_old_systems(wheel_with_kernels, tmp_path
     [wheel] = tmp_path.glob("*.whl")
     assert platform in wheel.name
     assert [name for name in zipfile.ZipFile(wheel).namelist() if ".so" in name] == [
-        "lightning_novograd/optim/kernels/cpu/kernels.so"
+        "lightning_novograd/optim/kernels/cpu/lib/kernels.so"
     ]

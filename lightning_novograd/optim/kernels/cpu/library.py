@@ -23,7 +23,7 @@ from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, so
 
 log = rank_zero_logger(__name__)
 
-PACKAGED = FOLDER / "kernels.so"
+PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks like one
 
 # Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
 _registered = False
