@@ -50,7 +50,7 @@ def test_the_ranges_of_a_registration_hold_in_the_block_and_in_its_rules(changes
     ranges = {"lr": Range("below 1", lambda value: value < 1)}
     register_optimizer("reads_its_parameters", ReadsItsParameters, ranges=ranges)
     try:
-        with pytest.raises(ConfigError, match="2.0 is out of range; must be below 1") as caught:
+        with pytest.raises(ConfigError, match=r"2\.0 is out of range; must be below 1") as caught:
             parse_optim({"name": "reads_its_parameters", "lr": 0.2, **changes})
         assert caught.value.path == path
     finally:
