@@ -297,3 +297,12 @@ def test_a_shared_module_counts_once():
     model = nn.ModuleDict({"left": layer, "right": layer})
     (group,) = build_param_groups(model)
     assert list(map(id, group["params"])) == list(map(id, layer.parameters()))
+
+
+@pytest.mark.parametrize("layers", [4, 8, 9])
+def test_an_error_lists_the_first_names_of_the_module(layers):
+    module = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
+    with pytest.raises(ConfigError) as error:
+        build_param_groups(module, [rule("decoder*", lr=0.1)])
+    names = ", ".join(f"{index}.weight" for index in range(min(layers, 8)))
+    assert error.value.problem.endswith(f" The module has: {names}{', ...' if layers > 8 else ''}")
