@@ -330,3 +330,18 @@ def test_parsing_says_nothing_and_draws_no_random_numbers(recwarn):
     parse_optim(block(larc={"target": "gradient"}))
     assert torch.equal(torch.get_rng_state(), state)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"sched": {"name": "cosine", "max_steps": 1}}, lambda config: config.sched.max_steps == 1),
+        ({"sched": {"name": "cosine", "max_epochs": 1}}, lambda config: config.sched.max_epochs == 1),
+        ({"sched": {"name": "StepLR", "step_size": 1, "frequency": 1}}, lambda config: config.sched.frequency == 1),
+        ({"grad_clip_norm": 1e-9}, lambda config: config.grad_clip_norm == 1e-9),
+        ({"grad_clip_value": 1e-9}, lambda config: config.grad_clip_value == 1e-9),
+        ({"sched": {"name": "cosine", "max_steps": -1}}, lambda config: config.sched.max_steps is None),
+    ],
+)
+def test_the_least_that_is_allowed(changes, read):
+    assert read(parse_optim(block(**changes)))

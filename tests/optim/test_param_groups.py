@@ -317,3 +317,12 @@ def test_dimensions_that_a_lazy_module_does_not_have_yet_are_not_guessed(choice,
     assert len(build_param_groups(model, no_decay=["bias"])) == 2  # frozen, and as yet of no size
     model(torch.ones(1, 2))
     build_param_groups(model, **choice)
+
+
+@pytest.mark.parametrize("layers", [4, 8, 9])
+def test_an_error_lists_the_first_names_of_the_module(layers):
+    module = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
+    with pytest.raises(ConfigError) as error:
+        build_param_groups(module, [rule("decoder*", lr=0.1)])
+    names = ", ".join(f"{index}.weight" for index in range(min(layers, 8)))
+    assert error.value.problem.endswith(f" The module has: {names}{', ...' if layers > 8 else ''}")

@@ -226,3 +226,28 @@ def test_a_second_moment_that_is_not_a_number_stays_one_under_amsgrad(worker, se
     optimizer.step()
     assert optimizer.state[param]["max_exp_avg_sq"].isnan()
     assert param.isnan().all()
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_weight_decay_of_zero_does_not_touch_infinite_weights(worker):
+    """0 * inf is not a number."""
+    param = torch.nn.Parameter(torch.tensor([1.0, torch.inf, 2.0]))
+    optimizer = NovoGrad([param], lr=0.1, **WORKERS[worker])
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"].isfinite().all()
+    assert param.tolist()[1] == torch.inf
+
+
+@pytest.mark.parametrize("weight_decay", [1.0, 1.5])
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_large_weight_decay_counts(worker, weight_decay):
+    params = layers(torch.float64, ["matrix", "conv", "vector"])
+    optimizer = NovoGrad(params.values(), lr=0.1, weight_decay=weight_decay, **WORKERS[worker])
+    reference = ReferenceNovoGrad(list(params.values()), lr=0.1, weight_decay=weight_decay)
+    for step in range(3):
+        set_grads(params, step)
+        optimizer.step()
+        reference.step([param.grad for param in params.values()])
+    for param, expected in zip(params.values(), reference.params, strict=True):
+        assert_close(param, expected, torch.float64, "weight")

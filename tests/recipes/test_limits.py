@@ -1,0 +1,192 @@
+"""What every key of the recipe's config may be, and what it is if it is not given, written out once more.
+
+A limit that moves makes a config that trained yesterday an error, or lets a value through that fails in the middle of a
+run; a default that moves changes runs in silence. NeMo's own keys have NeMo's defaults.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+
+import pytest
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes import asr
+from lightning_novograd.recipes.asr.section import Section, _checked
+
+REQUIRED = dataclasses.MISSING
+INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
+# section -> key -> default and limits
+KEYS = {
+    "AugmentConfig": {
+        "speed": (None, {}),
+    },
+    "BlockConfig": {
+        "filters": (REQUIRED, {"low": 1}),
+        "kernel": (REQUIRED, {"low": 1, "single": True}),
+        "residual": (REQUIRED, {}),
+        "repeat": (1, {"low": 1}),
+        "stride": (1, {"low": 1, "single": True}),
+        "dilation": (1, {"low": 1, "single": True}),
+        "dropout": (0.0, {"below": 1.0, "low": 0.0}),
+        "separable": (False, {}),
+        "groups": (1, {"low": 1}),
+        "heads": (-1, {"low": -1}),
+        "residual_dense": (False, {}),
+        "residual_mode": (None, {"allowed": ["add", "stride_add", None]}),
+        "stride_last": (False, {}),
+        "kernel_size_factor": (1.0, {}),
+        "copies": (1, {"low": 1}),
+    },
+    "CheckpointSettings": {
+        "save_top_k": (2, {"low": -1}),
+        "every_n_steps": (None, {"low": 1}),
+        "test": ("last", {"allowed": ["last", "best"]}),
+    },
+    "DecoderConfig": {
+        "feat_in": (None, {"low": 1}),
+        "num_classes": (None, {"low": -1}),
+        "vocabulary": (None, {}),
+        "init_mode": ("xavier_uniform", {"allowed": INITIALIZERS}),
+    },
+    "EncoderConfig": {
+        "jasper": (REQUIRED, {}),
+        "activation": ("relu", {"allowed": ["relu", "hardtanh", "selu", "swish", "silu", "gelu", "identity"]}),
+        "feat_in": (None, {"low": 1}),
+        "conv_mask": (True, {}),
+        "residual_mode": ("add", {"allowed": ["add", "stride_add"]}),
+        "init_mode": ("xavier_uniform", {"allowed": INITIALIZERS}),
+    },
+    "EspeakOptions": {
+        "seed": (2020, {}),
+        "train_size": (3200, {"low": 1}),
+        "dev_size": (200, {"low": 1}),
+        "test_size": (200, {"low": 1}),
+        "letters": (0.25, {"high": 1.0, "low": 0.0}),
+    },
+    "FsddOptions": {
+        "root": (None, {}),
+        "seed": (2020, {}),
+        "train_size": (2000, {"low": 1}),
+        "dev_size": (200, {"low": 1}),
+        "test_size": (200, {"low": 1}),
+    },
+    "LargeBatchSettings": {
+        "global_batch_size": (None, {"low": 1}),
+    },
+    "LoadingConfig": {
+        "cache_dir": ("~/.cache/lightning_novograd", {}),
+        "batch_size": (32, {"low": 1}),
+        "eval_batch_size": (None, {"low": 1}),
+        "num_workers": (0, {"low": 0}),
+        "cache_audio": (False, {}),
+        "min_duration": (None, {"low": 0.0}),
+        "max_duration": (None, {}),
+        "downmix": (False, {}),
+    },
+    "ManifestOptions": {
+        "train": (None, {}),
+        "dev": (None, {}),
+        "test": (None, {}),
+    },
+    "MelConfig": {
+        "sample_rate": (16000, {"low": 1}),
+        "window_size": (0.02, {}),
+        "window_stride": (0.01, {}),
+        "n_window_size": (None, {"low": 1}),
+        "n_window_stride": (None, {"low": 1}),
+        "window": ("hann", {"allowed": ["hann", "hamming", "blackman", "bartlett"]}),
+        "features": (64, {"low": 1}),
+        "n_fft": (None, {"low": 1}),
+        "normalize": ("per_feature", {"allowed": ["per_feature", "all_features", None]}),
+        "dither": (1e-05, {"low": 0}),
+        "preemph": (0.97, {}),
+        "pad_to": (16, {"low": 0}),
+        "exact_pad": (False, {}),
+        "lowfreq": (0.0, {"low": 0}),
+        "highfreq": (None, {}),
+        "log": (True, {}),
+        "log_zero_guard_type": ("add", {"allowed": ["add", "clamp"]}),
+        "log_zero_guard_value": (5.960464477539063e-08, {}),
+    },
+    "RunSettings": {
+        "model": (REQUIRED, {}),
+        "data": (REQUIRED, {}),
+        "optim": (REQUIRED, {}),
+        "trainer": (REQUIRED, {}),
+        "logger": (REQUIRED, {}),
+        "checkpoint": (REQUIRED, {}),
+        "large_batch": (REQUIRED, {}),
+        "seed": (1, {"low": 0}),
+        "resume_from": (None, {}),
+        "num_samples": (3, {"low": 0}),
+        "layer_monitor": (None, {"low": 1}),
+    },
+    "SpecAugmentConfig": {
+        "freq_masks": (0, {"low": 0}),
+        "freq_width": (10, {"low": 0}),
+        "time_masks": (0, {"low": 0}),
+        "time_width": (10, {"low": 0}),
+        "rect_masks": (0, {"low": 0}),
+        "rect_freq": (20, {"low": 0}),
+        "rect_time": (5, {"low": 0}),
+    },
+}
+
+
+def sections() -> dict[str, type[Section]]:
+    """Every section of the recipe; tests may have defined others."""
+    for module in pkgutil.walk_packages(asr.__path__, f"{asr.__name__}."):
+        if not module.name.endswith("worker"):
+            importlib.import_module(module.name)
+
+    def below(cls: type) -> list[type]:
+        return [sub for direct in cls.__subclasses__() for sub in (direct, *below(direct))]
+
+    return {cls.__name__: cls for cls in below(Section) if cls.__module__.startswith(asr.__name__)}
+
+
+def test_every_key_is_in_the_table():
+    found = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in sections().items()}
+    assert found == {name: list(keys) for name, keys in KEYS.items()}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_defaults(name):
+    fields = dataclasses.fields(sections()[name])
+    assert {field.name: field.default for field in fields} == {key: default for key, (default, _) in KEYS[name].items()}
+
+
+# a limit -> the nearest values on either side of it: allowed, refused
+EDGES = {
+    "low": lambda low: (low, low - 1),
+    "above": lambda above: (above + 1e-6, above),
+    "high": lambda high: (high, high + 1e-6),
+    "below": lambda below: (below - 1e-6, below),
+}
+LIMITS = [(name, key, limits) for name, keys in KEYS.items() for key, (_, limits) in keys.items() if limits]
+
+
+@pytest.mark.parametrize(("name", "key", "limits"), LIMITS, ids=lambda value: value if isinstance(value, str) else "")
+def test_limits(name, key, limits):
+    cls = sections()[name]
+    (field,) = [field for field in dataclasses.fields(cls) if field.name == key]
+
+    def check(value):
+        return _checked(value, int | float | str | None, field.metadata, key)
+
+    for limit, edge in EDGES.items():
+        if limit in limits:
+            allowed, refused = edge(limits[limit])
+            assert check(allowed) == allowed
+            with pytest.raises(ConfigError, match=f"^{key}: must be ") as error:
+                check(refused)
+            assert str(limits[limit]) in error.value.problem
+    if "allowed" in limits:
+        assert [check(value) for value in limits["allowed"]] == limits["allowed"]
+        with pytest.raises(ConfigError, match="'another' is unknown"):
+            check("another")
+        assert (None in limits["allowed"]) == (None in field.metadata["allowed"])
+    assert bool(limits.get("single")) == field.metadata["single"]
+    for limit in ("low", "above", "high", "below"):
+        assert (field.metadata[limit] is None) == (limit not in limits), "a limit that the table lacks"
