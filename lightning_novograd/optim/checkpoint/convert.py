@@ -168,6 +168,12 @@ def _refuse_other_formulas(
         if group.get("adam_debias"):
             refuse("adam_debias", "no other NovoGrad corrects its step size")
     if source == "ours":
+        if group.get("larc"):
+            refuse(
+                "larc",
+                f"it is the state of a LARC, which {target} does not have; to convert that of the optimizer alone, set "
+                "larc to False in its param groups",
+            )
         if group.get("luc") and target != "nemo":
             refuse("luc", f"{target} has no layer-wise clipping of the learning rate")
         if group.get("luc"):

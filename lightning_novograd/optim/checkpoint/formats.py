@@ -108,7 +108,9 @@ def read_group(where: str, saved: Mapping[str, Any], states: Mapping[Any, Mappin
         ConfigError: something is missing, or does not belong together.
 
     """
-    group = Group({key: value for key, value in saved.items() if key not in _OWN[source]}, step=saved.get("step", 0))
+    # of groups that LARC leaves alone, its options are no loss
+    options = {key: value for key, value in saved.items() if key not in _OWN[source] and not key.startswith("larc")}
+    group = Group(options, step=saved.get("step", 0))
     group.options.setdefault("amsgrad", False)
     if "betas" in saved:
         group.options["betas"] = tuple(saved["betas"])

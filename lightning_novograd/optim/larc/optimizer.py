@@ -26,7 +26,15 @@ from lightning_novograd.optim.larc.native import (
     native_novograd_step,
     native_sgd_step,
 )
-from lightning_novograd.optim.larc.options import OPTIONS, TARGETS, check_group, check_optimizer, check_options
+from lightning_novograd.optim.larc.options import (
+    OPTIONS,
+    TARGETS,
+    check_group,
+    check_one_target,
+    check_optimizer,
+    check_options,
+    settle_options,
+)
 from lightning_novograd.optim.larc.pieces import ParamGroup, cache_sized, restricted_to
 from lightning_novograd.optim.larc.update import limited_step
 from lightning_novograd.optim.norms import is_sharded
@@ -91,9 +99,9 @@ class LARC(Optimizer):
         min_update: :math:`\mu \ge 0`, the smallest factor. It goes before the bound.
         target: "gradient", "update" or "auto"; the attribute `target` is the resolved choice.
 
-    The options live in the param groups as `larc_trust_coefficient`, `larc_clip`, `larc_eps` and `larc_min_update`:
-    they are saved in the state_dict and may differ between groups. A group with `larc=False` is left to the wrapped
-    optimizer; do so for biases and normalization layers.
+    The options live in the param groups as `larc_trust_coefficient`, `larc_clip`, `larc_eps`, `larc_min_update` and
+    `larc_target`: they are saved in the state_dict and, the target excepted, may differ between groups. A group with
+    `larc=False` is left to the wrapped optimizer; do so for biases and normalization layers.
 
     State: that of the wrapped optimizer. The attribute `factors` holds the last step's factors, as pairs of layers and
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
@@ -151,17 +159,21 @@ class LARC(Optimizer):
             "larc_clip": clip,
             "larc_eps": eps,
             "larc_min_update": min_update,
+            "larc_target": target,
         }
-        for group in optimizer.param_groups:
-            check_options({**options, **group})
+        settle_options(optimizer, options)
         # As copies and unpickled ones begin; the base's __init__ would put new param_groups and state into both.
-        self.__setstate__({"optimizer": optimizer, "target": target})
+        self.__setstate__({"optimizer": optimizer})
         self.defaults.update(options)
         self._complete_groups()
 
-    # The optimizer that is wrapped, and which of TARGETS is meant.
+    # The optimizer that is wrapped.
     optimizer: Optimizer
-    target: str
+
+    @property
+    def target(self) -> str:
+        """What is scaled, "gradient" or "update"; as all options it stands in the param groups."""
+        return str(self.param_groups[0].get("larc_target", self.defaults["larc_target"]))
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -191,12 +203,16 @@ class LARC(Optimizer):
         self.optimizer.defaults = defaults
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, "target": self.target}
+        return {"optimizer": self.optimizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.factors: Factors = []
         self._scratch, self._saved = Scratch(), empty_vector()
+        state = dict(state)
+        target = state.pop("target", None)  # of pickles from when it was not yet in the param groups
         super().__setstate__(state)
+        if target is not None:
+            self.defaults["larc_target"] = target
 
     def __repr__(self) -> str:
         return f"LARC(target={self.target!r}, optimizer={self.optimizer!r})"
@@ -215,6 +231,7 @@ class LARC(Optimizer):
         if isinstance(param_group, dict):
             options = {**self.defaults, **param_group}
             check_options(options)
+            check_one_target([*self.param_groups, options])
             check_group(type(self.optimizer).__name__, index, options, listed_params(param_group))
         try:
             self.optimizer.add_param_group(param_group)
@@ -252,6 +269,7 @@ class LARC(Optimizer):
             state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
             for group in state_dict["param_groups"]:
                 check_options(group)
+            check_one_target(state_dict["param_groups"])
         self.optimizer.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -10,7 +11,9 @@ from torch.optim import Optimizer
 from lightning_novograd.errors import choices
 
 TARGETS = ("auto", "gradient", "update")
-OPTIONS = ("larc", "larc_trust_coefficient", "larc_clip", "larc_eps", "larc_min_update")
+# Those of LARC's arguments that stand in the param groups; there the target is the resolved one, the same in all.
+ARGUMENTS = ("larc_trust_coefficient", "larc_clip", "larc_eps", "larc_min_update", "larc_target")
+OPTIONS = ("larc", *ARGUMENTS)
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -24,6 +27,53 @@ def check_options(group: Mapping[str, Any]) -> None:
     for option in ("larc_trust_coefficient", "larc_eps", "larc_min_update"):
         if not 0.0 <= group[option] < math.inf:
             raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a finite number >= 0")
+    if group["larc_target"] not in TARGETS[1:]:
+        raise ValueError(
+            f"Invalid larc_target value: {group['larc_target']!r}{choices(group['larc_target'], TARGETS[1:])}"
+        )
+
+
+def check_one_target(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where param groups have different targets."""
+    targets = [group["larc_target"] for group in groups if "larc_target" in group]
+    if len(set(targets)) > 1:
+        raise ValueError(f"LARC has one target for all param groups, but their larc_target are {', '.join(targets)}")
+
+
+def settle_options(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+    """Check the options of an optimizer that is to be wrapped, and free it of those that it has loaded.
+
+    Groups may have options of their own, which count. But where the optimizer has loaded the state of a LARC, all of
+    them are there, the target included: then LARC's arguments count, with a warning, and what no argument asks for
+    (`larc`) stays.
+
+    Args:
+        optimizer: what is to be wrapped.
+        options: what LARC was asked for.
+
+    Raises:
+        ValueError, TypeError: an option is unknown or out of range.
+
+    """
+    arguments = {name: options[name] for name in ARGUMENTS}
+    groups = dict(enumerate(optimizer.param_groups))
+    loaded = {index: group for index, group in groups.items() if "larc_target" in group}
+    for index, group in groups.items():
+        check_options({**options, **group, **(arguments if index in loaded else {})})
+    differing = [
+        f"{name}={group[name]!r} in param group {index} (now {value!r})"
+        for index, group in loaded.items()
+        for name, value in arguments.items()
+        if name in group and group[name] != value
+    ]
+    if differing:
+        warnings.warn(
+            f"this {type(optimizer).__name__} has loaded the state of a LARC with {', '.join(differing)}; to go on "
+            "with the saved options, load the state into the LARC, not into the optimizer that it wraps",
+            stacklevel=3,
+        )
+    for group in loaded.values():
+        group.update(arguments)
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
