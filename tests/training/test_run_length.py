@@ -159,6 +159,13 @@ def test_a_length_that_cannot_be_known_is_an_error(settings, data, why):
     assert caught.value.path == "optim.sched.max_steps"
 
 
+def test_a_schedule_per_epoch_needs_no_length_of_the_stream():
+    block = {**BLOCK, "sched": {"name": "WarmupAnnealing", "interval": "epoch"}}
+    length, steps, net = fitted({"max_epochs": 3}, DATA["stream"](), block)
+    assert (length, steps) == (3, 12)
+    assert net.lrs == pytest.approx([0.1] * 4 + [0.2 / 3] * 4 + [0.1 / 3] * 4)
+
+
 def test_the_epochs_of_a_stream_cannot_be_known():
     with pytest.raises(ConfigError, match=r"Trainer\(max_steps=5\), and the training data has no length") as caught:
         fitted({"max_steps": 5}, DATA["stream"](), cosine(interval="epoch"))
