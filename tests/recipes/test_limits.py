@@ -28,14 +28,14 @@ KEYS = {
         "repeat": (1, {"low": 1}),
         "stride": (1, {"low": 1, "single": True}),
         "dilation": (1, {"low": 1, "single": True}),
-        "dropout": (0.0, {"below": 1.0, "low": 0.0}),
+        "dropout": (0.0, {"low": 0.0, "below": 1.0}),
         "separable": (False, {}),
         "groups": (1, {"low": 1}),
         "heads": (-1, {"low": -1}),
         "residual_dense": (False, {}),
         "residual_mode": (None, {"allowed": ["add", "stride_add", None]}),
         "stride_last": (False, {}),
-        "kernel_size_factor": (1.0, {}),
+        "kernel_size_factor": (1.0, {"above": 0.0}),
         "copies": (1, {"low": 1}),
     },
     "CheckpointSettings": {
@@ -62,7 +62,7 @@ KEYS = {
         "train_size": (3200, {"low": 1}),
         "dev_size": (200, {"low": 1}),
         "test_size": (200, {"low": 1}),
-        "letters": (0.25, {"high": 1.0, "low": 0.0}),
+        "letters": (0.25, {"low": 0.0, "high": 1.0}),
     },
     "FsddOptions": {
         "root": (None, {}),
@@ -81,7 +81,7 @@ KEYS = {
         "num_workers": (0, {"low": 0}),
         "cache_audio": (False, {}),
         "min_duration": (None, {"low": 0.0}),
-        "max_duration": (None, {}),
+        "max_duration": (None, {"above": 0.0}),
         "downmix": (False, {}),
     },
     "ManifestOptions": {
@@ -91,8 +91,8 @@ KEYS = {
     },
     "MelConfig": {
         "sample_rate": (16000, {"low": 1}),
-        "window_size": (0.02, {}),
-        "window_stride": (0.01, {}),
+        "window_size": (0.02, {"above": 0}),
+        "window_stride": (0.01, {"above": 0}),
         "n_window_size": (None, {"low": 1}),
         "n_window_stride": (None, {"low": 1}),
         "window": ("hann", {"allowed": ["hann", "hamming", "blackman", "bartlett"]}),
@@ -104,10 +104,10 @@ KEYS = {
         "pad_to": (16, {"low": 0}),
         "exact_pad": (False, {}),
         "lowfreq": (0.0, {"low": 0}),
-        "highfreq": (None, {}),
+        "highfreq": (None, {"above": 0}),
         "log": (True, {}),
         "log_zero_guard_type": ("add", {"allowed": ["add", "clamp"]}),
-        "log_zero_guard_value": (5.960464477539063e-08, {}),
+        "log_zero_guard_value": (5.960464477539063e-08, {"above": 0}),
     },
     "RunSettings": {
         "model": (REQUIRED, {}),
@@ -164,7 +164,7 @@ EDGES = {
     "high": lambda high: (high, high + 1e-6),
     "below": lambda below: (below - 1e-6, below),
 }
-LIMITS = [(name, key, limits) for name, keys in KEYS.items() for key, (_, limits) in keys.items() if limits]
+LIMITS = [(name, key, limits) for name, keys in KEYS.items() for key, (_, limits) in keys.items()]
 
 
 @pytest.mark.parametrize(("name", "key", "limits"), LIMITS, ids=lambda value: value if isinstance(value, str) else "")
@@ -182,11 +182,11 @@ def test_limits(name, key, limits):
             with pytest.raises(ConfigError, match=f"^{key}: must be ") as error:
                 check(refused)
             assert str(limits[limit]) in error.value.problem
+    assert ("allowed" in limits) == (field.metadata.get("allowed") is not None)
     if "allowed" in limits:
         assert [check(value) for value in limits["allowed"]] == limits["allowed"]
         with pytest.raises(ConfigError, match="'another' is unknown"):
             check("another")
-        assert (None in limits["allowed"]) == (None in field.metadata["allowed"])
-    assert bool(limits.get("single")) == field.metadata["single"]
+    assert bool(limits.get("single")) == field.metadata.get("single", False)
     for limit in ("low", "above", "high", "below"):
-        assert (field.metadata[limit] is None) == (limit not in limits), "a limit that the table lacks"
+        assert (field.metadata.get(limit) is None) == (limit not in limits), "a limit that the table lacks"

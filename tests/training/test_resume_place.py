@@ -55,3 +55,16 @@ def test_a_small_difference_of_the_lr_is_said_and_a_rounding_is_not(lr, said, re
     ResumeCheck(parse_optim(sgd(lr)), {"optimizer": again}, lambda: None, lambda: None, lambda: 0)
     again.load_state_dict(saved.state_dict())
     assert [f"lr 0.1 (config: {lr:.6g})" in str(w.message) for w in recwarn.list] == [True] * said
+
+
+@pytest.mark.parametrize(("second", "said"), [("WarmupAnnealing", False), ("StepLR", True)])
+def test_initial_lrs_are_the_checkpoints_only_where_a_member_is_torchs(second, said, recwarn):
+    """Schedules of ours go on from the config's LR, inside of a SequentialLR too, and say so when they load."""
+    arguments = {"WarmupAnnealing": {"max_steps": 9}, "StepLR": {"step_size": 3}}
+    members = [{"name": "cosine", "max_steps": 9}, {"name": second, **arguments[second]}]
+    sched = per_step("SequentialLR", milestones=[3], schedulers=members)
+    before, after = (build_optimizers(sgd(lr, sched), torch.nn.Linear(2, 1)) for lr in (0.1, 0.2))
+    states = [before["lr_scheduler"]["scheduler"].state_dict()]
+    ResumeCheck(parse_optim(sgd(0.2, sched)), after, lambda: states, lambda: None, lambda: 0)
+    after["optimizer"].load_state_dict(before["optimizer"].state_dict())
+    assert any("initial_lr 0.1 (config: 0.2)" in str(w.message) for w in recwarn.list) == said

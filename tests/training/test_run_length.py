@@ -159,6 +159,29 @@ def test_a_length_that_cannot_be_known_is_an_error(settings, data, why):
     assert caught.value.path == "optim.sched.max_steps"
 
 
+def test_a_schedule_per_epoch_needs_no_length_of_the_stream():
+    block = {**BLOCK, "sched": {"name": "WarmupAnnealing", "interval": "epoch"}}
+    length, steps, net = fitted({"max_epochs": 3}, DATA["stream"](), block)
+    assert (length, steps) == (3, 12)
+    assert net.lrs == pytest.approx([0.1] * 4 + [0.2 / 3] * 4 + [0.1 / 3] * 4)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ("step", "5 optimizer steps: Trainer(max_steps=5)"),
+        ("epoch", "2 epochs: Trainer(max_steps=5), epochs of 4 batch"),
+    ],
+)
+def test_where_a_length_by_max_steps_comes_from(interval, said, caplog):
+    per_interval = {**BLOCK, "sched": {"name": "WarmupAnnealing", "interval": interval}}
+    with caplog.at_level("INFO", "lightning_novograd"):
+        fitted({"max_steps": 5, "max_epochs": 9}, block=per_interval)
+    (line,) = [record.getMessage() for record in caplog.records if "Schedule" in record.getMessage()]
+    assert said in line
+    assert ("epochs of" in line) == (interval == "epoch")
+
+
 def test_the_epochs_of_a_stream_cannot_be_known():
     with pytest.raises(ConfigError, match=r"Trainer\(max_steps=5\), and the training data has no length") as caught:
         fitted({"max_steps": 5}, DATA["stream"](), cosine(interval="epoch"))

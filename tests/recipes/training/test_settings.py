@@ -1,6 +1,7 @@
 """The run's own part of the config: what is refused, and how a global batch is split."""
 
 import pytest
+import torch
 
 from lightning_novograd import ConfigError
 from lightning_novograd.recipes.asr.training.settings import RunSettings, count_devices, plan_batches
@@ -81,6 +82,9 @@ def test_accumulation_is_decided_once():
     [
         ({"accelerator": "cpu", "devices": 3}, 3),
         ({"accelerator": "cpu", "devices": "auto"}, 1),
+        ({"accelerator": "cpu"}, 1),
+        ({"accelerator": "auto"}, torch.cuda.device_count() or 1),
+        ({}, torch.cuda.device_count() or 1),
         ({"accelerator": "gpu", "devices": [0, 1]}, 2),
     ],
 )
