@@ -163,7 +163,7 @@ class LARC(Optimizer):
         }
         settle_options(optimizer, options)
         # As copies and unpickled ones begin; the base's __init__ would put new param_groups and state into both.
-        self.__setstate__({"optimizer": optimizer})
+        self.__setstate__({"optimizer": optimizer, "target": options.pop("larc_target")})
         self.defaults.update(options)
         self._complete_groups()
 
@@ -173,7 +173,15 @@ class LARC(Optimizer):
     @property
     def target(self) -> str:
         """What is scaled, "gradient" or "update"; as all options it stands in the param groups."""
-        return str(self.param_groups[0].get("larc_target", self.defaults["larc_target"]))
+        return str(self.param_groups[0].get("larc_target", self._target))
+
+    @property
+    def _option_defaults(self) -> dict[str, Any]:
+        """What groups get that lack an option; the target is not among the `defaults`, which know no other groups."""
+        return {
+            **{option: self.defaults[option] for option in OPTIONS if option in self.defaults},
+            "larc_target": self.target,
+        }
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -203,16 +211,13 @@ class LARC(Optimizer):
         self.optimizer.defaults = defaults
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer}
+        return {"optimizer": self.optimizer, "target": self.target}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.factors: Factors = []
         self._scratch, self._saved = Scratch(), empty_vector()
-        state = dict(state)
-        target = state.pop("target", None)  # of pickles from when it was not yet in the param groups
-        super().__setstate__(state)
-        if target is not None:
-            self.defaults["larc_target"] = target
+        self._target = state["target"]  # for groups that do not have it yet
+        super().__setstate__({"optimizer": state["optimizer"]})
 
     def __repr__(self) -> str:
         return f"LARC(target={self.target!r}, optimizer={self.optimizer!r})"
@@ -229,7 +234,7 @@ class LARC(Optimizer):
         """
         index = len(self.param_groups)
         if isinstance(param_group, dict):
-            options = {**self.defaults, **param_group}
+            options = {**self.defaults, **self._option_defaults, **param_group}
             check_options(options)
             check_one_target([*self.param_groups, options])
             check_group(type(self.optimizer).__name__, index, options, listed_params(param_group))
@@ -263,13 +268,16 @@ class LARC(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        options = [{option: group[option] for option in OPTIONS} for group in self.param_groups]
+        defaults = self._option_defaults
+        options = [{name: group.get(name, value) for name, value in defaults.items()} for group in self.param_groups]
         saved = state_dict["param_groups"]
         if len(saved) == len(options):
+            for kept, group in zip(options, saved, strict=True):
+                if "larc" in group:  # where the state of a LARC has no target yet, the next step adds it
+                    del kept["larc_target"]
+                check_options({**defaults, **kept, **group})
+            check_one_target(saved)
             state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
-            for group in state_dict["param_groups"]:
-                check_options(group)
-            check_one_target(state_dict["param_groups"])
         self.optimizer.load_state_dict(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -305,9 +313,10 @@ class LARC(Optimizer):
         return loss
 
     def _complete_groups(self) -> None:
+        options = self._option_defaults
         for group in self.param_groups:
-            for option in OPTIONS:
-                group.setdefault(option, self.defaults[option])
+            for option, default in options.items():
+                group.setdefault(option, default)
 
     def _step_under_control(self, groups: list[ParamGroup]) -> None:
         """A step of the wrapped optimizer, in which the layers of `groups` are scaled."""

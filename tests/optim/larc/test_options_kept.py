@@ -52,6 +52,10 @@ def test_a_state_without_a_target_leaves_it_alone(target):
     larc = LARC(sgd(), target=target)
     larc.load_state_dict(saved)
     assert larc.target == target
+    larc.load_state_dict(saved)
+    assert larc.target == target
+    larc.load_state_dict(sgd().state_dict())
+    assert larc.state_dict()["param_groups"][0]["larc_target"] == target
     larc.optimizer.load_state_dict(sgd().state_dict())
     assert larc.target == target
     larc.add_param_group({"params": make_params(1)})
@@ -59,8 +63,8 @@ def test_a_state_without_a_target_leaves_it_alone(target):
 
 def test_a_pickle_of_before_the_target_was_saved_has_it():
     larc = LARC(sgd(), target="update")
-    for options in (larc.defaults, *larc.param_groups):
-        del options["larc_target"]
+    for group in larc.param_groups:
+        del group["larc_target"]
     old = LARC.__new__(LARC)
     old.__setstate__({"optimizer": larc.optimizer, "target": "update"})
     assert old.target == "update"
