@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-isa test-oldest test-newest test-mutants wheel test-nemo test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -34,6 +34,45 @@ wheel: $(VENV)/.installed
 	NOVOGRAD_KERNELS=require $(BIN)/python -m build --no-isolation --wheel --outdir dist/unchecked
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --exclude 'libtorch*' -w dist dist/unchecked/*.whl
 	rm -rf dist/unchecked
+
+# The tests of numbers under other CPUs' instructions, with one thread and two (tests/isa.py)
+NUMERIC := tests/optim tests/lr_scheduler tests/large_batch tests/recipes/model tests/test_before_rooms.py
+
+test-isa: $(VENV)/.installed
+	$(BIN)/python tests/isa.py -n $(JOBS) -m "not slow and not gpu" $(NUMERIC)
+
+GOLDEN := tests/optim/novograd/test_golden.py tests/optim/larc/test_golden.py tests/lr_scheduler/test_golden.py \
+  tests/recipes/model/test_features.py tests/recipes/model/test_jasper.py tests/test_before_rooms.py
+
+# What was computed once and kept, with torch's plainest instructions: other sums, other roundings
+test-golden: $(VENV)/.installed
+	ATEN_CPU_CAPABILITY=default NOVOGRAD_KERNEL_INSTRUCTIONS=portable OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	  -q -n $(JOBS) -m "not slow" $(GOLDEN)
+
+# With the oldest releases that pyproject.toml allows, and with the newest that there are: an environment each.
+# PYTHON chooses the interpreter. On Linux torch brings several GB of CUDA packages along.
+OLDEST_VENV ?= .venv-oldest
+NEWEST_VENV ?= .venv-newest
+
+$(OLDEST_VENV)/.installed: pyproject.toml setup.py constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install -q --upgrade pip
+	$(OLDEST_VENV)/bin/python -m pip install -q -c constraints-oldest.txt torch
+	$(OLDEST_VENV)/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
+	touch $@
+
+$(NEWEST_VENV)/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install -q --upgrade pip
+	$(NEWEST_VENV)/bin/python -m pip install -q torch
+	$(NEWEST_VENV)/bin/python -m pip install -q -e '.[test]'
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+test-newest: $(NEWEST_VENV)/.installed
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 # Plants single defects and sees whether a test notices (CONTRIBUTING.md); not part of CI
 MUTANTS_ARGS ?=
@@ -84,4 +123,4 @@ test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/gpu
 
 clean:
-	rm -rf $(VENV) $(NEMO_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEMO_VENV) $(OLDEST_VENV) $(NEWEST_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -305,7 +305,7 @@ class LARC(Optimizer):
         for group in self.param_groups:
             if group["larc"] and any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
                 raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
-        self.factors = []
+        self.factors.clear()  # in place: the compiler of torch 2.10 takes no new value for the attribute
         if self._divisible():
             self._step_in_pieces()
         else:
@@ -321,9 +321,9 @@ class LARC(Optimizer):
     def _step_under_control(self, groups: list[ParamGroup]) -> None:
         """A step of the wrapped optimizer, in which the layers of `groups` are scaled."""
         if self.target == "gradient":
-            self.factors += scaled_gradient_step(self.optimizer, groups, self._scratch)
+            self.factors.extend(scaled_gradient_step(self.optimizer, groups, self._scratch))
         else:
-            self.factors += limited_step(self.optimizer, groups, self._scratch, self._saved)
+            self.factors.extend(limited_step(self.optimizer, groups, self._scratch, self._saved))
 
     def _step_in_pieces(self) -> None:
         """Step on a cache-sized piece of the layers at a time, or with a fused worker where there is one.
@@ -337,7 +337,7 @@ class LARC(Optimizer):
             step = fused_step(self.optimizer, self.target, group, self._saved)
             if step is not None:
                 factors, others = step()
-                self.factors += factors
+                self.factors.extend(factors)
             # those without a gradient may even lack a shape, until a lazy module's first forward
             for layers in cache_sized([p for p in others if p.grad is not None], caches):
                 with restricted_to(self.optimizer, group, layers) as piece:
