@@ -175,7 +175,7 @@ class LayerMonitor(pl.Callback):
         """Log what was measured, if anything was."""
         if not self._measured:
             return
-        record = torch.full((len(METRICS), len(self.names)), math.nan)
+        record = torch.full((len(METRICS), len(self.names)), math.nan, device="cpu")
         for layers, values in self._measured:
             record[:3, [self._columns[p] for p in layers]] = values.cpu()
         self._count_factors()
@@ -201,11 +201,12 @@ class LayerMonitor(pl.Callback):
         if self._factors:
             others = len(self.names)  # one column for layers that the module does not have
             device = self._factors[0][1].device
-            columns = torch.tensor([self._columns.get(p, others) for layers, _ in self._factors for p in layers])
+            columns = [self._columns.get(p, others) for layers, _ in self._factors for p in layers]
+            where = torch.tensor(columns, device=device)
             factors = torch.cat([f.to(device, torch.float32) for _, f in self._factors])
             counts = torch.zeros(2, others + 1, device=device)
-            counts[0].index_put_((columns.to(device),), (factors < 1).float(), accumulate=True)
-            counts[1].index_put_((columns.to(device),), torch.ones_like(factors), accumulate=True)
+            counts[0].index_put_((where,), (factors < 1).float(), accumulate=True)
+            counts[1].index_put_((where,), torch.ones_like(factors), accumulate=True)
             counts = counts[:, :others]
             self._clipped = counts if self._clipped is None else self._clipped + counts
         self._factors, self._uncounted = [], 0

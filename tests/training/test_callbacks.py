@@ -301,6 +301,11 @@ def test_what_is_kept_between_records_does_not_grow_with_the_steps():
     torch.testing.assert_close(monitor.records[0][3], clipped / 1001)
     assert 0 < monitor.records[0][3].min() < monitor.records[0][3].max() < 1
     assert monitor._factors == []
+    monitor.on_before_optimizer_step(trainer, module, optimizer)
+    with torch.device("meta"):  # nothing goes to torch's default device
+        optimizer.step()
+        monitor.on_train_batch_end(trainer, module, None, None, 0)
+    assert monitor.records[1][3].isfinite().all()
 
 
 @pytest.mark.parametrize("fused", [False, True])
