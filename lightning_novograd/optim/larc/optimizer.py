@@ -229,6 +229,7 @@ class LARC(Optimizer):
         """
         index = len(self.param_groups)
         if isinstance(param_group, dict):
+            self.defaults["larc_target"] = self.target  # a loaded state may have another than the constructor was given
             options = {**self.defaults, **param_group}
             check_options(options)
             check_one_target([*self.param_groups, options])
