@@ -59,6 +59,7 @@ class Argument:
         hint: type annotation; inferred from the default where the class has none, or one that cannot be resolved.
         default: `REQUIRED` if there is none.
         help: its line in the class's docstring.
+        is_guessed: whether it has an annotation that cannot be resolved.
 
     """
 
@@ -66,6 +67,7 @@ class Argument:
     hint: Any
     default: Any = REQUIRED
     help: str = ""
+    is_guessed: bool = False
 
     @property
     def required(self) -> bool:
@@ -131,7 +133,8 @@ def arguments_of(cls: type, skip: tuple[str, ...]) -> dict[str, Argument]:
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in skip or p.name in found:
                 continue
-            found[p.name] = Argument(p.name, _hint(constructor, p), p.default, helps.get(p.name, ""))
+            hint, is_guessed = _hint(constructor, p)
+            found[p.name] = Argument(p.name, hint, p.default, helps.get(p.name, ""), is_guessed)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
@@ -202,16 +205,17 @@ def _convert(value: Any, hint: Any) -> Any:
     raise _Mismatch
 
 
-def _hint(constructor: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+def _hint(constructor: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, bool]:
+    """An argument's type, and whether its annotation left that to be guessed."""
     if parameter.annotation is inspect.Parameter.empty:
-        return _hint_of(parameter.default)
+        return _hint_of(parameter.default), False
     alone = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
         namespace = inspect.unwrap(constructor).__globals__
-        return typing.get_type_hints(alone, namespace, _ANNOTATION_NAMES)[parameter.name]
+        return typing.get_type_hints(alone, namespace, _ANNOTATION_NAMES)[parameter.name], False
     except Exception:
         # an annotation may be any expression, of names that only type checkers import
-        return _hint_of(parameter.default)
+        return _hint_of(parameter.default), True
 
 
 def _hint_of(default: Any) -> Any:

@@ -168,13 +168,12 @@ class OptimMixin(_LightningModule):
         saving = sys.modules[f"{lightning_of(cls)}.core.saving"]
         if weights_only is None and str(checkpoint_path).startswith("http"):
             weights_only = True  # Lightning's default is False there
-        if hparams_file is None:
-            start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
-            saved = _loaded(saving, checkpoint_path, weights_only)
-            if start is not None:
-                checkpoint_path.seek(start)
-        else:
-            saved = {"hyper_parameters": _loaded_hparams(saving, hparams_file)}
+        start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
+        saved = _loaded(saving, checkpoint_path, weights_only)
+        if start is not None:
+            checkpoint_path.seek(start)
+        if hparams_file is not None:  # beside what checkpoints of old versions have
+            saved = {**saved, "hyper_parameters": _loaded_hparams(saving, hparams_file)}
         if weights_only is not False:
             refuse_code(cls, checkpoint_path if hparams_file is None else hparams_file, saved, kwargs)
         if hparams_file is None:

@@ -3,15 +3,17 @@
 import contextlib
 import re
 import sys
+import typing
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 from packaging.version import Version
 
-from lightning_novograd.config.arguments import Argument, arguments_of
+from lightning_novograd.config.arguments import Argument, arguments_of, expected
 from lightning_novograd.errors import ConfigError, DataError
 
 OLDEST_SAFE_LIGHTNING = Version("2.6.6")
@@ -60,8 +62,10 @@ def refuse_code(cls: type, where: Any, checkpoint: Mapping[str, Any], given: Map
     """
     hparams: dict[str, Any] = {}
     for key in _HYPER_PARAMETERS:
-        saved = checkpoint.get(key)
-        hparams |= saved if isinstance(saved, Mapping) else {}
+        saved = checkpoint.get(key, {})
+        if not isinstance(saved, Mapping):  # Lightning would make a dict of pairs, too
+            raise DataError(f"{where}: {key} must be a dict, found {type(saved).__name__}")
+        hparams |= saved
     hparams = {key: value for key, value in hparams.items() if key not in given}
     instantiator, class_path = hparams.pop("_instantiator", None), hparams.pop("_class_path", None)
     if instantiator is None:
@@ -71,7 +75,7 @@ def refuse_code(cls: type, where: Any, checkpoint: Mapping[str, Any], given: Map
     if class_path is not None and not _is_imported_subclass(class_path, cls):
         known = f"a subclass of {cls.__name__} that is imported already"
         raise DataError(f"{where}: the class {class_path!r} would be imported and called; allowed: {known}")
-    arguments = arguments_of(cls, ())
+    arguments = arguments_of(cls if class_path is None else _imported(class_path), ())
     for name, value in hparams.items():
         found = next(_class_paths({name: value}), None)
         if found is None and name in arguments and not _is_data(arguments[name], value):
@@ -110,6 +114,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _is_data(argument: Argument, value: Any) -> bool:
     """Whether the argument takes the value as it is, so that nothing is imported for it."""
+    if argument.is_guessed or not _takes_data_only(argument.hint):
+        return False  # jsonargparse may try the import first, and know a type that we do not
+    if argument.hint is Path:
+        return isinstance(value, str)
     try:
         argument.convert(value, argument.name)
     except ConfigError:
@@ -117,7 +125,19 @@ def _is_data(argument: Argument, value: Any) -> bool:
     return True
 
 
-def _is_imported_subclass(class_path: Any, cls: type) -> bool:
+def _takes_data_only(hint: Any) -> bool:
+    """Whether no text is a name to import for an argument of this type, for any member of a union."""
+    origin = typing.get_origin(hint)
+    if origin is None or origin is typing.Literal:
+        return hint is Path or bool(expected(hint))
+    return all(_takes_data_only(member) for member in typing.get_args(hint) if member is not ...)
+
+
+def _imported(class_path: Any) -> Any:
     module, _, name = str(class_path).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _is_imported_subclass(class_path: Any, cls: type) -> bool:
+    found = _imported(class_path)
     return isinstance(found, type) and issubclass(found, cls)

@@ -47,6 +47,22 @@ class TakesMore(Net):
         super().__init__()
 
 
+class TakesAFunctionOrText(Net):
+    def __init__(self, optim: str | Callable = "", width: int = 2) -> None:
+        super().__init__()
+
+
+class TakesAFileOrATensor(Net):
+    def __init__(self, optim=None, file: Path = Path(), tensor: "Undefined | None" = None) -> None:  # noqa: F821
+        super().__init__()
+        self.file = file
+
+
+class TakesMoreByFunction(TakesMore):
+    def __init__(self, function: Callable | None = None) -> None:
+        super().__init__()
+
+
 CLASSES = [Net, TakesAnything, TakesAFunction, TakesAModule, TakesMore]
 CLI = "lightning.pytorch.cli.instantiate_module"
 
@@ -103,6 +119,23 @@ def test_hyper_parameters_run_nothing(cls, hostile, key, tmp_path):
     torch.save({"state_dict": Net().state_dict(), key: hostile(marker)}, path)
     refused(lambda: cls.load_from_checkpoint(path), marker, str(path))
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("pairs", [list, tuple], ids=["list", "tuple"])
+@pytest.mark.parametrize("hostile", HYPER_PARAMETERS.values(), ids=HYPER_PARAMETERS)
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+def test_pairs_that_make_a_dict_run_nothing(pairs, hostile, key, tmp_path):
+    path, marker = tmp_path / "x.ckpt", tmp_path / "marker"
+    torch.save({**checkpoint(), key: pairs([*hostile(marker).items()])}, path)
+    refused(lambda: Net.load_from_checkpoint(path), marker, str(path), f"{key} must be a dict, found {pairs.__name__}")
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_file_of_hyper_parameters_leaves_those_of_old_checkpoints(cls, tmp_path):
+    path, marker, hparams = tmp_path / "x.ckpt", tmp_path / "marker", tmp_path / "hparams.yaml"
+    torch.save({**checkpoint(), "hparams": HYPER_PARAMETERS["argument"](marker)}, path)
+    hparams.write_text("width: 2\n")
+    refused(lambda: cls.load_from_checkpoint(path, hparams_file=hparams), marker, "names code")
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "csv"])
@@ -167,12 +200,24 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("value", ["os.mkdir", ["os.mkdir"]], ids=str)
 @pytest.mark.parametrize(
-    ("cls", "name"), [(TakesAFunction, "optim"), (TakesAModule, "optim"), (TakesAModule, "functions")]
+    ("cls", "name"),
+    [
+        *((TakesAFunction, "optim"), (TakesAFunctionOrText, "optim"), (TakesAModule, "optim")),
+        *((TakesAModule, "functions"), (TakesAFileOrATensor, "tensor")),
+    ],
 )
 def test_a_text_that_would_be_imported_is_refused(cls, name, value, tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save(checkpoint(_instantiator=CLI, **{name: value}), path)
     refused(lambda: cls.load_from_checkpoint(path), tmp_path / "marker", f"{name!r} names code, 'os.mkdir'")
+
+
+def test_the_arguments_of_the_class_that_is_named_count(tmp_path):
+    path = tmp_path / "x.ckpt"
+    named = {"_instantiator": CLI, "_class_path": f"{__name__}.TakesMoreByFunction"}
+    torch.save(checkpoint(**named, function="antigravity.fly"), path)
+    refused(lambda: TakesMore.load_from_checkpoint(path), tmp_path / "marker", "'function' names code")
+    assert "antigravity" not in sys.modules
 
 
 def test_a_file_that_is_trusted_builds_what_it_names(tmp_path):
@@ -189,6 +234,8 @@ def test_plain_hyper_parameters_of_the_cli_load(tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save(checkpoint(_instantiator=CLI, optim=BLOCK, width=3, label="a.b"), path)
     assert Net.load_from_checkpoint(path).label == "a.b"
+    torch.save(checkpoint(_instantiator=CLI, file="vocabulary.txt"), path)
+    assert TakesAFileOrATensor.load_from_checkpoint(path).file == Path("vocabulary.txt")
     torch.save(checkpoint(_instantiator=CLI, _class_path=f"{__name__}.TakesAnything", optim=BLOCK), path)
     assert isinstance(Net.load_from_checkpoint(path), Net)
 

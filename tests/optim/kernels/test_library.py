@@ -47,6 +47,7 @@ SPOILED = {
     "32 bits": (lambda content: content[:4] + b"\1" + content[5:], "not a library"),
     "its head alone": (lambda content: content[:40], "ends too early"),
     "its first half": (lambda content: content[: len(content) // 2], "ends too early"),
+    "a table beyond all memory": (lambda content: content[:32] + b"\xff" * 8 + content[40:], "ends too early"),
     "other sources": (lambda content: content.replace(sources_hash().encode(), b"0" * 16), "other sources"),
     "another machine": (for_another_machine, "cannot open shared object file|ELF"),
 }

@@ -96,3 +96,15 @@ def test_a_layer_without_memory_is_an_error_and_leaves_all_as_it_was(name, which
         optimizer.step()
     for value, wanted in zip(contents(optimizer, others), before, strict=True):
         assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "larc, rmsprop"])
+def test_a_gradient_of_zeros_without_memory_is_an_error(name):
+    """As torch makes it in forward-mode differentiation; its storage has a size all the same."""
+    optimizer, params = started(name)
+    params[-1].grad = torch._efficientzerotensor(params[-1].shape)
+    before = contents(optimizer, params)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    for value, wanted in zip(contents(optimizer, params), before, strict=True):
+        assert torch.equal(value, wanted)

@@ -172,3 +172,12 @@ def test_an_adamw_under_larc_keeps_its_target_through_a_file(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.param_groups[0]["larc_target"] == "update"
     assert other.param_groups[0]["larc_trust_coefficient"] == 0.5
+
+
+def test_a_group_that_is_added_takes_the_target_that_was_loaded():
+    saved = LARC(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), target="update").state_dict()
+    optimizer = LARC(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    optimizer.load_state_dict(saved)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert [group["larc_target"] for group in optimizer.param_groups] == ["update", "update"]
+    assert optimizer.target == "update"

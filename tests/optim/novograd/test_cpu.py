@@ -253,3 +253,18 @@ def test_no_copy_of_a_layer_is_made(monkeypatch):
         optimizer.step()
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
     assert 0 < allocated < 0.1 * sum(param.numel() for param in params)
+
+
+@pytest.mark.parametrize("size", [1e-26, 1e-42, 1e20], ids=str)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_squares_beyond_float32_are_those_of_the_reference(kernels, size, amsgrad):
+    """The second moment that is stored, 0 or infinity, is the one that divides."""
+    weights, results = torch.randn(100, generator=torch.Generator().manual_seed(0)), []
+    for fused in (True, False):
+        param = torch.nn.Parameter(weights.clone())
+        optimizer = NovoGrad([param], lr=0.1, eps=0.0, amsgrad=amsgrad, fused=fused, foreach=False)
+        for _ in range(2):
+            param.grad = size * torch.arange(1.0, 101.0)
+            optimizer.step()
+        results.append(param)
+    torch.testing.assert_close(*results)

@@ -109,7 +109,7 @@ def check_library(content: bytes) -> None:
         (start,) = struct.unpack_from("<Q", content, 32)
         size, number = struct.unpack_from("<HH", content, 54)
         ends = [sum(struct.unpack_from("<Q16xQ", content, start + i * size + 8)) for i in range(number)]
-    except struct.error:
+    except (struct.error, OverflowError):
         ends = [len(content) + 1]
     if max(ends, default=0) > len(content):
         raise UnusableLibraryError("it is damaged: the file ends too early")

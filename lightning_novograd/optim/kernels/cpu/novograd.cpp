@@ -19,8 +19,8 @@ constexpr int64_t kLimitedElementsPerThread = 1 << 16;  // gradients, moments an
 float factor_of(const NovoGradLayer& layer, const NovoGrad& options, double sq_norm) {
   sq_norm /= options.grad_scale * options.grad_scale;
   float& stored = *layer.exp_avg_sq;
-  double second_moment = stored == 0 ? sq_norm : options.beta2 * stored + (1 - options.beta2) * sq_norm;
-  stored = static_cast<float>(second_moment);
+  stored = static_cast<float>(stored == 0 ? sq_norm : options.beta2 * stored + (1 - options.beta2) * sq_norm);
+  double second_moment = stored;  // as rounded: 0 and infinity mean the same here as in the next step
   if (layer.max_exp_avg_sq != nullptr) {
     float& maximum = *layer.max_exp_avg_sq;
     if (!(maximum > second_moment) && !std::isnan(maximum)) {

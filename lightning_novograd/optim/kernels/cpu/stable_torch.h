@@ -96,6 +96,7 @@ class Tensor {
     check_memory();
     void* data;
     CHECKED(torch_get_mutable_data_ptr(handle_, &data));
+    check_address(data);
     return static_cast<float*>(data);
   }
 
@@ -103,6 +104,7 @@ class Tensor {
     check_memory();
     const void* data;
     CHECKED(torch_get_const_data_ptr(handle_, &data));
+    check_address(data);
     return static_cast<const float*>(data);
   }
 
@@ -114,8 +116,19 @@ class Tensor {
     CHECKED(aoti_torch_get_storage_size(handle_, &bytes));
     const int64_t elements = numel();
     if (elements != 0 && (offset + elements) * static_cast<int64_t>(sizeof(float)) > bytes) {
-      throw std::runtime_error("NovoGrad, LARC: a layer, its gradient or its state has no memory; was it freed?");
+      throw_no_memory();
     }
+  }
+
+  // Throws if there never was any, as in the zeros of forward-mode differentiation.
+  void check_address(const void* data) const {
+    if (data == nullptr && numel() != 0) {
+      throw_no_memory();
+    }
+  }
+
+  [[noreturn]] static void throw_no_memory() {
+    throw std::runtime_error("NovoGrad, LARC: a layer, its gradient or its state has no memory; was it freed?");
   }
 
   AtenTensorHandle handle_;
