@@ -1,17 +1,20 @@
 """How long is a step under LARC, compared with the wrapped optimizer's own step?
 
 Both take turns stepping on a QuartzNet's layers with random gradients; the table has both medians and their ratio.
+On a GPU it also has, for the step under LARC, the ratio to torch's fused SGD alone, the share of a plain copy's speed
+(as if LARC moved no bytes of its own), how often it waits for the GPU, and the time of a replay from a CUDA graph ("-":
+it cannot be captured).
 
 python benchmarks/larc_step.py --model quartznet_15x5 --threads 4
 """
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import torch
 import yaml
+from steps import copy_bandwidth, replay_seconds, synchronizations, timed
 
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc.optimizer import LARC
@@ -28,6 +31,9 @@ OPTIMIZERS = {
     "RMSprop": lambda params: torch.optim.RMSprop(params, lr=1e-4),
 }
 
+# Bytes per float32 weight that a step alone must move, where it is not SGD's 20
+BYTES = {"AdamW": 28, "AdamW, fused": 28}
+
 
 def make_params(shapes, device):
     torch.manual_seed(0)
@@ -35,16 +41,6 @@ def make_params(shapes, device):
     for p in params:
         p.grad = 0.01 * torch.randn_like(p)
     return params
-
-
-def seconds(optimizer, device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    optimizer.step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main():
@@ -63,16 +59,34 @@ def main():
     print(
         f"{args.model}: {len(shapes)} layers, {elements / 1e6:.1f} M weights, {args.threads} threads, {args.device}\n"
     )
-    print("| optimizer | target | layers clipped | step, ms | under LARC, ms | ratio |")
-    print("|---|---|---|---|---|---|")
+    device = torch.device(args.device)
+    columns = ["optimizer", "target", "layers clipped", "step, ms", "under LARC, ms", "ratio"]
+    floor = copy = 0.0
+    if device.type == "cuda":
+        columns += ["ratio to SGD, fused", "% of copy", "waits", "graph replay, ms"]
+        copy = copy_bandwidth(device)
+        sgd = OPTIMIZERS["SGD, fused"](make_params(shapes, device))
+        floor = 1e3 * statistics.median([timed(sgd.step, device) for _ in range(args.steps + 3)][3:])
+    print(f"| {' | '.join(columns)} |")
+    print("|" + "---|" * len(columns))
     for name, build in OPTIMIZERS.items():
         for trust_coefficient in (1e-4, 10.0):
-            bare = build(make_params(shapes, args.device))
-            larc = LARC(build(make_params(shapes, args.device)), trust_coefficient)
-            times = [(seconds(bare, args.device), seconds(larc, args.device)) for _ in range(args.steps + 3)][3:]
+            bare = build(make_params(shapes, device))
+            larc = LARC(build(make_params(shapes, device)), trust_coefficient)
+            times = [(timed(bare.step, device), timed(larc.step, device)) for _ in range(args.steps + 3)][3:]
             clipped = torch.cat([factors < 1 for _, factors in larc.factors]).float().mean()
             alone, wrapped = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
             row = f"{name} | {larc.target} | {clipped:.0%} | {alone:.2f} | {wrapped:.2f} | {wrapped / alone:.2f}"
+            if device.type == "cuda":
+                moved = BYTES.get(name, 20) * elements / wrapped / 1e6
+                waits = synchronizations(larc)
+                replay = replay_seconds(
+                    lambda params, build=build, trust=trust_coefficient: LARC(build(params), trust),
+                    make_params(shapes, device),
+                    args.steps,
+                )
+                replayed = "-" if replay is None else f"{1e3 * statistics.median(replay):.2f}"
+                row += f" | {wrapped / floor:.2f} | {100 * moved / copy:.0f} | {waits} | {replayed}"
             print(f"| {row} |", flush=True)
 
 

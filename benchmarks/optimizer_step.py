@@ -8,6 +8,9 @@ momentum in the same round, which moves the same 20 bytes per parameter and so i
 
 "ours fused" uses the C++ kernels where the package has them.
 
+On a GPU the table also says what share of the speed of a plain copy is reached, how often a step waits for the GPU, and
+how long the step takes when it is replayed from a CUDA graph ("-": it cannot be captured).
+
 Peers are timed where they can be imported. The files of their optimizers are enough, unpacked from their wheels into a
 folder that PYTHONPATH names: NeMo's nemo/core/optim/novograd.py; timm's timm/optim/nvnovograd.py and, beside it,
 _types.py and _helpers.py.
@@ -22,7 +25,6 @@ import platform
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -30,6 +32,7 @@ from typing import Any
 
 import torch
 from shapes import MODELS, Shapes
+from steps import copy_bandwidth, replay_seconds, synchronizations, timed
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -109,21 +112,34 @@ def main() -> None:
     for _ in range(arguments.repeats):
         rng.shuffle(order)
         for name in order:
-            seconds[name].append(time_step(built[name], device))
+            seconds[name].append(timed(built[name].step, device))
         gc.collect()
+
+    copy_gb_per_s = copy_bandwidth(device)
+    waits: dict[str, int] = {}
+    replays: dict[str, float | None] = {}
+    if device.type == "cuda":
+        waits = {name: synchronizations(optimizer) for name, optimizer in built.items()}
+        for name, make in chosen.items():  # last: a capture that fails may leave traces
+            replay = replay_seconds(make, params, arguments.repeats)
+            replays[name] = replay and statistics.median(replay)
 
     rows = []
     for name in chosen:
         median = statistics.median(seconds[name])
+        gb_per_s = MINIMAL_BYTES.get(name, 20) * num_params / median / 1e9
         rows.append(
             {
                 "optimizer": name,
                 "median_ms": median * 1e3,
                 "quartiles_ms": [q * 1e3 for q in quartiles(seconds[name])],
                 "ratio_to_sgd": statistics.median(a / b for a, b in zip(seconds[name], seconds[FLOOR], strict=True)),
-                "gb_per_s": MINIMAL_BYTES.get(name, 20) * num_params / median / 1e9,
+                "gb_per_s": gb_per_s,
+                "percent_of_copy": 100 * gb_per_s / copy_gb_per_s,
                 "state_bytes_per_parameter": state_bytes(built[name]) / num_params,
                 "extra_bytes_per_parameter": memory[name] / num_params,
+                "synchronizations": waits.get(name),
+                "replay_ms": replay * 1e3 if (replay := replays.get(name)) else None,
             }
         )
     result = {
@@ -136,7 +152,7 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpp_kernel": device.type == "cpu" and library.load() is not None,
-        "copy_gb_per_s": copy_bandwidth(device),
+        "copy_gb_per_s": copy_gb_per_s,
         "rows": rows,
     }
     print(as_markdown(result))
@@ -163,16 +179,6 @@ def parameters(shapes: Shapes, device: torch.device) -> list[Tensor]:
         param.grad = torch.randn(shape, generator=generator, device=device) * 1e-3
         params.append(param)
     return params
-
-
-def time_step(optimizer: Optimizer, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    optimizer.step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def extra_bytes(optimizer: Optimizer, params: list[Tensor]) -> int:
@@ -208,24 +214,6 @@ def state_bytes(optimizer: Optimizer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in flat if isinstance(tensor, Tensor))
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """GB/s, read plus written, of the fastest of ten copies of 256 MB."""
-    source = torch.ones(64_000_000, device=device)
-    target = torch.empty_like(source)
-    best = min(_timed_copy(source, target, device) for _ in range(10))
-    return 2 * source.numel() * source.element_size() / best / 1e9
-
-
-def _timed_copy(source: Tensor, target: Tensor, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    target.copy_(source)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -251,12 +239,19 @@ def as_markdown(result: dict[str, Any]) -> str:
         "| optimizer | median ms | quartiles | ratio to SGD fused | GB/s | state B/param | extra B/param |",
         "|---|---|---|---|---|---|---|",
     ]
+    on_gpu = any(row["synchronizations"] is not None for row in result["rows"])
+    if on_gpu:
+        lines[-2] += " % of copy | waits | graph replay ms |"
+        lines[-1] += "---|---|---|"
     for row in result["rows"]:
         low, high = row["quartiles_ms"]
         lines.append(
             f"| {row['optimizer']} | {row['median_ms']:.3g} | {low:.3g} to {high:.3g} | {row['ratio_to_sgd']:.2f} | "
             f"{row['gb_per_s']:.0f} | {row['state_bytes_per_parameter']:.2f} | {row['extra_bytes_per_parameter']:.3f} |"
         )
+        if on_gpu:
+            replay = "-" if row["replay_ms"] is None else f"{row['replay_ms']:.3g}"
+            lines[-1] += f" {row['percent_of_copy']:.0f} | {row['synchronizations']} | {replay} |"
     return "\n".join(lines)
 
 

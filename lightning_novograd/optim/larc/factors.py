@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Layers, and the vector of their factors
@@ -21,7 +22,8 @@ def gradient_factors(
     min_update: float,
 ) -> Tensor:
     """One factor per layer, for its gradient with decay: what :class:`LARC` calls f for `target="gradient"`."""
-    lengths = grad_norms + weight_decay * weight_norms + eps
+    # Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
+    lengths = (grad_norms if weight_decay == 0 else grad_norms + weight_decay * weight_norms) + eps
     factors = _ratios(trust_coefficient * weight_norms, lr * lengths if clip else lengths)
     return _limited(factors, weight_norms, grad_norms, clip, min_update)
 
@@ -44,8 +46,12 @@ def update_factors(
 def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """What the two functions above need from a param group; a tensor lr like the norms."""
     lr = group["lr"]
+    if isinstance(lr, Tensor):
+        # A CPU's lr goes to a GPU as a number, for which nothing waits; torch.compile cannot look at it.
+        as_number = lr.is_cpu and not like.is_cpu and not torch.compiler.is_compiling()
+        lr = float(lr) if as_number else lr.reshape(()).to(like)
     return {
-        "lr": lr.reshape(()).to(like) if isinstance(lr, Tensor) else lr,
+        "lr": lr,
         "trust_coefficient": group["larc_trust_coefficient"],
         "clip": group["larc_clip"],
         "eps": group["larc_eps"],

@@ -7,7 +7,8 @@ input gives equal bits. Arithmetic is float32 whatever the parameters' dtype; it
 Addresses and sizes lie in tables on the device. They are uploaded through pinned memory, without a synchronization,
 when an address changed (gradients usually get the same memory again in each step). A CUDA graph keeps the addresses it
 was captured with: parameters, state and gradients must stay where they are, as for any captured optimizer, `lr` must be
-a tensor on the device for a schedule to reach it, and one step must have run before the capture.
+a tensor on the device for a schedule to reach it, and one step must have run before the capture, in which nothing is
+compiled and no pinned memory allocated. What a graph reads is kept for as long as the parameters' state.
 
 Float32, float16 and bfloat16 layers that are dense in memory, with gradient and moment laid out alike, take this path;
 all others (float64, gradients of another layout or dtype) go to the foreach worker, as do sharded layers with `luc`.
@@ -25,7 +26,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_novograd.optim.kernels.cuda import novograd as kernels
-from lightning_novograd.optim.kernels.cuda.tables import AddressTable, ChunkTable
+from lightning_novograd.optim.kernels.cuda.tables import AddressTable, ChunkTable, is_capturing
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.scaled import scaled_novograd
@@ -88,8 +89,8 @@ class _Launches:
         beta1, decay = float(options.beta1), float(options.decay)
         blocks = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS}
         element = {"ELEMENT": _ELEMENTS[self.dtype]}
-        if isinstance(lr, Tensor) and lr.device.type == "cpu" and self.device.type != "cpu":
-            lr = lr.item()
+        if isinstance(lr, Tensor):  # `functional` has read it, if it is on a CPU
+            lr = lr.to(self.device, non_blocking=True)
 
         with _on(self.device):
             table = self.addresses.holding(addresses.row_after_row(self.indices), capturable=options.capturable)
@@ -144,6 +145,8 @@ class _Plan:
 
     def __init__(self, key: Any, layers: Layers, amsgrad: bool) -> None:
         self.key = key
+        self.is_captured = False  # whether a CUDA graph reads its tables
+        self.captured: list[_Plan] = []  # older ones, whose tables graphs read for as long as the parameters live
         self.others: list[int] = []
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for index, param in enumerate(layers.params):
@@ -160,7 +163,8 @@ class _Plan:
         self.groups = [_Launches(indices, layers.params) for indices in groups.values()]
 
 
-# By a param group's first moment: it belongs to one optimizer, and what was learned about the group goes with it.
+# By a param group's first scalar of state: it belongs to one optimizer, and what was learned about the group goes with
+# it. (Of a complex layer, the other tensors are new views in each step.)
 _plans: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -191,9 +195,14 @@ def _plan(layers: Layers, addresses: _Addresses, amsgrad: bool) -> _Plan:
         list(map(Tensor.stride, layers.grads)),
         [tensor.dtype for tensor in chain(layers.grads, layers.params, layers.exp_avgs)],
     )
-    plan = _plans.get(layers.exp_avgs[0])
+    owner = layers.exp_avg_sqs[0]
+    plan = _plans.get(owner)
     if plan is None or plan.key != key:
-        plan = _plans[layers.exp_avgs[0]] = _Plan(key, layers, amsgrad)
+        new = _Plan(key, layers, amsgrad)
+        if plan is not None:
+            new.captured = plan.captured + ([plan] if plan.is_captured else [])
+        plan = _plans[owner] = new
+    plan.is_captured |= any(is_capturing(group.device) for group in plan.groups)
     return plan
 
 

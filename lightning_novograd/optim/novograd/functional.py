@@ -1,18 +1,19 @@
 """NovoGrad as a function: `novograd` has torch's long signature, `update_layers` chooses the worker."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
-from torch.utils._triton import has_triton
 
 from lightning_novograd.optim.norms import any_sharded
 from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.probe import may_launch, require_launch
 from lightning_novograd.optim.novograd.scaled import scaled_novograd
 from lightning_novograd.optim.novograd.single import single_tensor_novograd
 
@@ -98,8 +99,12 @@ def update_layers(
     if layers.has_complex:
         layers = layers.real()
 
+    options = _with_lr_at_hand(options, layers.params)
+
     if foreach is None and fused is None:
-        fused, foreach = _default_worker(layers.params, options.differentiable)
+        fused, foreach = _default_worker(layers.params, options)
+    elif fused:
+        _require_fused_workers(layers.params, options)
     if fused and not torch.compiler.is_compiling():
         worker: Worker = _fused_novograd
     elif fused:
@@ -109,38 +114,82 @@ def update_layers(
     worker(layers, options, grad_scale, found_inf)
 
 
+def _with_lr_at_hand(options: Options, params: list[Tensor]) -> Options:
+    """The options with a tensor lr from elsewhere moved to the layers, once for all of them.
+
+    A GPU's lr comes to layers on another GPU without a synchronization. To a GPU a CPU's lr goes as a number, for which
+    nothing waits; in a CUDA graph that number stays what it was. Layers on a CPU have to wait for a GPU's lr.
+    """
+    lr = options.lr
+    if not isinstance(lr, Tensor) or lr.requires_grad or torch.compiler.is_compiling():
+        return options
+    devices = _devices(params)
+    if devices == {lr.device}:
+        return options
+    if lr.is_cpu or any(device.type == "cpu" for device in devices):
+        return replace(options, lr=float(lr))
+    if len(devices) == 1:
+        return replace(options, lr=lr.to(devices.pop(), non_blocking=True))
+    return options
+
+
 def _fused_novograd(layers: Layers, options: Options, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Hand the layers to the fused worker of their device."""
     devices = _device_types(layers.params)
     for device in devices:
         taken = layers
         if len(devices) > 1:
-            taken = layers.take([i for i, param in enumerate(layers.params) if param.device.type == device])
+            taken = layers.take(_on(device, layers.params))
         _fused_worker(device)(taken, options, grad_scale, found_inf)
 
 
 def _device_types(params: list[Tensor]) -> set[str]:
     if all(map(attrgetter("is_cpu"), params)):  # without an object for each tensor's device
         return {"cpu"}
-    return {param.device.type for param in params}
+    return {device.type for device in _devices(params)}
+
+
+def _devices(params: list[Tensor]) -> set[torch.device]:
+    return set(map(attrgetter("device"), params))
+
+
+def _on(device: str, params: list[Tensor]) -> list[int]:
+    """Indices of the parameters on devices of this type."""
+    return [i for i, param in enumerate(params) if param.device.type == device]
 
 
 def _fused_worker(device: str) -> Worker:
     if device == "cpu":
         return fused_cpu_novograd
-    if device == "cuda" and has_triton():
-        from lightning_novograd.optim.novograd.cuda import fused_cuda_novograd
+    from lightning_novograd.optim.novograd.cuda import fused_cuda_novograd  # needs Triton
 
-        return fused_cuda_novograd
-    raise RuntimeError(f"`fused=True` needs parameters on CPU, or on CUDA with Triton; found {device}: leave it unset")
+    return fused_cuda_novograd
 
 
-def _default_worker(params: list[Tensor], differentiable: bool) -> tuple[bool, bool]:
+def _require_fused_workers(params: list[Tensor], options: Options) -> None:
+    """Raise, before anything has changed, if a device of the parameters lacks its fused worker."""
+    if torch.compiler.is_compiling():
+        return
+    devices = _device_types(params)
+    if not devices <= {"cpu", "cuda"}:
+        found = ", ".join(sorted(devices - {"cpu", "cuda"}))
+        raise RuntimeError(f"`fused=True` needs parameters on CPU or CUDA; found {found}: leave it unset")
+    if "cuda" in devices:
+        require_launch(_cuda_params(params, devices), options.luc)
+
+
+def _default_worker(params: list[Tensor], options: Options) -> tuple[bool, bool]:
     """(fused, foreach) for the fastest worker that is correct for these parameters."""
-    if differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
+    if options.differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
         return False, False
     if torch.compiler.is_compiling():
         return False, True
     devices = _device_types(params)
-    fused = devices <= {"cpu", "cuda"} and ("cuda" not in devices or has_triton())
-    return fused, not fused and _default_to_fused_or_foreach(params, differentiable)[1]
+    fused = devices <= {"cpu", "cuda"} and (
+        "cuda" not in devices or may_launch(_cuda_params(params, devices), options.luc)
+    )
+    return fused, not fused and _default_to_fused_or_foreach(params, options.differentiable)[1]
+
+
+def _cuda_params(params: list[Tensor], devices: set[str]) -> list[Tensor]:
+    return params if devices == {"cuda"} else [params[i] for i in _on("cuda", params)]

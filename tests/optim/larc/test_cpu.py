@@ -333,6 +333,21 @@ def test_an_infinite_weight_without_decay_spoils_no_other_weight(kernels):
     assert weight.isfinite().sum() == 69
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("worker", [{"fused": True}, {"foreach": True}, {"foreach": False}, {}], ids=str)
+def test_an_infinite_weight_of_sgd_without_decay_spoils_no_other_weight(worker, momentum, kernels):
+    weight = torch.nn.Parameter(torch.randn(70, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        weight[3] = -torch.inf
+    weight.grad = torch.ones(70)
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=momentum, **worker)
+    larc = LARC(optimizer)
+    for _ in range(2):
+        larc.step()
+    assert weight[3] == -torch.inf
+    assert weight.isfinite().sum() == 69
+
+
 @pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw"])
 def test_gradients_with_the_negative_bit(inner, kernels):
     params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]

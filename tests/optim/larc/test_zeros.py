@@ -9,6 +9,8 @@ from optim_db import WORKERS, assert_close
 
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC
+from lightning_novograd.optim.larc.factors import larc_options
+from lightning_novograd.optim.larc.options import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
 
@@ -107,3 +109,10 @@ def test_corners_follow_the_formulas(inner, worker, dtype):
                     if key in state and state[key] is not None:
                         moment = other[key].double()
                         assert_close(state[key], moment, dtype, f"{key}, {where}", moment.abs().amax() + 1, step + 1)
+
+
+def test_an_lr_on_the_cpu_is_a_number_for_layers_elsewhere():
+    group = {"lr": torch.tensor([0.25]), **dict.fromkeys(OPTIONS, 0.0)}
+    assert larc_options(group, torch.empty((), device="meta"))["lr"] == 0.25
+    assert isinstance(larc_options(group, torch.empty((), device="meta"))["lr"], float)
+    assert isinstance(larc_options(group, torch.empty(()))["lr"], torch.Tensor)

@@ -290,3 +290,18 @@ def test_memory_between_the_elements_of_a_layer_is_left_alone():
     assert (whole[0][:, :2] != 1).all()
     assert (whole[0][:, 2:] == 1).all()
     assert (whole[2][:, 2:] == 1).all()
+
+
+def test_weight_decay_of_zero_does_not_touch_infinite_weights():
+    """0 * inf is not a number."""
+    for luc in (False, True):
+        params = layers()[:5]
+        optimizer = NovoGrad(params, lr=0.05, luc=luc)
+        for _ in range(2):
+            for param in params:
+                if param.numel():
+                    param.view(-1)[-1] = torch.inf
+                param.grad = grad_like(param)
+            optimizer.step()
+        assert all(optimizer.state[param]["exp_avg"].isfinite().all() for param in params)
+        assert all(param.isinf().sum() == min(1, param.numel()) and not param.isnan().any() for param in params)

@@ -5,21 +5,28 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
+from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim.kernels.cuda import tables
 from lightning_novograd.optim.kernels.cuda.tables import AddressTable, ChunkTable
+from lightning_novograd.optim.novograd import functional, probe
+from lightning_novograd.optim.novograd.options import Options
 
 CPU = torch.device("cpu")
 
 
-def test_values_in_the_interpreter():
+@pytest.mark.parametrize("cases", ["interpreted_cuda.py", "interpreted_choice.py"])
+def test_cases_in_the_interpreter(cases):
     """Triton interprets all kernels of a process or none, so the cases run in a process of their own."""
     pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    cases = Path(__file__).with_name("interpreted_cuda.py")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", cases],
+        cwd=Path(__file__).parent,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -114,3 +121,108 @@ def test_chunk_table(sizes, first_chunks, layer_of_chunk):
 def test_chunk_table_counts_beyond_32_bits():
     table = ChunkTable([2**33 + 1], 2**20, CPU)
     assert table.num_chunks == 2**13 + 1
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """What asks for the type of device is told "cuda"; nothing is known of kernels yet."""
+    monkeypatch.setattr(functional, "_device_types", lambda params: {"cuda"})
+    monkeypatch.setattr(probe, "_problems", {})
+    monkeypatch.setattr(probe, "_warned", set())
+
+
+def with_gradient() -> torch.nn.Parameter:
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    return param
+
+
+def test_without_triton_the_default_is_foreach_and_one_warning(as_on_cuda, monkeypatch, caplog):
+    monkeypatch.setattr(probe, "has_triton_package", lambda: False)
+    params = [with_gradient() for _ in range(3)]
+    for param in params[:2]:
+        NovoGrad([param]).step()
+    NovoGrad([params[2]], foreach=True).step()
+    assert torch.equal(params[0], params[2])
+    assert [record.getMessage() for record in caplog.records] == [
+        "NovoGrad's fused CUDA worker cannot be used: Triton is not installed. The slower foreach worker steps instead."
+    ]
+    param = with_gradient()
+    with pytest.raises(
+        RuntimeError, match=r"`fused=True` asks for .* but Triton is not installed; leave `fused` unset"
+    ):
+        NovoGrad([param], fused=True).step()
+    assert (param == 1).all()
+
+
+def test_a_probe_without_memory_says_nothing_about_the_kernels(as_on_cuda, monkeypatch):
+    def fail(kind):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(probe, "has_triton_package", lambda: True)
+    monkeypatch.setattr(probe, "_step", fail)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            NovoGrad([with_gradient()]).step()
+    assert not probe._problems
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_no_probe_in_a_capture(fused, as_on_cuda, monkeypatch):
+    param = with_gradient()
+    monkeypatch.setattr(probe, "_first_launch", pytest.fail)
+    monkeypatch.setattr(probe, "is_capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="run one step outside of a capture"):
+        NovoGrad([param], fused=fused).step()
+    assert not probe._problems
+
+
+def test_the_probe_may_wait_where_waiting_is_an_error(monkeypatch):
+    modes = [2]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with probe._patient():
+        assert modes == [2, "default"]
+    assert modes == [2, "default", 2]
+
+
+def test_nothing_is_pinned_in_a_capture(monkeypatch):
+    known = AddressTable(1, 2, CPU)
+    known.holding([1, 2], capturable=True)
+    known._spare = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
+    monkeypatch.setattr(tables, "is_capturing", lambda device: True)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda *args: pytest.fail("pinned"))
+    assert known.holding([1, 2], capturable=True).tolist() == [[1, 2]]
+    assert known.holding([3, 4], capturable=True).tolist() == [[3, 4]]
+    for make in (lambda: ChunkTable([5], 4, CPU), lambda: known.holding([5, 6], capturable=True)):
+        with pytest.raises(RuntimeError, match="run one step outside of a capture"):
+            make()
+
+
+CUDA = [torch.device("cuda", index) for index in range(2)]
+
+
+def lr_at_hand(lr: float | Tensor, *devices: torch.device) -> float | Tensor:
+    """What workers get for parameters on these devices."""
+    options = Options(
+        amsgrad=False, grad_averaging=False, luc=False, luc_trust=0.02, luc_eps=1e-8, beta1=0.95, beta2=0.5, lr=lr,
+        weight_decay=0.1, eps=1e-8, maximize=False, capturable=False, differentiable=False,
+    )  # fmt: skip
+    return functional._with_lr_at_hand(options, [SimpleNamespace(device=device) for device in devices]).lr
+
+
+def test_a_tensor_lr_comes_to_the_layers_without_a_synchronization(monkeypatch):
+    on_cpu, elsewhere = torch.tensor([0.25]), torch.empty((), device="meta")
+    moves = []
+    monkeypatch.setattr(Tensor, "to", lambda lr, *args, **kwargs: moves.append((args, kwargs)) or lr)
+    assert lr_at_hand(0.25, *CUDA) == 0.25
+    assert lr_at_hand(on_cpu, CPU).data_ptr() == on_cpu.data_ptr()
+    for devices in ([CUDA[0]], CUDA, [CPU, CUDA[0]]):
+        lr = lr_at_hand(on_cpu, *devices)
+        assert isinstance(lr, float)
+        assert lr == 0.25
+    assert lr_at_hand(elsewhere, torch.device("meta")) is elsewhere
+    assert not moves, "a number is no copy"
+    assert lr_at_hand(elsewhere, CUDA[1], CUDA[1]) is elsewhere
+    assert moves == [((CUDA[1],), {"non_blocking": True})], "one for all layers"

@@ -91,7 +91,8 @@ struct Larc {
   double min_update;
 
   double gradient_factor(double weight_norm, double grad_norm, double lr, double weight_decay) const {
-    const double length = grad_norm + weight_decay * weight_norm + eps;
+    // Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
+    const double length = grad_norm + (weight_decay == 0 ? 0 : weight_decay * weight_norm) + eps;
     return limited(ratio(trust_coefficient * weight_norm, clip ? lr * length : length), weight_norm, grad_norm);
   }
 

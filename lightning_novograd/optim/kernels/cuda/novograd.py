@@ -145,7 +145,9 @@ def second_moments(
 @triton.jit
 def _new_moment(grad, moment, w, lanes, size, factor, unscale, beta1, decay, WHOLE: tl.constexpr):
     g = _load(grad, lanes, size, WHOLE) * unscale
-    return beta1 * _load(moment, lanes, size, WHOLE) + factor * g + decay * w
+    # Without decay there is none of an infinite weight either, where 0 times infinity would be NaN.
+    decayed = tl.where(decay == 0, 0.0, decay * w)
+    return beta1 * _load(moment, lanes, size, WHOLE) + factor * g + decayed
 
 
 @triton.jit

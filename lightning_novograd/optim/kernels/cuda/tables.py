@@ -9,6 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+NO_STEP_BEFORE_CAPTURE = "run one step outside of a capture before capturing NovoGrad in a CUDA graph"
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of this device."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
 
 class AddressTable:
     """A table of addresses, int64 [rows, layers], that is uploaded again only when an address changed.
@@ -40,8 +50,7 @@ class AddressTable:
             RuntimeError: addresses are new in a capture and no step ran uncaptured since the last capture.
 
         """
-        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if capturing:
+        if is_capturing(self.device):
             return self._captured_holding(addresses)
         if addresses != self._addresses:
             self._table = to_device(addresses, self.device).view(self._shape)
@@ -56,7 +65,7 @@ class AddressTable:
             self._captured.append(self._table)
             return self._table
         if self._spare is None:
-            raise RuntimeError("run one step outside of a capture before capturing NovoGrad in a CUDA graph")
+            raise RuntimeError(NO_STEP_BEFORE_CAPTURE)
         host, table = self._spare
         self._spare = None
         self._captured += [host, table]
@@ -88,6 +97,13 @@ class ChunkTable:
 
 
 def to_device(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """An int64 tensor on `device`, copied without a synchronization."""
+    """An int64 tensor on `device`, copied without a synchronization.
+
+    Raises:
+        RuntimeError: a graph is being captured, which an allocation of pinned memory would spoil.
+
+    """
+    if is_capturing(device):
+        raise RuntimeError(NO_STEP_BEFORE_CAPTURE)
     host = torch.as_tensor(values, dtype=torch.int64, device="cpu")
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
