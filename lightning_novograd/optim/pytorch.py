@@ -15,8 +15,9 @@ from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from lightning_novograd.registry import OPTIMIZERS, Entry
 
-# at 0 a gradient of zero is divided by zero
-_EPS = POSITIVE
+# At 0 a gradient of zero is divided by zero; so it is where float32 makes a 0 of it, which may begin at this
+_SMALLEST_EPS = torch.finfo(torch.float32).tiny
+_EPS = Range(f"above 0, and at least {_SMALLEST_EPS:.1e} for float32 to hold it", lambda value: value >= _SMALLEST_EPS)
 _NOT_POSITIVE = Range("at most 0", lambda value: value <= 0)
 # Adafactor squares it in the parameters' precision: in float32, the square of less is 0
 _SMALLEST_EPS1 = 1e-22
@@ -89,8 +90,9 @@ def _check_rmsprop(args: Mapping[str, Any]) -> None:
 
 
 def _check_adagrad(args: Mapping[str, Any]) -> None:
-    if args.get("eps") == 0 and not args.get("initial_accumulator_value"):
-        problem = f"{args['eps']} is out of range; must be above 0, unless initial_accumulator_value is"
+    eps = args.get("eps")
+    if eps is not None and not _EPS.holds(eps) and not args.get("initial_accumulator_value"):
+        problem = f"{eps} is out of range; must be {_EPS.words}, unless initial_accumulator_value is above 0"
         raise ConfigError("eps", problem)
 
 

@@ -18,7 +18,7 @@ from lightning_novograd.registry import get_optimizer
 Values = dict[str, tuple[list[Any], list[Any]]]
 NOT_NEGATIVE: tuple[list[Any], list[Any]] = ([-1e-9, -1], [0, 1e-9])
 BETAS = ([[-0.1, 0.9], [0.9, -0.1], [1, 0.9], [0.9, 1], [0.9, 1.5]], [[0, 0], [0, 0.999], [0.999, 0.999]])
-EPS = ([0, -1e-8], [1e-30])
+EPS = ([0, -1e-8, 1e-46], [1e-30, 1.2e-38])  # in float32 1e-46 is 0
 ADAM: Values = {"lr": NOT_NEGATIVE, "betas": BETAS, "eps": EPS, "weight_decay": NOT_NEGATIVE}
 TABLE: dict[str, Values] = {
     "SGD": {

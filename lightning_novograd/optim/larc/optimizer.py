@@ -243,6 +243,7 @@ class LARC(Optimizer):
         except Exception:
             del self.param_groups[index:]  # optimizers have been known to check what they have added already
             raise
+        self._complete_groups()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state_dict; LARC's options are in its param groups."""

@@ -11,7 +11,7 @@ import torch
 
 from lightning_novograd.optim import LARC, NovoGrad
 from lightning_novograd.optim.kernels.cpu import library
-from lightning_novograd.optim.kernels.cpu.compiler import sources_hash
+from lightning_novograd.optim.kernels.cpu.compiler import sealed, sources_hash
 
 
 @pytest.fixture
@@ -37,8 +37,31 @@ def steps():
     return params
 
 
+def unsealed(content):
+    return content[: len(content) - len(sealed(b""))]
+
+
 def for_another_machine(content):
-    return content[:18] + (183 if content[18] != 183 else 62).to_bytes(2, "little") + content[20:]
+    content = unsealed(content)
+    return sealed(content[:18] + (183 if content[18] != 183 else 62).to_bytes(2, "little") + content[20:])
+
+
+def zeros_from(share):
+    """As a power failure leaves a file of which a part was not written to the disk."""
+
+    def spoil(content):
+        start = int(len(content) * share)
+        return content[:start] + bytes(len(content) - start)
+
+    return spoil
+
+
+def a_page_of_zeros(content):
+    return content[:28672] + bytes(4096) + content[32768:]
+
+
+def segments_out_of_reach(content):
+    return content[:32] + b"\xff" * 8 + content[40:]
 
 
 SPOILED = {
@@ -47,8 +70,13 @@ SPOILED = {
     "32 bits": (lambda content: content[:4] + b"\1" + content[5:], "not a library"),
     "its head alone": (lambda content: content[:40], "ends too early"),
     "its first half": (lambda content: content[: len(content) // 2], "ends too early"),
-    "a table beyond all memory": (lambda content: content[:32] + b"\xff" * 8 + content[40:], "ends too early"),
-    "other sources": (lambda content: content.replace(sources_hash().encode(), b"0" * 16), "other sources"),
+    "zeros at its end": (zeros_from(0.97), "has changed"),
+    "zeros in its code": (a_page_of_zeros, "has changed"),
+    "an offset that no number of Python's C holds": (segments_out_of_reach, "has changed"),
+    "other sources": (
+        lambda content: sealed(unsealed(content).replace(sources_hash().encode(), b"0" * 16)),
+        "other sources",
+    ),
     "another machine": (for_another_machine, "cannot open shared object file|ELF"),
 }
 
@@ -88,6 +116,18 @@ def test_so_is_a_folder(places, caplog):
     steps()
     [record] = caplog.records
     assert f"{places[0]}: [Errno 21] Is a directory" in record.getMessage()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+def test_so_is_what_cannot_be_read_to_its_end(which, places, caplog):
+    """A pipe without a writer; a file that would fill memory."""
+    os.mkfifo(places[which])
+    with places[1 - which].open("wb") as file:
+        file.write(b"\x7fELF\2\1")
+        file.truncate(1 << 40)
+    steps()
+    [record] = caplog.records
+    assert record.getMessage().count("it is not a library") == 2
 
 
 def test_one_that_torch_refuses_is_named(places, kernel_library, built_kernels, monkeypatch, caplog):

@@ -30,15 +30,30 @@ FLAGS = (
 )
 
 
+# Follows the library in its file, and a SHA-256 of all before it follows this
+_SEAL = b"\0lightning_novograd sha256 "
+
+
 class BuildError(LightningNovoGradError, RuntimeError):
     """The kernels cannot be compiled; the message says what is missing."""
 
 
 @functools.cache
 def sources_hash() -> str:
-    """Of all that decides what the library does; it is compiled in, and the loader compares it."""
+    """Of all that decides what the library does and how it ends; it is compiled in, and the loader compares it."""
     parts = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*"))]
-    return hashlib.sha256(b"\0".join([*parts, " ".join(FLAGS).encode(), platform.machine().encode()])).hexdigest()[:16]
+    parts += [_SEAL, " ".join(FLAGS).encode(), platform.machine().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def sealed(content: bytes) -> bytes:
+    """The library with its checksum at the end, where nothing that loads it looks."""
+    return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a file still holds what `sealed` returned."""
+    return content == sealed(content.rpartition(_SEAL)[0])
 
 
 def compile_kernels(target: Path) -> Path:
@@ -67,6 +82,7 @@ def compile_kernels(target: Path) -> Path:
             result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             if result.returncode != 0:
                 raise BuildError(f"{shlex.join(compiler)} could not build the CPU kernels:\n{result.stderr[-4000:]}")
+            library.write_bytes(sealed(library.read_bytes()))
             library.replace(target)  # at once, so that no other process loads half of it
     except OSError as error:
         raise BuildError(f"the CPU kernels could not be built to {target}: {error}") from error

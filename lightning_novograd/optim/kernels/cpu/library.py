@@ -12,18 +12,19 @@ taken.
 import ctypes
 import functools
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, sources_hash
+from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, is_whole, sources_hash
 
 log = rank_zero_logger(__name__)
 
 PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks like one
+
+_LARGEST = 1 << 26  # bytes; it has some hundred kB
 
 # Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
 _registered = False
@@ -81,6 +82,10 @@ def load() -> Any | None:
 def _open(path: Path) -> None:
     """Load the library at `path` and make its operators known to torch."""
     global _registered
+    # Reading a pipe waits for a writer, and reading a huge file fills memory; of all else, the reading says what it is.
+    readable = os.path.isdir(path) or (os.path.isfile(path) and os.path.getsize(path) <= _LARGEST)
+    if os.path.exists(path) and not readable:
+        raise UnusableLibraryError("it is not a library")
     check_library(path.read_bytes())
     if _registered:
         return
@@ -92,9 +97,9 @@ def _open(path: Path) -> None:
 
 
 def check_library(content: bytes) -> None:
-    """Raise if a file is not the whole of a library, or not one of these sources.
+    """Raise if a file is not the library as it was built, or not one of these sources.
 
-    Loading it would end the process if the file ends early, and would bring operators of another version otherwise.
+    Loading it would end the process if it is damaged, and would bring operators of another version otherwise.
 
     Args:
         content: of the file.
@@ -105,13 +110,7 @@ def check_library(content: bytes) -> None:
     """
     if content[:6] != b"\x7fELF\x02\x01":
         raise UnusableLibraryError("it is not a library for this machine")
-    try:
-        (start,) = struct.unpack_from("<Q", content, 32)
-        size, number = struct.unpack_from("<HH", content, 54)
-        ends = [sum(struct.unpack_from("<Q16xQ", content, start + i * size + 8)) for i in range(number)]
-    except (struct.error, OverflowError):
-        ends = [len(content) + 1]
-    if max(ends, default=0) > len(content):
-        raise UnusableLibraryError("it is damaged: the file ends too early")
+    if not is_whole(content):
+        raise UnusableLibraryError("it is damaged: the file ends too early, or has changed since it was built")
     if f"lightning_novograd sources {sources_hash()}\0".encode() not in content:
         raise UnusableLibraryError("it was built from other sources")
