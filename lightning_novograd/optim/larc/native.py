@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.optim.kernels.cpu.plain import unsuited
+from lightning_novograd.optim.kernels.tracing import is_traced
 from lightning_novograd.optim.larc.factors import Factors
 from lightning_novograd.optim.larc.pieces import ParamGroup, with_gradient
 from lightning_novograd.optim.novograd.cpu import kernel_step
@@ -110,7 +111,7 @@ def save(groups: list[ParamGroup], vector: Tensor) -> "SavedWeights | None":
     """
     layers = [with_gradient(group) for group in groups]
     flat = [p for group_layers in layers for p in group_layers]
-    if torch.compiler.is_compiling() or not are_built_for(flat) or unsuited(flat):
+    if is_traced() or not are_built_for(flat) or unsuited(flat):
         return None
     starts = _kernels().larc_save_.default(vector, flat)
     return SavedWeights(groups, layers, vector, starts) if starts else None

@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 from lightning_novograd.errors import choices
 from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.optim.kernels.cpu.torch_sgd import has_fused_sgd
+from lightning_novograd.optim.kernels.tracing import is_traced
 from lightning_novograd.optim.larc.cpu import novograd_step, sgd_step
 from lightning_novograd.optim.larc.factors import Factors
 from lightning_novograd.optim.larc.gradient import scaled_gradient_step
@@ -356,7 +357,7 @@ class LARC(Optimizer):
         )
         return (
             not any(onlookers)
-            and not torch.compiler.is_compiling()
+            and not is_traced()
             and type(optimizer) in _LAYER_BY_LAYER
             and all(
                 p.device.type == "cpu" and not is_sharded(p) for group in self.param_groups for p in group["params"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
+from lightning_novograd.optim.kernels.tracing import is_traced
 from lightning_novograd.optim.norms import any_sharded
 from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
@@ -105,10 +106,10 @@ def update_layers(
         fused, foreach = _default_worker(layers.params, options)
     elif fused:
         _require_fused_workers(layers.params, options)
-    if fused and not torch.compiler.is_compiling():
+    if fused and not is_traced():
         worker: Worker = _fused_novograd
     elif fused:
-        worker = scaled_novograd  # torch.compile cannot look into the kernels
+        worker = scaled_novograd  # nothing can look into the kernels
     else:
         worker = multi_tensor_novograd if foreach else single_tensor_novograd
     worker(layers, options, grad_scale, found_inf)
@@ -168,7 +169,7 @@ def _fused_worker(device: str) -> Worker:
 
 def _require_fused_workers(params: list[Tensor], options: Options) -> None:
     """Raise, before anything has changed, if a device of the parameters lacks its fused worker."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return
     devices = _device_types(params)
     if not devices <= {"cpu", "cuda"}:
@@ -182,7 +183,7 @@ def _default_worker(params: list[Tensor], options: Options) -> tuple[bool, bool]
     """(fused, foreach) for the fastest worker that is correct for these parameters."""
     if options.differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
         return False, False
-    if torch.compiler.is_compiling():
+    if is_traced():
         return False, True
     devices = _device_types(params)
     fused = devices <= {"cpu", "cuda"} and (
