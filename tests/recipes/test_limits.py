@@ -7,6 +7,7 @@ run; a default that moves changes runs in silence. NeMo's own keys have NeMo's d
 import dataclasses
 import importlib
 import pkgutil
+import sys
 
 import pytest
 
@@ -135,7 +136,7 @@ KEYS = {
 
 
 def sections() -> dict[str, type[Section]]:
-    """Every section of the recipe; tests may have defined others."""
+    """Every section of the recipe; tests and docstrings' examples may have defined others."""
     for module in pkgutil.walk_packages(asr.__path__, f"{asr.__name__}."):
         if not module.name.endswith("worker"):
             importlib.import_module(module.name)
@@ -143,7 +144,8 @@ def sections() -> dict[str, type[Section]]:
     def below(cls: type) -> list[type]:
         return [sub for direct in cls.__subclasses__() for sub in (direct, *below(direct))]
 
-    return {cls.__name__: cls for cls in below(Section) if cls.__module__.startswith(asr.__name__)}
+    own = [cls for cls in below(Section) if cls.__module__.startswith(asr.__name__)]
+    return {cls.__name__: cls for cls in own if getattr(sys.modules[cls.__module__], cls.__name__, None) is cls}
 
 
 def test_every_key_is_in_the_table():

@@ -30,9 +30,17 @@ def test_an_lr_tensor_gives_the_factors_of_a_float(lr, target):
 
 
 @pytest.mark.parametrize("lr", LRS.values(), ids=LRS)
-@pytest.mark.parametrize("like", [torch.ones(3), torch.ones(2, dtype=torch.float64), torch.ones(1, device="meta")])
+@pytest.mark.parametrize("like", [torch.ones(3), torch.ones(2, dtype=torch.float64)])
 def test_an_lr_tensor_is_taken_to_the_norms(lr, like):
     group = LARC(SGD(make_params(), lr=lr.clone())).param_groups[0]
     taken = larc_options(group, like)["lr"]
     assert (taken.dtype, taken.device, taken.shape) == (like.dtype, like.device, ())
     assert larc_options({**group, "lr": 0.1}, like)["lr"] == 0.1
+
+
+@pytest.mark.parametrize("lr", LRS.values(), ids=LRS)
+def test_an_lr_tensor_of_the_cpu_goes_to_another_device_as_a_number(lr):
+    group = LARC(SGD(make_params(), lr=lr.clone())).param_groups[0]
+    taken = larc_options(group, torch.ones(1, device="meta"))["lr"]
+    assert type(taken) is float
+    assert taken == lr.item()

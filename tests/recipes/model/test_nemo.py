@@ -165,7 +165,7 @@ class Payload:
 def test_code_in_the_weights_does_not_run(contents, tmp_path):
     target = tmp_path / "executed"
     path = with_weights(contents, tmp_path, lambda state: state | {"x": Payload(target)})
-    with pytest.raises(DataError, match=r"model_weights\.ckpt is not plain weights: Weights only load failed"):
+    with pytest.raises(DataError, match=r"model_weights\.ckpt is not plain weights: .* names posix\.mkdir"):
         NemoArchive.read(path)
     assert not target.exists()
 
