@@ -45,12 +45,12 @@ class BuildKernels(Command):
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        wish = os.environ.get("NOVOGRAD_KERNELS", "1")
+        compiler = compiler_module()
+        wish = compiler.wish()
         target = Path(self.get_outputs()[0]).absolute()
         target.unlink(missing_ok=True)  # of an earlier build
         if wish == "0":
             return
-        compiler = compiler_module()
         try:
             compiler.compile_kernels(target)
             self.built = True

@@ -185,6 +185,15 @@ def test_kernels_can_be_switched_off(places, kernel_library, monkeypatch, caplog
     assert not caplog.records
 
 
+def test_another_word_is_named_and_switches_nothing_off(places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNELS", "off")
+    assert library.load() is not None
+    assert [record.getMessage() for record in caplog.records] == [
+        "NOVOGRAD_KERNELS=off is none of 0, 1, require: the C++ kernels are used where they are found."
+    ]
+
+
 FRESH = """
 import os, sys
 import torch

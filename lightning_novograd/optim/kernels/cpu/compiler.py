@@ -38,6 +38,19 @@ class BuildError(LightningNovoGradError, RuntimeError):
     """The kernels cannot be compiled; the message says what is missing."""
 
 
+def wish() -> str:
+    """What `NOVOGRAD_KERNELS` asks for: "0" for no kernels, "require" for none but built ones; unset, it is "1".
+
+    Raises:
+        BuildError: it is another word.
+
+    """
+    value = os.environ.get("NOVOGRAD_KERNELS") or "1"
+    if value not in ("0", "1", "require"):
+        raise BuildError(f"NOVOGRAD_KERNELS={value} is none of 0, 1, require")
+    return value
+
+
 @functools.cache
 def sources_hash() -> str:
     """Of all that decides what the library does and how it ends; it is compiled in, and the loader compares it."""

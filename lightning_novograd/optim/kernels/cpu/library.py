@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, is_whole, sources_hash
+from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, is_whole, sources_hash, wish
 
 log = rank_zero_logger(__name__)
 
@@ -57,9 +57,12 @@ def load() -> Any | None:
 
     `NOVOGRAD_KERNELS=0` keeps them away.
     """
-    if os.environ.get("NOVOGRAD_KERNELS", "1") == "0":
-        return None
     problems = []
+    try:
+        if wish() == "0":
+            return None
+    except BuildError as error:
+        log.warning("%s: the C++ kernels are used where they are found.", error)
     for place in (lambda: PACKAGED, library_path):
         try:
             path = place()
