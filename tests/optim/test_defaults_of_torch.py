@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "larc-adamw-amsgrad": lambda p: LARC(AdamW(p, lr=0.1, amsgrad=True)),
     "larc-subclass": lambda p: LARC(type("Mine", (AdamW,), {})(p, lr=0.1)),
 }
+ADAMS = ("larc-adam", "larc-adamw", "larc-adamw-amsgrad", "larc-subclass")
 # laid out alike in memory when they are loaded
 KINDS = ["matrix", "conv", "vector", "scalar", "channels-last", "empty", "long"]
 
@@ -50,6 +51,20 @@ def default_dtype():
 
 
 DEFAULTS = {"device": lambda: torch.device("meta"), "default device": default_device, "default dtype": default_dtype}
+
+
+def torchs_adam_steps_under_a_default_device() -> bool:
+    """Torch 2.10's counts its steps there, and then asks the count for its value."""
+    param = torch.nn.Parameter(torch.ones(1))
+    param.grad = torch.ones(1)
+    try:
+        with torch.device("meta"):
+            Adam([param]).step()
+    except RuntimeError:
+        return False
+    return True
+
+
 every_default = pytest.mark.parametrize("default", DEFAULTS)
 
 
@@ -60,6 +75,8 @@ def tensors_of(state):
 @every_default
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_steps_and_states_are_the_same(kind, default, kernels):
+    if default != "default dtype" and kind in ADAMS and not torchs_adam_steps_under_a_default_device():
+        pytest.skip("this torch's own Adam fails under a default device")
     params, others = layers(torch.float32, KINDS), layers(torch.float32, KINDS)
     grads = []
     for step in range(STEPS):
