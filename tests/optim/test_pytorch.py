@@ -158,8 +158,12 @@ def test_torch_makes_nan_or_infinity_of_it(name, args):
     with pytest.raises(ConfigError, match=r"must be|diverge"):
         parse_optim({"name": name, **args})
     cls = getattr(torch.optim, name)
-    ends = [trained(name, args, zero, cls) for zero in (False, True)]
-    assert not all(map(math.isfinite, ends))
+    try:
+        ends = [trained(name, args, zero, cls) for zero in (False, True)]
+    except ValueError as error:
+        assert str(error).startswith("Invalid ")  # noqa: PT017 - torch has come to refuse it itself
+    else:
+        assert not all(map(math.isfinite, ends))
 
 
 def trained(name: str, args: dict[str, Any], zero: bool, cls: Any = None) -> float:
