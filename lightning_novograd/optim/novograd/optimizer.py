@@ -4,6 +4,7 @@ The class validates, keeps the state and gathers layers; `functional` chooses a 
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lightning_novograd.optim.novograd.validation import (
 )
 from lightning_novograd.registry import register_optimizer
 
+_DTYPE = attrgetter("dtype")
 _SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
@@ -221,9 +223,10 @@ class NovoGrad(Optimizer):
         """Fill the lists for `layers_of`; torch.compile knows this method of optimizers by its name and its lists."""
         amsgrad = group["amsgrad"]
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            if p.grad.is_sparse:
+            if grad.is_sparse:
                 raise RuntimeError("NovoGrad does not support sparse gradients; use a dense embedding (sparse=False)")
             state = self.state[p]
             if not state:
@@ -232,21 +235,30 @@ class NovoGrad(Optimizer):
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
-            exp_avg_sq, scalar_dtype = state["exp_avg_sq"], p.dtype
-            if scalar_dtype is not torch.float32:
-                scalar_dtype = accumulation_dtype(scalar_dtype)
-            if exp_avg_sq.dtype is not scalar_dtype:  # the model has been widened or narrowed
-                state.update({key: state[key].to(scalar_dtype) for key in _SCALARS if key in state})
-                exp_avg_sq = state["exp_avg_sq"]
             if amsgrad and "max_exp_avg_sq" not in state:
-                state["max_exp_avg_sq"] = exp_avg_sq.clone()
+                state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
-            grads.append(p.grad)
+            grads.append(grad)
             exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(exp_avg_sq)
+            exp_avg_sqs.append(state["exp_avg_sq"])
             if amsgrad:
                 max_exp_avg_sqs.append(state["max_exp_avg_sq"])
-        return any(map(torch.is_complex, params))
+        dtypes = set(map(_DTYPE, params))
+        if dtypes != {torch.float32} or set(map(_DTYPE, exp_avg_sqs)) != dtypes:  # apart, since it is rarely so
+            self._convert_scalars(params, exp_avg_sqs, max_exp_avg_sqs)
+        return any(dtype.is_complex for dtype in dtypes)
+
+    def _convert_scalars(self, params: list[Tensor], exp_avg_sqs: list[Tensor], max_exp_avg_sqs: list[Tensor]) -> None:
+        """Convert second moments where the model has been widened or narrowed, in the state and in the lists."""
+        for i, p in enumerate(params):
+            dtype = accumulation_dtype(p.dtype)
+            if exp_avg_sqs[i].dtype is dtype:
+                continue
+            state = self.state[p]
+            state.update({key: state[key].to(dtype) for key in _SCALARS if key in state})
+            exp_avg_sqs[i] = state["exp_avg_sq"]
+            if max_exp_avg_sqs:
+                max_exp_avg_sqs[i] = state["max_exp_avg_sq"]
 
     def layers_of(self, group: dict[str, Any]) -> Layers:
         """The layers of a param group that have gradients, with their state, which is set up in their first step."""
