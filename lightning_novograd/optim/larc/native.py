@@ -35,12 +35,10 @@ def are_built_for(layers: list[Tensor]) -> bool:
 
 def native_sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Tensor]]:
     """One step of SGD under target gradient."""
-    layers, others = _fitting(with_gradient(group))
+    layers, others = _suited(optimizer, with_gradient(group), has_moments=group["momentum"] != 0)
     moments: list[Tensor] = []
     shares: list[float] = []
     if group["momentum"] != 0:
-        layers, unsuited_layers = _split(layers, unsuited([_moment(optimizer, p) for p in layers]))
-        others += unsuited_layers
         for param in layers:
             state = optimizer.state[param]
             moment, share = state.get("momentum_buffer"), 1.0 - group["dampening"]
@@ -51,7 +49,7 @@ def native_sgd_step(optimizer: SGD, group: ParamGroup) -> tuple[Factors, list[Te
             shares.append(share)
     factors, left = _kernels().larc_sgd_step_.default(
         layers,
-        [p.grad for p in layers],
+        _grads(layers),
         moments,
         shares,
         float(group["lr"]),
@@ -160,18 +158,21 @@ def _larc(group: ParamGroup) -> list[float]:
     return [float(group[name]) for name in names]
 
 
-def _fitting(layers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The layers that fit the kernels together with their gradients, and the others."""
-    taken, others = _split(layers, unsuited(layers, [p.grad for p in layers if p.grad is not None]))
-    misfits = _kernels().misfits.default(taken, [p.grad for p in taken])
-    taken, more = _split(taken, misfits)
-    return taken, [*others, *more]
+def _suited(optimizer: SGD, layers: list[Tensor], *, has_moments: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The layers that the kernels may be given, and the others; all that then get a first moment here fit."""
+    moments = [optimizer.state[p].get("momentum_buffer") for p in layers] if has_moments else []
+    known = [
+        p if moment is None else moment for p, moment in zip(layers, moments, strict=False)
+    ]  # empty without moments
+    layers, others = _split(layers, unsuited(layers, _grads(layers), known))
+    if any(moment is None for moment in moments):
+        layers, misfits = _split(layers, _kernels().misfits.default(layers, _grads(layers)))
+        others += misfits
+    return layers, others
 
 
-def _moment(optimizer: SGD, param: Tensor) -> Tensor:
-    """The layer's moment, or the layer itself where there is none yet."""
-    moment = optimizer.state[param].get("momentum_buffer")
-    return param if moment is None else moment
+def _grads(layers: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in layers if p.grad is not None]
 
 
 def _result(written: list[list[Tensor]], factors: list[float], left: list[int]) -> tuple[Factors, list[Tensor]]:
