@@ -1,6 +1,7 @@
 """`plot-schedule`: the learning rates of an optim block, without the model it is for."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import check_folder, whole_file
 from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
-from lightning_novograd.config.build import build_scheduler, new_optimizer, throw_away_weight
+from lightning_novograd.config.build import build_of_groups, some_groups
 from lightning_novograd.config.data import load_yaml, select
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, choices
 from lightning_novograd.lr_scheduler.plot import own_length, plot_schedule
@@ -118,12 +119,11 @@ def _figure(optim: OptimConfig, options: RunOptions) -> "Figure":
         raise ConfigError(path, "missing; the learning rate is constant")
     if sched.reduce_on_plateau:
         raise ConfigError(f"{path}.name", f"{sched.name} follows a metric; it has no curve to draw")
-    groups: list[dict[str, Any]] = [{"params": [throw_away_weight()], "name": "default"}]
-    groups += [{"params": [throw_away_weight()], **rule.options, "name": rule.label} for rule in optim.param_groups]
-    optimizer = new_optimizer(optim.name, groups, optim.args, optim.path)
     run = options.run_length(sched)
     try:
-        scheduler = build_scheduler(sched, optimizer, run)["scheduler"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for the run itself
+            scheduler = build_of_groups(optim, some_groups(optim), run)["lr_scheduler"]["scheduler"]
     except ConfigError as error:
         said = error.problem
         # parsed, so what it lacks is the length; only some schedules say so

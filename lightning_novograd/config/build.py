@@ -3,23 +3,33 @@
 Whatever a class refuses becomes a ConfigError with the key's path.
 """
 
-import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from itertools import cycle, islice
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
-from lightning_novograd.config.schema import LARC_ARGUMENTS, RULE_KEYS, OptimConfig, SchedConfig, SchedulerSpec
+from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
+from lightning_novograd.config.refusals import join, named, said
+from lightning_novograd.config.report import group_table
+from lightning_novograd.config.schema import (
+    RULE_KEYS,
+    OptimConfig,
+    OptimizerSpec,
+    SchedConfig,
+    SchedulerSpec,
+    own_optimizer,
+    own_sched,
+)
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.larc import LARC
-from lightning_novograd.optim.param_groups import ParamGroupRule, build_param_groups
+from lightning_novograd.lr_scheduler.parts import PartsLR
+from lightning_novograd.optim.param_groups import ParamGroup, ParamGroupRule, build_param_groups
 from lightning_novograd.registry import get_optimizer
 
 log = rank_zero_logger(__name__)
@@ -41,15 +51,48 @@ def build(config: OptimConfig, module: nn.Module, max_steps: Length = None) -> d
         ConfigError: the config does not fit the module or the length of the run.
 
     """
-    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path)
-    params = groups if len(groups) > 1 or len(groups[0]) > 1 else groups[0]["params"]
-    optimizer = new_optimizer(config.name, params, config.args, config.path)
-    if config.larc is not None:
-        optimizer = new_larc(optimizer, config.larc.args, f"{config.path}.larc")
-    built: dict[str, Any] = {"optimizer": optimizer}
-    if config.sched is not None:
-        built["lr_scheduler"] = build_scheduler(config.sched, optimizer, max_steps)
+    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
+    built = build_of_groups(config, groups, max_steps)
+    if len(groups) > 1:
+        log.info("Param groups:\n%s", group_table(built["optimizer"]))
     return built
+
+
+def build_of_groups(config: OptimConfig, groups: Sequence[ParamGroup], max_steps: Length = None) -> dict[str, Any]:
+    """The same of param groups, the model's or those of `some_groups`."""
+    parts = build_parts(config, groups)
+    built: dict[str, Any] = {"optimizer": whole(config, parts)}
+    if any(part.sched is not None for part in parts):
+        built["lr_scheduler"] = _build_schedulers(config, parts, built["optimizer"], max_steps)
+    if config.clips:
+        built["clip_gradients"] = partial(clip_gradients, config, built["optimizer"])
+    return built
+
+
+def clip_gradients(config: OptimConfig, optimizer: Optimizer) -> Tensor | None:
+    """Clip the gradients as the block says, before `optimizer.step()` and, under a GradScaler, after `unscale_`.
+
+    Returns:
+        The norm of all gradients before they were clipped, with `grad_clip_norm`.
+
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if config.grad_clip_norm is not None:
+        return nn.utils.clip_grad_norm_(params, config.grad_clip_norm)
+    if config.grad_clip_value is not None:
+        nn.utils.clip_grad_value_(params, config.grad_clip_value)
+    return None
+
+
+def _build_schedulers(
+    config: OptimConfig, parts: Sequence[Part], optimizer: Optimizer, max_steps: Length
+) -> dict[str, Any]:
+    """One scheduler on the whole optimizer, or one of those of its parts where a rule has its own."""
+    if config.sched is not None and not _has_own_schedules(config):
+        return build_scheduler(config.sched, optimizer, max_steps)
+    run = cache(lambda: RunLength.given(max_steps))
+    entries = [build_scheduler(part.sched, part.optimizer, run) for part in parts if part.sched is not None]
+    return {**entries[0], "scheduler": PartsLR(optimizer, [entry["scheduler"] for entry in entries])}
 
 
 def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None) -> dict[str, Any]:
@@ -86,30 +129,26 @@ def dry_build(config: OptimConfig) -> None:
         ConfigError: a constructor refuses an argument, or an option is not one of a param group.
 
     """
-    optimizer = new_optimizer(config.name, [throw_away_weight()], config.args, config.path)
+    optimizers = [new_optimizer(spec, [throw_away_weight()]) for spec in config.optimizers]
     for rule in config.param_groups:
-        _check_rule(rule, config, optimizer)
-    if config.no_decay and "weight_decay" not in optimizer.defaults:
-        raise ConfigError(f"{config.path}.no_decay", f"{type(optimizer).__name__} has no weight decay")
-    options_of_groups = _options_of_groups(config)
-    if options_of_groups != [{}]:
-        groups = [{"params": [throw_away_weight()], **options} for options in options_of_groups]
-        optimizer = new_optimizer(config.name, groups, config.args, config.path)
+        _check_rule(rule, config, optimizers[0])
+    if config.no_decay and not any("weight_decay" in optimizer.defaults for optimizer in optimizers):
+        raise ConfigError(f"{config.path}.no_decay", f"{type(optimizers[0]).__name__} has no weight decay")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they will be shown when the real ones are built
-        if config.larc is not None:
-            new_larc(optimizer, config.larc.args, f"{config.path}.larc")
-        if config.sched is not None:
-            length = config.sched.max_steps or _SOME_LENGTH if config.sched.needs_length else None
-            new_scheduler(config.sched, optimizer, length)
-
-
-def throw_away_weight() -> nn.Parameter:
-    """A weight for an optimizer that never steps."""
-    return nn.Parameter(torch.zeros(1, 1))
+        parts = build_parts(config, some_groups(config))
+        optimizer = whole(config, parts)
+        if not _has_own_schedules(config):
+            parts = [Part([], config.sched, optimizer)]
+        for part in parts:
+            if part.sched is not None:
+                length = part.sched.max_steps or _SOME_LENGTH if part.sched.needs_length else None
+                new_scheduler(part.sched, part.optimizer, length)
 
 
 def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:
+    if own_optimizer(rule) is not None:
+        return
     options = {key: value for key, value in rule.options.items() if key not in RULE_KEYS}
     for key in options:
         if key not in optimizer.defaults:
@@ -117,19 +156,27 @@ def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer)
             per_group = [name for name, a in arguments.items() if name in optimizer.defaults and a.from_data]
             raise ConfigError(f"{rule.path}.{key}", f"unknown key{choices(key, [*per_group, *RULE_KEYS])}")
     # the constructor looks at its arguments; few optimizers look at the options of a group
-    new_optimizer(config.name, [throw_away_weight()], {**config.args, **options}, rule.path)
+    tried = OptimizerSpec(name=config.name, args={**config.args, **options}, path=rule.path)
+    new_optimizer(tried, [throw_away_weight()])
 
 
-def _options_of_groups(config: OptimConfig) -> list[Mapping[str, Any]]:
-    """The param groups that a model may have, as many as the schedule lists values for.
+def some_groups(config: OptimConfig) -> list[ParamGroup]:
+    """Param groups such as a model may have, of throw-away weights, as many as the schedule lists values for.
 
-    There is one group for what no rule wants and one per rule. In a model each may be split by `no_decay`, and some may
-    be empty; how many there are is seen when the real optimizer is built.
+    There is one group for what no rule wants and one per rule. In a model each may be split, and some may be empty; how
+    many there are is seen when the real optimizer is built.
     """
-    options: list[Mapping[str, Any]] = [{}, *(rule.options for rule in config.param_groups)]
-    most = 2 * len(options) if config.no_decay else len(options)
+    rules = [None, *config.param_groups]
+    most = 2 * len(rules) if config.no_decay else len(rules)
     wanted = max(_list_lengths(config.sched), default=0) if config.sched is not None else 0
-    return (options * 2)[:wanted] if 1 <= wanted <= most else options
+    if wanted >= 1 and (wanted <= most or config.layer_decay is not None):
+        rules = list(islice(cycle(rules), wanted))
+    names = [rule.label if rule else "default" for rule in rules] if len(rules) > 1 else [""]
+    return [ParamGroup([throw_away_weight()], rule, name=name) for rule, name in zip(rules, names, strict=True)]
+
+
+def _has_own_schedules(config: OptimConfig) -> bool:
+    return any(own_sched(rule) is not None for rule in config.param_groups)
 
 
 def _list_lengths(sched: SchedulerSpec) -> Iterator[int]:
@@ -141,25 +188,6 @@ def _list_lengths(sched: SchedulerSpec) -> Iterator[int]:
                 yield from _list_lengths(inner)
         elif arguments[name].per_group and isinstance(value, list):
             yield len(value)
-
-
-def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: str) -> Optimizer:
-    """`name`'s optimizer of parameters or param groups `groups`.
-
-    Raises:
-        ConfigError: the class refuses an argument.
-
-    """
-    entry = get_optimizer(name, f"{path}.name")
-    try:
-        entry.check_arguments(args)  # once more, for a config that was not parsed
-        return entry.cls(groups, **args)
-    except ConfigError as error:
-        raise ConfigError(_join(path, error.path), error.problem) from error
-    except Exception as error:
-        # the arguments are all that came from outside, so whatever it raises is about them
-        where = _join(path, _culprit(entry.cls, args))
-        raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}") from error
 
 
 def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None = None, explained: str = "") -> Any:
@@ -189,48 +217,8 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
         # ChainedScheduler has its schedulers first
         return entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
     except ConfigError as error:
-        raise ConfigError(_join(spec.path, error.path), error.problem + given) from error
+        raise ConfigError(join(spec.path, error.path), error.problem + given) from error
     except Exception as error:
         # as in new_optimizer; torch's schedulers raise KeyError, TypeError, ZeroDivisionError and AssertionError too
-        where = _join(spec.path, _named(args, error))
-        raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}{given}") from error
-
-
-def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:
-    """LARC around `optimizer`.
-
-    Raises:
-        ConfigError: LARC refuses an argument.
-
-    """
-    try:
-        return LARC(optimizer, **args)
-    except Exception as error:
-        # as in new_optimizer; LARC calls its arguments by their names in param groups, with a prefix
-        problem = re.sub(rf"\blarc_({'|'.join(LARC_ARGUMENTS)})\b", r"\1", _said(error))
-        raise ConfigError(_join(path, _named(args, problem)), f"LARC refuses it: {problem}") from error
-
-
-def _culprit(cls: type, args: Mapping[str, Any]) -> str:
-    """The argument that is refused on its own, or empty if none is (they do not go together)."""
-    for name, value in args.items():
-        try:
-            cls([throw_away_weight()], **{name: value})
-        except Exception:
-            return name
-    return ""
-
-
-def _named(args: Iterable[str], problem: object) -> str:
-    """The argument that an error message speaks of, or empty if that is none or several."""
-    named = [name for name in args if re.search(rf"\b{name}s?\b", str(problem))]
-    return named[0] if len(named) == 1 else ""
-
-
-def _join(path: str, tail: str) -> str:
-    return f"{path}.{tail}" if tail else path
-
-
-def _said(error: Exception) -> str:
-    text = str(error).split("\n")[0]
-    return text if isinstance(error, ValueError | AssertionError) and text else f"{type(error).__name__}: {text}"
+        where = join(spec.path, named(args, error))
+        raise ConfigError(where, f"{entry.name} refuses it: {said(error)}{given}") from error

@@ -4,20 +4,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_novograd.config.arguments import Argument, entry_arguments
+from lightning_novograd.config.arguments import REQUIRED, Argument, entry_arguments
 from lightning_novograd.config.schema import (
     LARC_ARGUMENTS,
     LARC_KEYS,
+    LAYER_DECAY_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
     SCHED_KEYS,
     LarcConfig,
     OptimConfig,
+    OptimizerSpec,
+    RuleConfig,
     SchedConfig,
     SchedulerSpec,
 )
 from lightning_novograd.errors import ConfigError, choices
-from lightning_novograd.optim.param_groups import ParamGroupRule
+from lightning_novograd.optim.layer_decay import LayerDecay
+from lightning_novograd.optim.param_groups import SHORTHANDS
 from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 # NeMo's names -> ours; NeMo fills the runtime keys itself, in YAML they are null
@@ -50,12 +54,16 @@ def parse_block(values: Any, path: str) -> OptimConfig:
     larc = _larc(fields["larc"], f"{path}.larc")
     clip = {key: _positive(fields[key], f"{path}.{key}") for key in ("grad_clip_norm", "grad_clip_value")}
     _check_clipping(clip, larc, path)
+    sched = _sched(fields["sched"], f"{path}.sched")
+    _check_one_larc(larc, rules)
+    _check_stepped_together(sched, rules)
     return OptimConfig(
         name=entry.name,
         args=args,
-        sched=_sched(fields["sched"], f"{path}.sched"),
+        sched=sched,
         larc=larc,
         no_decay=_texts(fields["no_decay"]),
+        layer_decay=_layer_decay(fields["layer_decay"], f"{path}.layer_decay"),
         param_groups=rules,
         path=path,
         **clip,
@@ -226,17 +234,83 @@ def _check_sched(sched: SchedConfig, said_plateau: bool | None) -> None:
         raise ConfigError(f"{path}.frequency", f"{problem}; must be 1")
 
 
-def _rule(value: Any, path: str, entry: Entry) -> ParamGroupRule:
+def _rule(value: Any, path: str, entry: Entry) -> RuleConfig:
     block = _Block.of(value, path)
     arguments = {key: replace(argument, default=None) for key, argument in entry_arguments(entry).items()}
+    if block.values.get("optimizer") is not None:
+        arguments = {}  # which it has itself
     fields, options = block.split(RULE_KEYS, arguments)
     _check_arguments(entry, options, path)
     match, module_type = _texts(fields["match"]), _texts(fields["module_type"])
     if not match and not module_type:
-        raise ConfigError(f"{path}.match", "missing; which parameters? bias, norm, 1d, globs, or module_type")
+        raise ConfigError(f"{path}.match", f"missing; which parameters? {', '.join(SHORTHANDS)}, globs, or module_type")
     if not fields["larc"]:
         options["larc"] = False
-    return ParamGroupRule(match=match, module_type=module_type, options=options, name=fields["name"], path=path)
+    for factor, option in (("lr_mult", "lr"), ("wd_mult", "weight_decay")):
+        if fields[factor] is not None and option in options:
+            raise ConfigError(f"{path}.{factor}", f"{fields[factor]}, but {option} is given too; give one")
+    return RuleConfig(
+        match=match,
+        module_type=module_type,
+        options=options,
+        lr_mult=_factor(fields["lr_mult"], f"{path}.lr_mult"),
+        wd_mult=_factor(fields["wd_mult"], f"{path}.wd_mult"),
+        name=fields["name"],
+        path=path,
+        optimizer=_optimizer(fields["optimizer"], f"{path}.optimizer"),
+        sched=_sched(fields["sched"], f"{path}.sched"),
+    )
+
+
+def _optimizer(value: Any, path: str) -> OptimizerSpec | None:
+    """The optimizer of a rule's own: a name, or a block of a name and arguments."""
+    if value is None:
+        return None
+    block = _Block.of({"name": value} if isinstance(value, str) else value, path)
+    entry = get_optimizer(block.take_name("optimizer"), f"{path}.name")
+    fields, args = block.split({"larc": OPTIM_KEYS["larc"]}, entry_arguments(entry))
+    _check_arguments(entry, args, path)
+    return OptimizerSpec(name=entry.name, args=args, larc=_larc(fields["larc"], f"{path}.larc"), path=path)
+
+
+def _check_one_larc(larc: LarcConfig | None, rules: Iterable[RuleConfig]) -> None:
+    for rule in rules:
+        if larc is not None and rule.optimizer is not None and rule.optimizer.larc is not None:
+            raise ConfigError(f"{rule.optimizer.path}.larc", "the whole block is under LARC already; give one")
+
+
+def _check_stepped_together(sched: SchedConfig | None, rules: Iterable[RuleConfig]) -> None:
+    """The schedules of rules are stepped with the block's, as one scheduler."""
+    scheds = [own for rule in rules if (own := rule.sched) is not None]
+    if scheds and sched is not None:
+        scheds.insert(0, sched)
+    for own in scheds:
+        if own.reduce_on_plateau and len(scheds) > 1:
+            raise ConfigError(f"{own.path}.name", f"{own.name} follows a metric, and another schedule is beside it")
+        for key in ("interval", "frequency"):
+            first, value = getattr(scheds[0], key), getattr(own, key)
+            if value != first:
+                problem = f"{value}, but {scheds[0].path}.{key} is {first}; both are stepped together, say {key} in one"
+                raise ConfigError(f"{own.path}.{key}", problem)
+
+
+def _layer_decay(value: Any, path: str) -> LayerDecay | None:
+    if value is None:
+        return None
+    block = _Block.of({"decay": value} if isinstance(value, float) else value, path)
+    fields, _ = block.split(LAYER_DECAY_KEYS, {})
+    if fields["decay"] is REQUIRED:
+        raise ConfigError(f"{path}.decay", f"missing; {LAYER_DECAY_KEYS['decay'].wanted}")
+    if not 0 < fields["decay"] <= 1:
+        raise ConfigError(f"{path}.decay", f"{fields['decay']} is out of range; must be above 0 and at most 1")
+    layers = fields["layers"]
+    return LayerDecay(decay=fields["decay"], layers=layers if isinstance(layers, str) else tuple(layers), path=path)
+
+
+def _factor(value: float | None, path: str) -> float | None:
+    if value is not None and value < 0:
+        raise ConfigError(path, f"{value} is out of range; must be at least 0")
+    return value
 
 
 def _larc(value: Any, path: str) -> LarcConfig | None:

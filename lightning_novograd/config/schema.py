@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_novograd.config.arguments import Argument, arguments_of
+from lightning_novograd.config.arguments import REQUIRED, Argument, arguments_of
 from lightning_novograd.optim.larc import LARC
+from lightning_novograd.optim.layer_decay import LayerDecay
 from lightning_novograd.optim.param_groups import ParamGroupRule
 from lightning_novograd.registry import Entry, get_scheduler
 
@@ -83,6 +84,43 @@ class LarcConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """An optimizer of a rule's own and its arguments.
+
+    Args:
+        name: registered name.
+        args: constructor arguments, plain values; what is absent has the class's default.
+        larc: None: no LARC around this optimizer alone.
+        path: where the config has it.
+
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    larc: LarcConfig | None = None
+    path: str = "optim"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig(ParamGroupRule):
+    """A rule of `optim.param_groups`: which parameters, and what differs for them.
+
+    Args:
+        optimizer: of these parameters; None: the block's.
+        sched: their schedule; None: the block's.
+
+    """
+
+    optimizer: OptimizerSpec | None = None
+    sched: SchedConfig | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its parameters need an optimizer object of their own."""
+        return self.optimizer is not None or self.sched is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optim block.
 
@@ -92,6 +130,7 @@ class OptimConfig:
         sched: None: the LR is constant.
         larc: None: no LARC.
         no_decay: shorthands and globs of parameters without weight decay.
+        layer_decay: None: all layers have the same LR.
         param_groups: rules, first match wins.
         grad_clip_norm: bound of the norm of all gradients together, > 0.
         grad_clip_value: bound of each gradient element, > 0.
@@ -104,10 +143,32 @@ class OptimConfig:
     sched: SchedConfig | None = None
     larc: LarcConfig | None = None
     no_decay: tuple[str, ...] = ()
+    layer_decay: LayerDecay | None = None
     param_groups: tuple[ParamGroupRule, ...] = ()
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
     path: str = "optim"
+
+    @property
+    def optimizer(self) -> OptimizerSpec:
+        """The block's own optimizer, without what may be around it."""
+        return OptimizerSpec(name=self.name, args=self.args, path=self.path)
+
+    @property
+    def optimizers(self) -> tuple[OptimizerSpec, ...]:
+        """All optimizers: the block's own, then those of rules."""
+        return (self.optimizer, *(spec for spec in map(own_optimizer, self.param_groups) if spec is not None))
+
+    @property
+    def optimizer_names(self) -> str:
+        """Of all optimizers, once each, as checkpoints have it."""
+        return ", ".join(dict.fromkeys(spec.name for spec in self.optimizers))
+
+    @property
+    def stepped(self) -> SchedConfig | None:
+        """A schedule whose interval and frequency are those of all, the block's if it has one."""
+        scheds = (self.sched, *map(own_sched, self.param_groups))
+        return next((sched for sched in scheds if sched is not None), None)
 
     @property
     def clips(self) -> bool:
@@ -115,11 +176,24 @@ class OptimConfig:
         return self.grad_clip_norm is not None or self.grad_clip_value is not None
 
 
+def own_optimizer(rule: ParamGroupRule | None) -> OptimizerSpec | None:
+    """The optimizer of a rule's own, if it has one."""
+    return rule.optimizer if isinstance(rule, RuleConfig) else None
+
+
+def own_sched(rule: ParamGroupRule | None) -> SchedConfig | None:
+    """The schedule of a rule's own, if it has one."""
+    return rule.sched if isinstance(rule, RuleConfig) else None
+
+
 # What the block and its parts take beside the arguments of the classes they name
 OPTIM_KEYS = {
     "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
     "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
     "larc": Argument("larc", dict | bool | None, None, "LARC's arguments, or true for its defaults"),
+    "layer_decay": Argument(
+        "layer_decay", float | dict | None, None, "factor of the LR from each layer to the one below"
+    ),
     "no_decay": Argument("no_decay", list[str] | str | None, None, "parameters without weight decay"),
     "param_groups": Argument("param_groups", list[dict] | None, None, "rules, first match wins"),
     "sched": Argument("sched", dict | None, None, "the learning-rate schedule"),
@@ -138,7 +212,17 @@ RULE_KEYS = {
     "match": Argument("match", list[str] | str | None, None, "bias, norm, 1d, or globs over parameter names"),
     "module_type": Argument("module_type", list[str] | str | None, None, "globs over class names of modules"),
     "name": Argument("name", str, "", "of the group, in logs"),
+    "optimizer": Argument("optimizer", str | dict | None, None, "of these parameters; null: the block's"),
+    "sched": Argument("sched", dict | None, None, "schedule of these parameters; null: the block's"),
+    "lr_mult": Argument("lr_mult", float | None, None, "factor of the optimizer's lr"),
+    "wd_mult": Argument("wd_mult", float | None, None, "factor of the optimizer's weight_decay"),
     "larc": Argument("larc", bool, True, "false: LARC leaves the group alone"),
+}
+LAYER_DECAY_KEYS = {
+    "decay": Argument("decay", float, REQUIRED, "factor, above 0 and up to 1"),
+    "layers": Argument(
+        "layers", list[str] | str, "auto", "globs from input to output, a method of the module, or auto"
+    ),
 }
 LARC_ARGUMENTS = arguments_of(LARC, skip=("optimizer",))
 LARC_KEYS = {

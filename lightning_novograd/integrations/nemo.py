@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from lightning_novograd.config import parse_optim
 from lightning_novograd.config.arguments import entry_arguments
-from lightning_novograd.config.build import new_larc, new_optimizer
+from lightning_novograd.config.optimizers import around, new_optimizer
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import Entry, available_optimizers, available_schedulers, get_optimizer, get_scheduler
 
@@ -94,8 +94,7 @@ def _optimizer_builder(name: str) -> Callable[..., Optimizer]:
         for key, instead in _NOT_HERE.items():
             if getattr(config, key):
                 raise ConfigError(f"{config.path}.{key}", instead)
-        optimizer = new_optimizer(config.name, list(params), config.args, config.path)
-        return optimizer if config.larc is None else new_larc(optimizer, config.larc.args, f"{config.path}.larc")
+        return around(new_optimizer(config.optimizer, list(params)), config.larc, config.path)
 
     return build
 

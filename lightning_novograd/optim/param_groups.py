@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_novograd.errors import ConfigError, choices, closest
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.optim.layer_decay import LayerDecay
 
 log = rank_zero_logger(__name__)
 
@@ -20,8 +21,9 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ONE_DIMENSIONAL = ("1d", "ndim<=1")
-SHORTHANDS = ("bias", "norm", *_ONE_DIMENSIONAL)
+SHORTHANDS = ("bias", "norm", "depthwise", *_ONE_DIMENSIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,12 @@ class ParamGroupRule:
     """Options for the parameters that a rule selects; of several rules the first that matches wins.
 
     Args:
-        match: each a shorthand (`bias`, `norm`, `1d` or `ndim<=1`) or a glob over parameter names; one must match.
+        match: each a shorthand (`bias`, `norm`, `depthwise`, `1d` or `ndim<=1`) or a glob over parameter names; one
+            must match.
         module_type: globs over the class names of the owning module (its bases count); one must match.
         options: optimizer arguments that differ in this group; `larc: False` takes it out of LARC.
+        lr_mult: factor of the optimizer's lr, >= 0; None: 1.
+        wd_mult: factor of the optimizer's weight_decay, >= 0; None: 1.
         name: of the group, in logs and progress bars.
         path: where the config has the rule.
 
@@ -40,6 +45,8 @@ class ParamGroupRule:
     match: tuple[str, ...] = ()
     module_type: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    lr_mult: float | None = None
+    wd_mult: float | None = None
     name: str = ""
     path: str = "optim.param_groups"
 
@@ -63,6 +70,8 @@ class _Use:
             return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
         if pattern == "norm":
             return isinstance(self.module, NORM_TYPES) or "norm" in type(self.module).__name__.casefold()
+        if pattern == "depthwise":
+            return isinstance(self.module, _CONVOLUTIONS) and 1 < self.module.groups == self.module.in_channels
         if pattern in _ONE_DIMENSIONAL:
             return self.ndim <= 1
         return fnmatchcase(self.name, pattern)
@@ -76,10 +85,49 @@ class _Use:
         )
 
 
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that are optimized alike.
+
+    Args:
+        params: the parameters.
+        rule: that they obey; None: none.
+        exempt: whether they have no weight decay.
+        lr_scale: factor of the optimizer's lr, from `layer_decay`.
+        name: empty where there is one group.
+
+    """
+
+    params: list[nn.Parameter]
+    rule: ParamGroupRule | None = None
+    exempt: bool = False
+    lr_scale: float = 1.0
+    name: str = ""
+
+    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The group as an optimizer takes it; `defaults` are the optimizer's."""
+        rule = self.rule or ParamGroupRule()
+        group: dict[str, Any] = {"params": self.params, **rule.options}
+        if "lr" not in rule.options and (rule.lr_mult is not None or self.lr_scale != 1):
+            lr_mult = 1.0 if rule.lr_mult is None else rule.lr_mult
+            group["lr"] = defaults["lr"] * lr_mult * self.lr_scale
+        if rule.wd_mult is not None:
+            group["weight_decay"] = defaults["weight_decay"] * rule.wd_mult
+        if self.exempt and "weight_decay" in defaults:
+            group["weight_decay"] = 0.0
+        if self.name:
+            group["name"] = self.name
+        return group
+
+
 def build_param_groups(
-    module: nn.Module, rules: Sequence[ParamGroupRule] = (), no_decay: Sequence[str] = (), path: str = "optim"
-) -> list[dict[str, Any]]:
-    """Param groups of `module`: one per rule, what no rule wants, and each split by `no_decay` where that matters.
+    module: nn.Module,
+    rules: Sequence[ParamGroupRule] = (),
+    no_decay: Sequence[str] = (),
+    path: str = "optim",
+    layer_decay: LayerDecay | None = None,
+) -> list[ParamGroup]:
+    """Param groups of `module`: one per rule, what no rule wants, and each split by layer and by `no_decay`.
 
     Frozen parameters (`requires_grad=False`) are in no group. A shared parameter is in one group, once; where its names
     would put it into different ones, that is an error. With more than one group, each has a `name`.
@@ -89,6 +137,7 @@ def build_param_groups(
         rules: first match wins.
         no_decay: shorthands and globs; the parameters get `weight_decay=0` unless their rule sets one.
         path: of the optim block, for errors.
+        layer_decay: a shared parameter has the layer of its first name.
 
     Raises:
         ConfigError: a rule that selects nothing, or nothing that earlier rules left; a glob, here or in a rule, that
@@ -97,46 +146,49 @@ def build_param_groups(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-        >>> [(g["name"], len(g["params"])) for g in build_param_groups(model, no_decay=("bias", "norm"))]
+        >>> [(g.name, len(g.params)) for g in build_param_groups(model, no_decay=("bias", "norm"))]
         [('default', 1), ('default, no decay', 3)]
 
     """
     uses = _uses(module)
     _check_shapes_known(uses, [*((f"{r.path}.match", r.match) for r in rules), (f"{path}.no_decay", no_decay)])
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    scales = {} if layer_decay is None else layer_decay.scales(module, [names[0].name for names in uses.values()])
+    groups: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
     frozen: list[nn.Parameter] = []
     for parameter, names in uses.items():
         if not parameter.requires_grad:
             frozen.append(parameter)
             continue
         index = _rule_of(names, rules)
-        free = index < len(rules) and "weight_decay" in rules[index].options
-        exempt = not free and any(use.selected_by(pattern) for use in names for pattern in no_decay)
-        groups.setdefault((index, exempt), []).append(parameter)
+        options = rules[index].options if index < len(rules) else {}
+        exempt = "weight_decay" not in options and any(
+            use.selected_by(pattern) for use in names for pattern in no_decay
+        )
+        scale = 1.0 if "lr" in options else scales.get(names[0].name, 1.0)
+        groups.setdefault((index, scale, exempt), []).append(parameter)
     if not groups:
         raise ConfigError(path, f"{type(module).__name__} has no trainable parameters ({len(frozen)} frozen ones)")
-    _check_all_used(uses, rules, {index for index, _ in groups})
+    _check_all_used(uses, rules, {index for index, *_ in groups})
     _check_no_decay(uses, no_decay, path)
     if frozen:
         elements = sum(p.numel() for p in frozen if not is_lazy(p))
         log.info("%d frozen parameters (%d elements) are left out of the optimizer", len(frozen), elements)
 
     # the default group first: schedulers and loggers that look at one group look at this one
-    order = sorted(groups, key=lambda key: (key[0] != len(rules), key))
-    built = [
-        _group(groups[key], rules[key[0]] if key[0] < len(rules) else None, key[1], len(order) > 1) for key in order
-    ]
-    _check_names([group.get("name", "") for group in built], [key[0] for key in order], rules)
+    order = sorted(groups, key=lambda key: (key[0] != len(rules), key[0], -key[1], key[2]))
+    by_layer = len({scale for _, scale, _ in order}) > 1
+    built = []
+    for index, scale, exempt in order:
+        rule = rules[index] if index < len(rules) else None
+        name = "" if len(order) == 1 else _name(rule, scale if by_layer else 1.0, exempt)
+        built.append(ParamGroup(groups[index, scale, exempt], rule, exempt, scale, name))
+    _check_names([group.name for group in built], [index for index, *_ in order], rules)
     return built
 
 
-def _group(params: list[nn.Parameter], rule: ParamGroupRule | None, exempt: bool, named: bool) -> dict[str, Any]:
-    group: dict[str, Any] = {"params": params, **(rule.options if rule else {})}
-    if exempt:
-        group["weight_decay"] = 0.0
-    if named:
-        group["name"] = (rule.label if rule else "default") + (", no decay" if exempt else "")
-    return group
+def _name(rule: ParamGroupRule | None, scale: float, exempt: bool) -> str:
+    parts = [rule.label if rule else "default", f"lr x {scale:.3g}" if scale != 1 else "", "no decay" if exempt else ""]
+    return ", ".join(part for part in parts if part)
 
 
 def _check_names(names: Sequence[str], indices: Sequence[int], rules: Sequence[ParamGroupRule]) -> None:

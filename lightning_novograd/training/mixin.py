@@ -101,6 +101,7 @@ class OptimMixin(_LightningModule):
         config, trainer = self.optim_config, self.trainer
         _check_clipping(config, trainer, self.automatic_optimization)
         built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
+        built.pop("clip_gradients", None)  # Lightning has a hook for it
         if config.clips or trainer.gradient_clip_val:
             leave_unscaling_to_scaler(built["optimizer"])
         self._step_count = StepCount(built["optimizer"])
@@ -109,13 +110,13 @@ class OptimMixin(_LightningModule):
             built,
             saved_schedulers=lambda: self._saved_schedulers,
             saved_optimizer=lambda: self._saved_optimizer,
-            step=lambda: _steps_of_schedule(trainer, config.sched),
+            step=lambda: _steps_of_schedule(trainer, config.stepped),
         )
         return built
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
-        sched, count = self.optim_config.sched, self._step_count
+        sched, count = self.optim_config.stepped, self._step_count
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if sched and sched.interval == "step" and scaler is not None and count is not None and not count.advanced():
             return
@@ -142,7 +143,7 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: save hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
         if self._step_count is not None:  # there is an optimizer
-            checkpoint[_OPTIMIZER] = self.optim_config.name
+            checkpoint[_OPTIMIZER] = self.optim_config.optimizer_names
         # an attached module is loaded by its own class, which does not have our load_from_checkpoint
         store_plain(checkpoint, only="optim" if self._attached else None)
 

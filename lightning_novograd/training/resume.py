@@ -60,9 +60,10 @@ class ResumeCheck:
         built["optimizer"].register_load_state_dict_pre_hook(self._before_load)
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-        name = self._saved_optimizer() or self._config.name
-        if name != self._config.name and not {name, self._config.name} <= _SAME_STATE:
-            problem = f"{self._config.name} cannot go on from the state of {name}, which is in the checkpoint"
+        own = self._config.optimizer_names
+        name = self._saved_optimizer() or own
+        if name != own and not {name, own} <= _SAME_STATE:
+            problem = f"{own} cannot go on from the state of {name}, which is in the checkpoint"
             how = "load the weights alone (load_from_checkpoint) and fit without ckpt_path"
             raise ConfigError(f"{self._config.path}.name", f"{problem}; to change the optimizer, {how}")
         saved = state_dict["param_groups"]
@@ -87,10 +88,10 @@ class ResumeCheck:
 
     def _of_groups(self, config: Groups, saved: Groups, had_schedule: bool, from_config: set[str]) -> list[str]:
         """The optimizer's settings that the checkpoint brings back."""
-        settings = entry_arguments(get_optimizer(self._config.name)).keys()
-        keys = {key for key in config[0] if key in settings or key.startswith("larc")}
+        settings = {key for spec in self._config.optimizers for key in entry_arguments(get_optimizer(spec.name))}
+        keys = {key for group in config for key in group if key in settings or key.startswith("larc")}
         if self._scheduler is not None:
-            keys -= {"lr", *cycled_keys(config[0])}
+            keys -= {"lr", *(key for group in config for key in cycled_keys(group))}
             if had_schedule and not all(map(_is_ours, _leaves(self._scheduler))):
                 keys |= {"initial_lr", "max_lr"}
         elif had_schedule:
@@ -98,8 +99,7 @@ class ResumeCheck:
         return [
             difference
             for key in sorted(keys - from_config)
-            if all(key in group for group in (*saved, *config))
-            for difference in _differences(key, [group[key] for group in saved], [group[key] for group in config])
+            for difference in _differences(key, *_values(key, saved, config))
         ]
 
     def _place(
@@ -154,6 +154,15 @@ def _saved_settings(scheduler: Any, state: Mapping[str, Any], path: str) -> list
         label = f"{_name(scheduler)}'s {name.removeprefix('_')}"
         used += _differences(label, [state[name]], [own[name]])
     return used
+
+
+def _values(key: str, saved: Groups, config: Groups) -> tuple[list[Any], list[Any]]:
+    """The values of all groups; where a group lacks the key on one side, which is no difference, equal ones."""
+    both = [
+        (old[key], new[key]) if key in old and key in new else (None, None)
+        for old, new in zip(saved, config, strict=True)
+    ]
+    return [old for old, _ in both], [new for _, new in both]
 
 
 def _differences(key: str, saved: list[Any], config: list[Any]) -> list[str]:

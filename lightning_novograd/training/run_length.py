@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
-from lightning_novograd.config.schema import OptimConfig
+from lightning_novograd.config.schema import OptimConfig, own_sched
 
 
 def run_length(trainer: Any, config: OptimConfig) -> RunLength:
@@ -28,7 +28,7 @@ def run_length(trainer: Any, config: OptimConfig) -> RunLength:
     if 0 in (max_steps, max_epochs):
         return _trial_length(config, "max_steps=0" if max_steps == 0 else "max_epochs=0")
     limit = f"Trainer(max_steps={max_steps})"
-    sched = config.sched
+    sched = config.stepped
     counts_epochs = sched is not None and (sched.interval == "epoch" or sched.max_epochs is not None)
     if max_epochs is None and not counts_epochs:
         if max_steps is None:
@@ -106,7 +106,8 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
     (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
-    args = config.sched.args if config.sched is not None else {}
-    numbers_in_block = [value for value in args.values() if isinstance(value, int | float) and value >= 1]
+    scheds = (config.sched, *map(own_sched, config.param_groups))
+    values = (value for sched in scheds if sched is not None for value in sched.args.values())
+    numbers_in_block = [value for value in values if isinstance(value, int | float) and value >= 1]
     steps = 1_000_000 + sum(map(math.ceil, numbers_in_block))
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)

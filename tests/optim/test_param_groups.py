@@ -30,6 +30,11 @@ class Net(nn.Module):
         self.gain = nn.Parameter(torch.ones(()))
 
 
+def built(*args, **kwargs) -> list[dict]:
+    """The groups as an optimizer with these defaults takes them."""
+    return [group.options({"lr": 0.1, "weight_decay": 0.01}) for group in build_param_groups(*args, **kwargs)]
+
+
 def named(model: nn.Module, groups: list[dict]) -> dict[str, list[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {group.get("name", ""): [names[parameter] for parameter in group["params"]] for group in groups}
@@ -41,7 +46,7 @@ def rule(*match: str, path: str = "optim.param_groups[0]", **options) -> ParamGr
 
 def test_without_rules_there_is_one_group_without_a_name():
     model = Net()
-    (group,) = build_param_groups(model)
+    (group,) = built(model)
     assert group.keys() == {"params"}
     assert list(map(id, group["params"])) == list(map(id, model.parameters()))
 
@@ -74,7 +79,7 @@ def test_without_rules_there_is_one_group_without_a_name():
 )
 def test_no_decay(no_decay, names):
     model = Net()
-    decay, exempt = build_param_groups(model, no_decay=no_decay)
+    decay, exempt = built(model, no_decay=no_decay)
     assert (decay["name"], exempt["name"], exempt["weight_decay"]) == ("default", "default, no decay", 0.0)
     assert "weight_decay" not in decay
     assert set(named(model, [exempt])["default, no decay"]) == set(names.split())
@@ -85,13 +90,13 @@ def test_no_decay(no_decay, names):
 def test_norm_knows_torchs_normalization_layers(layer):
     affine = {"affine": True} if layer is nn.InstanceNorm1d else {}
     model = nn.Sequential(nn.Linear(2, 2, bias=False), layer(2, **affine))
-    _, exempt = build_param_groups(model, no_decay=["norm"])
+    _, exempt = built(model, no_decay=["norm"])
     assert list(map(id, exempt["params"])) == list(map(id, model[1].parameters()))
 
 
 @pytest.mark.parametrize("shorthand", ["bias", "norm", "1d", "ndim<=1"])
 def test_a_shorthand_may_match_nothing(shorthand):
-    (group,) = build_param_groups(nn.Linear(2, 2, bias=False), no_decay=[shorthand])
+    (group,) = built(nn.Linear(2, 2, bias=False), no_decay=[shorthand])
     assert len(group["params"]) == 1
 
 
@@ -102,7 +107,7 @@ def test_rules_in_order_the_first_that_matches_wins():
         rule("encoder.*", lr=2.0, path="optim.param_groups[1]"),
         ParamGroupRule(module_type=("LSTM",), options={"lr": 3.0}, name="memory"),
     ]
-    groups = build_param_groups(model, rules)
+    groups = built(model, rules)
     assert [group.get("lr") for group in groups] == [None, 1.0, 2.0, 3.0]
     assert [group["name"] for group in groups] == ["default", "encoder.0.*", "encoder.*", "memory"]
     assert named(model, groups)["encoder.*"] == ["encoder.1.weight", "encoder.1.bias", "encoder.2.weight"]
@@ -123,14 +128,14 @@ def test_rules_in_order_the_first_that_matches_wins():
 )  # fmt: skip
 def test_selectors(selector, names):
     model = Net()
-    *_, group = build_param_groups(model, [selector])
+    *_, group = built(model, [selector])
     assert set(named(model, [group])[selector.label]) == set(names.split())
 
 
 def test_no_decay_splits_rules_but_a_rules_own_weight_decay_stays():
     model = Net()
     rules = [rule("encoder.*", lr=1.0), rule("decoder.*", weight_decay=0.5, path="optim.param_groups[1]")]
-    groups = {group["name"]: group for group in build_param_groups(model, rules, no_decay=["bias"])}
+    groups = {group["name"]: group for group in built(model, rules, no_decay=["bias"])}
     assert list(groups) == ["default", "default, no decay", "encoder.*", "encoder.*, no decay", "decoder.*"]
     assert (groups["encoder.*, no decay"]["lr"], groups["encoder.*, no decay"]["weight_decay"]) == (1.0, 0.0)
     assert (groups["decoder.*"]["weight_decay"], len(groups["decoder.*"]["params"])) == (0.5, 2)
@@ -188,14 +193,14 @@ def test_no_decay_splits_rules_but_a_rules_own_weight_decay_stays():
 )
 def test_what_selects_nothing_is_an_error(rules, no_decay, path, problem):
     with pytest.raises(ConfigError) as caught:
-        build_param_groups(Net(), rules, no_decay)
+        built(Net(), rules, no_decay)
     assert caught.value.path == path
     assert problem in caught.value.problem
 
 
 def test_a_shorthand_beside_others_may_match_nothing():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    groups = build_param_groups(model, [rule("bias", "1.*", lr=1.0)])
+    groups = built(model, [rule("bias", "1.*", lr=1.0)])
     assert named(model, groups) == {"default": ["0.weight"], "bias,1.*": ["1.weight"]}
 
 
@@ -212,7 +217,7 @@ def test_two_groups_of_one_name_are_an_error(rules, index, whose):
     name = "default" if len(rules) == 1 else "slow"
     rules = [replace(r, name=name, path=f"optim.param_groups[{i}]") for i, r in enumerate(rules)]
     with pytest.raises(ConfigError) as caught:
-        build_param_groups(Net(), rules)
+        built(Net(), rules)
     assert caught.value.path == f"optim.param_groups[{index}].name"
     assert f"{name!r} is the group of {whose} too" in caught.value.problem
 
@@ -222,7 +227,7 @@ def test_names_made_of_patterns_may_collide():
     model = nn.ModuleDict({"a": nn.Conv1d(2, 2, 1), "b": nn.Linear(2, 2)})
     model.register_parameter("Conv1d", nn.Parameter(torch.ones(2)))
     with pytest.raises(ConfigError, match="give another name"):
-        build_param_groups(model, rules)
+        built(model, rules)
 
 
 @pytest.mark.parametrize(
@@ -237,17 +242,17 @@ def test_brackets_in_names_are_escaped_in_hints(pattern, hint):
     model = nn.ModuleDict({"block[1]": nn.Linear(2, 2)})
     model.register_parameter("Weight[0]", nn.Parameter(torch.ones(2)))
     with pytest.raises(ConfigError) as caught:
-        build_param_groups(model, no_decay=[pattern])
+        built(model, no_decay=[pattern])
     assert hint in caught.value.problem
     escaped = hint.split("'")[1]
-    assert len(build_param_groups(model, no_decay=[escaped])) == 2
+    assert len(built(model, no_decay=[escaped])) == 2
 
 
 def test_frozen_parameters_are_left_out_with_one_line(caplog):
     model = Net()
     model.encoder.requires_grad_(False)
     with caplog.at_level(logging.INFO, "lightning_novograd"):
-        groups = build_param_groups(model, [rule("decoder.*", lr=1.0)], no_decay=["bias"])
+        groups = built(model, [rule("decoder.*", lr=1.0)], no_decay=["bias"])
     assert not [name for names in named(model, groups).values() for name in names if name.startswith("encoder")]
     (record,) = caplog.records
     assert record.getMessage() == "5 frozen parameters (88 elements) are left out of the optimizer"
@@ -256,14 +261,14 @@ def test_frozen_parameters_are_left_out_with_one_line(caplog):
 def test_a_rule_for_frozen_parameters_only_is_said_not_refused(caplog):
     model = Net()
     model.encoder.requires_grad_(False)
-    groups = build_param_groups(model, [rule("encoder.*", lr=1.0)])
+    groups = built(model, [rule("encoder.*", lr=1.0)])
     assert len(groups) == 1
     assert "'encoder.*' matches only frozen parameters" in caplog.text
 
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ConfigError, match=r"Linear has no trainable parameters \(2 frozen ones\)"):
-        build_param_groups(nn.Linear(2, 2).requires_grad_(False))
+        built(nn.Linear(2, 2).requires_grad_(False))
 
 
 class Tied(nn.Module):
@@ -276,7 +281,7 @@ class Tied(nn.Module):
 
 def test_a_shared_parameter_is_in_one_group_once():
     model = Tied()
-    groups = build_param_groups(model, [rule("embedding.*", "head.weight", lr=1.0)], no_decay=["head.*"])
+    groups = built(model, [rule("embedding.*", "head.weight", lr=1.0)], no_decay=["head.*"])
     assert named(model, groups) == {
         "default, no decay": ["head.bias"],
         "embedding.*,head.weight, no decay": ["embedding.weight"],
@@ -286,7 +291,7 @@ def test_a_shared_parameter_is_in_one_group_once():
 @pytest.mark.parametrize("pattern", ["head.*", "embedding.*"])
 def test_a_shared_parameter_under_two_rules_is_an_error(pattern):
     with pytest.raises(ConfigError, match="a shared parameter has no unique rule") as caught:
-        build_param_groups(Tied(), [rule(pattern, lr=1.0)])
+        built(Tied(), [rule(pattern, lr=1.0)])
     assert caught.value.path == "optim.param_groups[0].match"
     for words in ("'embedding.weight'", "'head.weight'", "in no rule", f"optim.param_groups[0] ({pattern})"):
         assert words in caught.value.problem
@@ -295,7 +300,7 @@ def test_a_shared_parameter_under_two_rules_is_an_error(pattern):
 def test_a_shared_module_counts_once():
     layer = nn.Linear(2, 2)
     model = nn.ModuleDict({"left": layer, "right": layer})
-    (group,) = build_param_groups(model)
+    (group,) = built(model)
     assert list(map(id, group["params"])) == list(map(id, layer.parameters()))
 
 
@@ -311,18 +316,71 @@ def test_dimensions_that_a_lazy_module_does_not_have_yet_are_not_guessed(choice,
     """Its weight, a matrix later, is a vector without elements until then."""
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
     with pytest.raises(ConfigError, match=r"'1\.weight', which a lazy module gets .*: run a batch through") as caught:
-        build_param_groups(model, **choice)
+        built(model, **choice)
     assert caught.value.path == path
     model[1].weight.requires_grad = False
-    assert len(build_param_groups(model, no_decay=["bias"])) == 2  # frozen, and as yet of no size
+    assert len(built(model, no_decay=["bias"])) == 2  # frozen, and as yet of no size
     model(torch.ones(1, 2))
-    build_param_groups(model, **choice)
+    built(model, **choice)
 
 
 @pytest.mark.parametrize("layers", [4, 8, 9])
 def test_an_error_lists_the_first_names_of_the_module(layers):
     module = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
     with pytest.raises(ConfigError) as error:
-        build_param_groups(module, [rule("decoder*", lr=0.1)])
+        built(module, [rule("decoder*", lr=0.1)])
     names = ", ".join(f"{index}.weight" for index in range(min(layers, 8)))
     assert error.value.problem.endswith(f" The module has: {names}{', ...' if layers > 8 else ''}")
+
+
+DEPTHWISE = nn.ModuleDict(
+    {
+        "depthwise": nn.Conv1d(4, 4, 3, groups=4),
+        "multiplied": nn.Conv2d(4, 8, 3, groups=4, bias=False),
+        "transposed": nn.ConvTranspose1d(4, 4, 3, groups=4, bias=False),
+        "grouped": nn.Conv1d(4, 4, 3, groups=2),
+        "pointwise": nn.Conv1d(4, 4, 1),
+        "of_one_channel": nn.Conv1d(1, 1, 3),
+        "linear": nn.Linear(4, 4),
+    }
+)
+
+
+def test_depthwise_convolutions_are_those_of_one_channel_each():
+    groups = built(DEPTHWISE, [rule("depthwise", lr=1.0)])
+    assert named(DEPTHWISE, groups)["depthwise"] == [
+        "depthwise.weight",
+        "depthwise.bias",
+        "multiplied.weight",
+        "transposed.weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "lr", "weight_decay"),
+    [
+        ({"lr_mult": 0.5}, 0.05, None),
+        ({"wd_mult": 3.0}, None, 0.03),
+        ({"lr_mult": 0.0, "wd_mult": 0.0}, 0.0, 0.0),
+        ({"lr_mult": 0.5, "options": {"weight_decay": 1.0}}, 0.05, 1.0),
+    ],
+    ids=["lr", "weight decay", "zero", "beside a value"],
+)
+def test_multipliers_are_of_the_optimizers_values(options, lr, weight_decay):
+    _, group = built(Net(), [ParamGroupRule(match=("decoder.*",), **options)])
+    assert (group.get("lr"), group.get("weight_decay")) == (
+        lr if lr is None else pytest.approx(lr),
+        weight_decay if weight_decay is None else pytest.approx(weight_decay),
+    )
+
+
+def test_no_decay_goes_before_a_multiplier():
+    groups = built(Net(), [ParamGroupRule(match=("decoder.*",), wd_mult=2.0)], no_decay=["bias"])
+    decay = {group["name"]: group.get("weight_decay") for group in groups}
+    assert decay["decoder.*"] == pytest.approx(0.02)
+    assert decay["decoder.*, no decay"] == 0
+
+
+def test_an_optimizer_without_weight_decay_gets_none():
+    _, exempt = build_param_groups(Net(), no_decay=["bias"])
+    assert "weight_decay" not in exempt.options({"lr": 0.1})

@@ -1,0 +1,128 @@
+"""The optimizers of an optim block: one for each part of the param groups, made one, LARC around them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_novograd.config.refusals import join, named, said
+from lightning_novograd.config.schema import (
+    LARC_ARGUMENTS,
+    LarcConfig,
+    OptimConfig,
+    OptimizerSpec,
+    RuleConfig,
+    SchedConfig,
+    own_optimizer,
+    own_sched,
+)
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.optim.composite import Composite
+from lightning_novograd.optim.larc import LARC
+from lightning_novograd.optim.param_groups import ParamGroup
+from lightning_novograd.registry import get_optimizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """Param groups with one optimizer object and one schedule, and that optimizer."""
+
+    groups: Sequence[ParamGroup]
+    sched: SchedConfig | None
+    optimizer: Optimizer
+
+
+def build_parts(config: OptimConfig, groups: Sequence[ParamGroup]) -> list[Part]:
+    """The optimizers of `groups`: one for the groups of the block's own, one for each rule with a part of its own.
+
+    Raises:
+        ConfigError: a class refuses its arguments, or a group's.
+
+    """
+    members: dict[str, list[ParamGroup]] = {}
+    for group in groups:
+        is_part = isinstance(group.rule, RuleConfig) and group.rule.is_part
+        members.setdefault(group.rule.path if group.rule is not None and is_part else config.path, []).append(group)
+    return [_part(config, own) for own in members.values()]
+
+
+def _part(config: OptimConfig, groups: Sequence[ParamGroup]) -> Part:
+    rule = groups[0].rule
+    spec = own_optimizer(rule) or config.optimizer
+    defaults = new_optimizer(spec, [throw_away_weight()]).defaults
+    options = [_options(group, spec, defaults) for group in groups]
+    optimizer = new_optimizer(spec, options if len(options) > 1 or len(options[0]) > 1 else options[0]["params"])
+    return Part(groups, own_sched(rule) or config.sched, around(optimizer, spec.larc, spec.path))
+
+
+def _options(group: ParamGroup, spec: OptimizerSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    rule = group.rule
+    if rule is not None:
+        for factor, option in (("lr_mult", "lr"), ("wd_mult", "weight_decay")):
+            if getattr(rule, factor) is not None and option not in defaults:
+                raise ConfigError(f"{rule.path}.{factor}", f"{spec.name} has no {option}")
+    return group.options(defaults)
+
+
+def whole(config: OptimConfig, parts: Sequence[Part]) -> Optimizer:
+    """The parts' optimizers as one, under the block's LARC."""
+    optimizers = [part.optimizer for part in parts]
+    return around(optimizers[0] if len(parts) == 1 else Composite(optimizers), config.larc, config.path)
+
+
+def around(optimizer: Optimizer, larc: LarcConfig | None, path: str) -> Optimizer:
+    """The optimizer, under LARC if there is one; `path` is the optimizer's."""
+    return optimizer if larc is None else new_larc(optimizer, larc.args, f"{path}.larc")
+
+
+def throw_away_weight() -> nn.Parameter:
+    """A weight for an optimizer that never steps."""
+    return nn.Parameter(torch.zeros(1, 1))
+
+
+def new_optimizer(spec: OptimizerSpec, groups: list[Any]) -> Optimizer:
+    """The optimizer of `spec` for parameters or param groups `groups`.
+
+    Raises:
+        ConfigError: the class refuses an argument.
+
+    """
+    entry = get_optimizer(spec.name, f"{spec.path}.name")
+    try:
+        entry.check_arguments(spec.args)  # once more, for a config that was not parsed
+        return entry.cls(groups, **spec.args)
+    except ConfigError as error:
+        raise ConfigError(join(spec.path, error.path), error.problem) from error
+    except Exception as error:
+        # the arguments are all that came from outside, so whatever it raises is about them
+        where = join(spec.path, _culprit(entry.cls, spec.args))
+        raise ConfigError(where, f"{entry.name} refuses it: {said(error)}") from error
+
+
+def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:
+    """LARC around `optimizer`.
+
+    Raises:
+        ConfigError: LARC refuses an argument.
+
+    """
+    try:
+        return LARC(optimizer, **args)
+    except Exception as error:
+        # as in new_optimizer; LARC calls its arguments by their names in param groups, with a prefix
+        problem = re.sub(rf"\blarc_({'|'.join(LARC_ARGUMENTS)})\b", r"\1", said(error))
+        raise ConfigError(join(path, named(args, problem)), f"LARC refuses it: {problem}") from error
+
+
+def _culprit(cls: type, args: Mapping[str, Any]) -> str:
+    """The argument that is refused on its own, or empty if none is (they do not go together)."""
+    for name, value in args.items():
+        try:
+            cls([throw_away_weight()], **{name: value})
+        except Exception:
+            return name
+    return ""
