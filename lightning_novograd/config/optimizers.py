@@ -103,6 +103,11 @@ def new_optimizer(spec: OptimizerSpec, groups: list[Any]) -> Optimizer:
         raise ConfigError(where, f"{entry.name} refuses it: {said(error)}") from error
 
 
+def learning_rate(config: OptimConfig) -> float:
+    """The lr of the block, or of its class where the block has none."""
+    return float(new_optimizer(config.optimizer, [throw_away_weight()]).defaults["lr"])
+
+
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:
     """LARC around `optimizer`.
 

@@ -52,7 +52,9 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         _rule(rule, f"{path}.param_groups[{index}]", entry) for index, rule in enumerate(fields["param_groups"] or ())
     )
     larc = _larc(fields["larc"], f"{path}.larc")
-    clip = {key: _positive(fields[key], f"{path}.{key}") for key in ("grad_clip_norm", "grad_clip_value")}
+    clip = {
+        key: _positive(fields[key], f"{path}.{key}", "no clipping") for key in ("grad_clip_norm", "grad_clip_value")
+    }
     _check_clipping(clip, larc, path)
     sched = _sched(fields["sched"], f"{path}.sched")
     _check_one_larc(larc, rules)
@@ -65,6 +67,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         no_decay=_texts(fields["no_decay"]),
         layer_decay=_layer_decay(fields["layer_decay"], f"{path}.layer_decay"),
         param_groups=rules,
+        module=fields["module"] or "",
         path=path,
         **clip,
     )
@@ -173,6 +176,7 @@ def _sched(value: Any, path: str) -> SchedConfig | None:
         frequency=fields["frequency"],
         monitor=fields["monitor"],
         strict=fields["strict"],
+        steps_per_batch=_positive(fields["steps_per_batch"], f"{path}.steps_per_batch", "one step per batch"),
         log_name=fields["log_name"],
     )
     _check_sched(sched, fields["reduce_on_plateau"])
@@ -340,7 +344,7 @@ def _length(value: int | None, path: str) -> int | None:
     return value
 
 
-def _positive(value: float | None, path: str) -> float | None:
+def _positive(value: float | None, path: str, without: str) -> float | None:
     if value is not None and value <= 0:
-        raise ConfigError(path, f"{value} is out of range; must be above 0, or null for no clipping")
+        raise ConfigError(path, f"{value} is out of range; must be above 0, or null for {without}")
     return value

@@ -4,11 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from lightning_novograd.config.build import build, dry_build
+from lightning_novograd.config.build import dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse import parse_block
 from lightning_novograd.config.schema import OptimConfig
+from lightning_novograd.config.several import build_blocks, parse_blocks
 
 
 def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
@@ -40,13 +41,16 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
     """Optimizer and scheduler of the optim block `cfg`, as Lightning's `configure_optimizers` returns them.
 
     Args:
-        cfg: an `OptimConfig`, or whatever `parse_optim` takes.
-        module: whose parameters are optimized.
+        cfg: an `OptimConfig`, or whatever `parse_optim` takes; or several blocks by name.
+        module: whose parameters are optimized, of several blocks those of its submodules that they name.
         max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
             called at most once, after everything else is built, and only if the length is needed.
 
     Returns:
-        `{"optimizer": ...}`, and with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`.
+        `{"optimizer": ...}`, with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`, and where
+        the block clips gradients `"clip_gradients"`, a function to be called before each `optimizer.step()`, which
+        returns their norm with `grad_clip_norm` (`OptimMixin` has Lightning clip). Of several blocks, such a dict for
+        each name.
 
     Raises:
         ConfigError: a block that does not parse or does not fit the module or the length of the run.
@@ -58,4 +62,5 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         ([0.05], 'step')
 
     """
-    return build(parse_optim(cfg), module, max_steps)
+    built = build_blocks(parse_blocks(cfg), module, lambda _: max_steps)
+    return built.get("", built)

@@ -51,6 +51,7 @@ class SchedConfig(SchedulerSpec):
         frequency: as in Lightning: every so many intervals.
         monitor: the logged metric that `ReduceLROnPlateau` watches.
         strict: as in Lightning: a missing `monitor` is an error.
+        steps_per_batch: under manual optimization: how often its optimizer steps for each batch; None: once.
         log_name: under which `LearningRateMonitor` logs it (Lightning's `name`).
 
     """
@@ -61,6 +62,7 @@ class SchedConfig(SchedulerSpec):
     frequency: int = 1
     monitor: str | None = None
     strict: bool = True
+    steps_per_batch: float | None = None
     log_name: str | None = None
 
     @property
@@ -134,6 +136,7 @@ class OptimConfig:
         param_groups: rules, first match wins.
         grad_clip_norm: bound of the norm of all gradients together, > 0.
         grad_clip_value: bound of each gradient element, > 0.
+        module: the submodule whose parameters are optimized; empty: the whole module.
         path: of the block in the config, for errors.
 
     """
@@ -147,6 +150,7 @@ class OptimConfig:
     param_groups: tuple[ParamGroupRule, ...] = ()
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
+    module: str = ""
     path: str = "optim"
 
     @property
@@ -194,6 +198,7 @@ OPTIM_KEYS = {
     "layer_decay": Argument(
         "layer_decay", float | dict | None, None, "factor of the LR from each layer to the one below"
     ),
+    "module": Argument("module", str | None, None, "the submodule that is optimized, by its path; null: all"),
     "no_decay": Argument("no_decay", list[str] | str | None, None, "parameters without weight decay"),
     "param_groups": Argument("param_groups", list[dict] | None, None, "rules, first match wins"),
     "sched": Argument("sched", dict | None, None, "the learning-rate schedule"),
@@ -206,6 +211,9 @@ SCHED_KEYS = {
     "monitor": Argument("monitor", str | None, None, "metric for ReduceLROnPlateau"),
     "reduce_on_plateau": Argument("reduce_on_plateau", bool | None, None, "null: as the scheduler is"),
     "strict": Argument("strict", bool, True, "a monitor that is not logged is an error"),
+    "steps_per_batch": Argument(
+        "steps_per_batch", float | None, None, "manual optimization: optimizer steps per batch"
+    ),
     "log_name": Argument("log_name", str | None, None, "name for LearningRateMonitor (Lightning's `name`)"),
 }
 RULE_KEYS = {

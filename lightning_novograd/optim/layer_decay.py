@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.optim.wrappers import unwrapped
 
 AUTO = "auto"
 
@@ -99,11 +100,11 @@ def layer_names(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 def _layer_of(module: nn.Module, owners: list[str]) -> str:
     """The name of the layer on the way through submodules called `owners`."""
-    inside = False  # a Sequential or ModuleList
+    module, inside = unwrapped(module), False  # a Sequential or ModuleList
     for depth, owner in enumerate(owners):
         is_container = isinstance(module, nn.Sequential | nn.ModuleList)
         if inside and not is_container:
             return ".".join(owners[:depth])
         inside = is_container
-        module = module.get_submodule(owner)
+        module = unwrapped(module.get_submodule(owner))
     return ".".join(owners)

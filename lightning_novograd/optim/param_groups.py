@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from lightning_novograd.errors import ConfigError, choices, closest
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.layer_decay import LayerDecay
+from lightning_novograd.optim.wrappers import plain_name
 
 log = rank_zero_logger(__name__)
 
@@ -152,38 +153,82 @@ def build_param_groups(
     """
     uses = _uses(module)
     _check_shapes_known(uses, [*((f"{r.path}.match", r.match) for r in rules), (f"{path}.no_decay", no_decay)])
-    scales = {} if layer_decay is None else layer_decay.scales(module, [names[0].name for names in uses.values()])
-    groups: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
-    frozen: list[nn.Parameter] = []
-    for parameter, names in uses.items():
-        if not parameter.requires_grad:
-            frozen.append(parameter)
-            continue
-        index = _rule_of(names, rules)
-        options = rules[index].options if index < len(rules) else {}
-        exempt = "weight_decay" not in options and any(
-            use.selected_by(pattern) for use in names for pattern in no_decay
-        )
-        scale = 1.0 if "lr" in options else scales.get(names[0].name, 1.0)
-        groups.setdefault((index, scale, exempt), []).append(parameter)
+    keys = _keys(module, uses, rules, no_decay, layer_decay)
+    groups: dict[_Key, list[nn.Parameter]] = {}
+    frozen = [parameter for parameter in uses if not parameter.requires_grad]
+    for parameter, key in keys.items():
+        if parameter.requires_grad:
+            groups.setdefault(key, []).append(parameter)
     if not groups:
         raise ConfigError(path, f"{type(module).__name__} has no trainable parameters ({len(frozen)} frozen ones)")
-    _check_all_used(uses, rules, {index for index, *_ in groups})
+    _check_all_used(uses, rules, {key.rule for key in groups})
     _check_no_decay(uses, no_decay, path)
     if frozen:
         elements = sum(p.numel() for p in frozen if not is_lazy(p))
         log.info("%d frozen parameters (%d elements) are left out of the optimizer", len(frozen), elements)
 
     # the default group first: schedulers and loggers that look at one group look at this one
-    order = sorted(groups, key=lambda key: (key[0] != len(rules), key[0], -key[1], key[2]))
-    by_layer = len({scale for _, scale, _ in order}) > 1
+    order = sorted(groups, key=lambda key: (key.rule != len(rules), key.rule, -key.lr_scale, key.exempt))
+    by_layer = len({key.lr_scale for key in order}) > 1
     built = []
-    for index, scale, exempt in order:
-        rule = rules[index] if index < len(rules) else None
-        name = "" if len(order) == 1 else _name(rule, scale if by_layer else 1.0, exempt)
-        built.append(ParamGroup(groups[index, scale, exempt], rule, exempt, scale, name))
-    _check_names([group.name for group in built], [index for index, *_ in order], rules)
+    for key in order:
+        rule = rules[key.rule] if key.rule < len(rules) else None
+        name = "" if len(order) == 1 else _name(rule, key.lr_scale if by_layer else 1.0, key.exempt)
+        built.append(ParamGroup(groups[key], rule, key.exempt, key.lr_scale, name))
+    _check_names([group.name for group in built], [key.rule for key in order], rules)
     return built
+
+
+def groups_of_added(
+    module: nn.Module,
+    params: Iterable[nn.Parameter],
+    rules: Sequence[ParamGroupRule] = (),
+    no_decay: Sequence[str] = (),
+    layer_decay: LayerDecay | None = None,
+) -> list[ParamGroup]:
+    """The same for parameters that were frozen when the groups were built; without names, and nothing is checked.
+
+    Args:
+        module: that has the parameters, and may have others.
+        params: the parameters; what the module does not have obeys no rule.
+        rules: as for `build_param_groups`.
+        no_decay: likewise.
+        layer_decay: likewise.
+
+    """
+    keys = _keys(module, _uses(module), rules, no_decay, layer_decay)
+    groups: dict[_Key, list[nn.Parameter]] = {}
+    for parameter in params:
+        groups.setdefault(keys.get(parameter, _Key(len(rules), 1.0, exempt=False)), []).append(parameter)
+    found = ((key, rules[key.rule] if key.rule < len(rules) else None) for key in groups)
+    return [ParamGroup(groups[key], rule, key.exempt, key.lr_scale) for key, rule in found]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What the parameters of a group have in common."""
+
+    rule: int  # as many as there are rules: none
+    lr_scale: float
+    exempt: bool
+
+
+def _keys(
+    module: nn.Module,
+    uses: Mapping[nn.Parameter, list[_Use]],
+    rules: Sequence[ParamGroupRule],
+    no_decay: Sequence[str],
+    layer_decay: LayerDecay | None,
+) -> dict[nn.Parameter, _Key]:
+    names = [used[0].name for used in uses.values()]
+    scales = {} if layer_decay is None else layer_decay.scales(module, names)
+    keys = {}
+    for parameter, used in uses.items():
+        index = _rule_of(used, rules) if parameter.requires_grad else _first_rule(used, rules)
+        options = rules[index].options if index < len(rules) else {}
+        exempt = "weight_decay" not in options and any(use.selected_by(pattern) for use in used for pattern in no_decay)
+        keys[parameter] = _Key(index, 1.0 if "lr" in options else scales.get(used[0].name, 1.0), exempt)
+    return keys
 
 
 def _name(rule: ParamGroupRule | None, scale: float, exempt: bool) -> str:
@@ -204,7 +249,7 @@ def _uses(module: nn.Module) -> dict[nn.Parameter, list[_Use]]:
     uses: dict[nn.Parameter, list[_Use]] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for leaf, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-            use = _Use(f"{prefix}.{leaf}" if prefix else leaf, owner, parameter.ndim)
+            use = _Use(plain_name(f"{prefix}.{leaf}" if prefix else leaf), owner, parameter.ndim)
             uses.setdefault(parameter, []).append(use)
     return uses
 
@@ -219,6 +264,10 @@ def _check_shapes_known(uses: Mapping[nn.Parameter, list[_Use]], chosen: Sequenc
                 f"{shorthand!r} asks for the dimensions of {lazy!r}, which a lazy module gets in its first forward"
             )
             raise ConfigError(path, f"{problem}: run a batch through the model before")
+
+
+def _first_rule(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:
+    return next((index for index, rule in enumerate(rules) if any(use.obeys(rule) for use in names)), len(rules))
 
 
 def _rule_of(names: Iterable[_Use], rules: Sequence[ParamGroupRule]) -> int:

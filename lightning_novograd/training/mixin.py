@@ -4,19 +4,27 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 """
 
 import sys
-from functools import cache
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache, partial
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.optim import Optimizer
 from yaml import YAMLError
 
-from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers, parse_optim
+from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
+from lightning_novograd.config.optimizers import learning_rate
+from lightning_novograd.config.several import build_blocks, parse_blocks, submodule
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import why_not_plain
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.hparams import arguments_of_init, store_plain
+from lightning_novograd.training.manual import check_pace, warn_of_other_pace
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
+from lightning_novograd.training.thawed import follow_rules, thawed_groups
 from lightning_novograd.training.trust import refuse_code, warn_of_unsafe_lightning
 
 if TYPE_CHECKING:
@@ -67,10 +75,11 @@ class OptimMixin(_LightningModule):
 
     """
 
-    _optim_config: OptimConfig | None = None
+    _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
+    _is_configured = False  # whether the trainer has our optimizers
     _saved_schedulers: list[Any] | None = None
-    _saved_optimizer: str | None = None
+    _saved_optimizers: list[str] | None = None
     _attached = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,41 +91,104 @@ class OptimMixin(_LightningModule):
                 raise TypeError(f"{cls.__name__}: OptimMixin must come before {base.__name__} in the list of bases")
 
     @property
-    def optim_config(self) -> OptimConfig:
-        """The parsed block; assign anything that `parse_optim` takes."""
-        if self._optim_config is None:
+    def optim_config(self) -> Any:
+        """The parsed block, or several by name; assign anything that `parse_optim` takes, or a mapping of such blocks."""
+        return self.optim_configs.get("", self.optim_configs)
+
+    @optim_config.setter
+    def optim_config(self, cfg: Any) -> None:
+        self._optim_configs = parse_blocks(cfg)
+
+    @property
+    def optim_configs(self) -> dict[str, OptimConfig]:
+        """The parsed blocks by name; a single one has the name ""."""
+        if self._optim_configs is None:
             hparams = getattr(self, "hparams", {})
             if "optim" not in hparams:
                 problem = "no optim block: assign self.optim_config, or save it as hparams.optim"
                 raise ConfigError("optim", f"{type(self).__name__} has {problem}")
-            self._optim_config = parse_optim(hparams["optim"])
-        return self._optim_config
+            self._optim_configs = parse_blocks(hparams["optim"])
+        return self._optim_configs
 
-    @optim_config.setter
-    def optim_config(self, cfg: Any) -> None:
-        self._optim_config = parse_optim(cfg)
+    @property
+    def lr(self) -> float:
+        """The block's learning rate; Lightning's LR finder reads it and writes the one that it has found."""
+        if (
+            self._optim_configs is None and "optim" not in getattr(self, "hparams", {})
+        ) or "" not in self.optim_configs:
+            raise AttributeError(f"{type(self).__name__} has no single optim block, whose lr this would be")
+        return learning_rate(self.optim_configs[""])
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        config = self._single("lr")
+        self.optim_config = replace(config, args={**config.args, "lr": lr})
+
+    def _single(self, wanted: str) -> OptimConfig:
+        if "" not in self.optim_configs:
+            blocks = ", ".join(self.optim_configs)
+            raise ConfigError("optim", f"there is no single {wanted}: the blocks are {blocks}")
+        return self.optim_configs[""]
 
     def configure_optimizers(self) -> Any:
-        """Lightning's hook: the optimizer and the LR scheduler of the block."""
-        config, trainer = self.optim_config, self.trainer
-        _check_clipping(config, trainer, self.automatic_optimization)
-        built = build_optimizers(config, self, max_steps=lambda: run_length(trainer, config))
-        built.pop("clip_gradients", None)  # Lightning has a hook for it
-        if config.clips or trainer.gradient_clip_val:
-            leave_unscaling_to_scaler(built["optimizer"])
-        self._step_count = StepCount(built["optimizer"])
+        """Lightning's hook: the optimizer and the LR scheduler of the block, or of each."""
+        configs, trainer = self.optim_configs, self.trainer
+        if "" not in configs and self.automatic_optimization:
+            problem = "several optimizers are stepped by the module itself: set self.automatic_optimization = False"
+            raise ConfigError("optim", f"{problem} and step {', '.join(configs)} in training_step")
+        for config in configs.values():
+            check_pace(config, self.automatic_optimization)
+            _check_clipping(config, trainer, self.automatic_optimization)
+        blocks = [*configs.values()]
+        all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
+        for index, (config, built) in enumerate(zip(blocks, all_built.values(), strict=True)):
+            built.pop("clip_gradients", None)  # Lightning has a hook for it
+            if not self.automatic_optimization and "lr_scheduler" in built:
+                for key in ("strict", "reduce_on_plateau"):  # which Lightning says that it ignores
+                    del built["lr_scheduler"][key]
+            if config.clips or trainer.gradient_clip_val:
+                leave_unscaling_to_scaler(built["optimizer"])
+            self._watch(index, config, built)
+        self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
+        self._is_configured = True
+        return all_built.get("", [*all_built.values()])
+
+    def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
+        """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
+        trainer, blocks = self.trainer, [*self.optim_configs.values()]
+        follow_rules(built["optimizer"], config, submodule(self, config))
         ResumeCheck(
             config,
             built,
             saved_schedulers=lambda: self._saved_schedulers,
-            saved_optimizer=lambda: self._saved_optimizer,
+            saved_optimizer=lambda: self._saved_optimizers[index] if self._saved_optimizers else None,
             step=lambda: _steps_of_schedule(trainer, config.stepped),
+            place=sum(block.stepped is not None for block in blocks[:index]) if len(blocks) > 1 else None,
         )
-        return built
+
+    def thawed_groups(self, params: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Param groups for `optimizer.add_param_group`, with what the block says of parameters that were frozen.
+
+        Args:
+            params: parameters of this module, which the optimizer does not have yet.
+
+        """
+        return thawed_groups(self._single("optimizer"), self, list(params))
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning's hook: under manual optimization, see whether the schedules were stepped as expected."""
+        super().on_train_epoch_end()
+        trainer = self.trainer
+        if self.automatic_optimization or trainer.current_epoch or trainer.ckpt_path:
+            return
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        scheduled = [config for config in self.optim_configs.values() if config.stepped is not None]
+        if len(schedulers) == len(scheduled):
+            warn_of_other_pace(scheduled, schedulers, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
-        sched, count = self.optim_config.stepped, self._step_count
+        sched, count = self._single("schedule").stepped, self._step_count
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if sched and sched.interval == "step" and scaler is not None and count is not None and not count.advanced():
             return
@@ -126,7 +198,7 @@ class OptimMixin(_LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning's hook: clip as the block says, else as the Trainer says."""
-        config = self.optim_config
+        config = self._single("bound")
         if config.grad_clip_norm is not None:
             gradient_clip_val, gradient_clip_algorithm = config.grad_clip_norm, "norm"
         elif config.grad_clip_value is not None:
@@ -137,13 +209,15 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`)."""
         super().on_load_checkpoint(checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
-        self._saved_optimizer = checkpoint.get(_OPTIMIZER)
+        saved = checkpoint.get(_OPTIMIZER)
+        self._saved_optimizers = [saved] if isinstance(saved, str) else saved
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: save hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
-        if self._step_count is not None:  # there is an optimizer
-            checkpoint[_OPTIMIZER] = self.optim_config.optimizer_names
+        if self._is_configured:
+            names = [config.optimizer_names for config in self.optim_configs.values()]
+            checkpoint[_OPTIMIZER] = names[0] if len(names) == 1 else names
         # an attached module is loaded by its own class, which does not have our load_from_checkpoint
         store_plain(checkpoint, only="optim" if self._attached else None)
 
@@ -243,7 +317,9 @@ def _with_mixin(cls: Any) -> Any:
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
         return _new_attached, (cls,), self.__getstate__()
 
+    own = {"lr": getattr_static(cls, "lr")} if hasattr(cls, "lr") else {}  # which is not the block's
     members = {
+        **own,
         "_attached": True,
         "__reduce_ex__": reduce,
         "__module__": cls.__module__,

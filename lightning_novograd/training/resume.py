@@ -38,6 +38,7 @@ class ResumeCheck:
         saved_schedulers: the states in the checkpoint, in the list from which they will be loaded; None: not known.
         saved_optimizer: the name of the optimizer in the checkpoint; None: not known.
         step: how often the scheduler would have been stepped up to the checkpoint.
+        place: of its state among those of several optimizers; None: there is one optimizer.
 
     Raises:
         ConfigError: when the state of one optimizer is loaded into another, which could not go on from it.
@@ -51,9 +52,10 @@ class ResumeCheck:
         saved_schedulers: Callable[[], list[Any] | None],
         saved_optimizer: Callable[[], str | None],
         step: Callable[[], int],
+        place: int | None = None,
     ) -> None:
         self._config, self._saved_schedulers, self._step = config, saved_schedulers, step
-        self._saved_optimizer = saved_optimizer
+        self._saved_optimizer, self._index = saved_optimizer, place
         # as they are now: fine-tuning callbacks replace them with the checkpoint's before the optimizer loads its state
         self._groups = [_settings(group) for group in built["optimizer"].param_groups]
         self._scheduler = built["lr_scheduler"]["scheduler"] if "lr_scheduler" in built else None
@@ -67,10 +69,9 @@ class ResumeCheck:
             how = "load the weights alone (load_from_checkpoint) and fit without ckpt_path"
             raise ConfigError(f"{self._config.path}.name", f"{problem}; to change the optimizer, {how}")
         saved = state_dict["param_groups"]
-        if len(optimizer.param_groups) != len(saved):
-            return None  # which torch refuses
+        self._check_groups(optimizer, saved)
         config = self._groups[: len(saved)] + [_settings(g) for g in optimizer.param_groups[len(self._groups) :]]
-        states = self._saved_schedulers()
+        states = self._states()
         had_schedule = any("initial_lr" in group for group in saved) if states is None else bool(states)
         of_schedule, from_config = self._place(states, had_schedule, config, saved)
         used = self._of_groups(config, saved, had_schedule, from_config) + of_schedule
@@ -81,10 +82,40 @@ class ResumeCheck:
                 UserWarning,
                 stacklevel=2,
             )
+        self._put_back(states)
         merged = [{**new, **old} for new, old in zip(config, saved, strict=True)]
         for group, new in zip(merged, config, strict=True):
             group.update({key: new[key] for key in from_config & new.keys()})
         return {**state_dict, "param_groups": merged}
+
+    def _check_groups(self, optimizer: Optimizer, saved: Groups) -> None:
+        """Refuse a state of other param groups: rules cannot change within a run."""
+        sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved))
+        if sizes != saved_sizes:
+            found = ", ".join(f"{group.get('name', 'default')} ({len(group['params'])})" for group in saved)
+            made = ", ".join(
+                f"{group.get('name', 'default')} ({len(group['params'])})" for group in optimizer.param_groups
+            )
+            problem = (
+                f"the checkpoint has the param groups {found}, with their numbers of tensors, the config makes {made}"
+            )
+            how = "rules and no_decay stay as they are within a run; to change them, load the weights alone"
+            raise ConfigError(f"{self._config.path}.param_groups", f"{problem}; {how} (load_from_checkpoint)")
+
+    def _states(self) -> list[Any] | None:
+        """The saved schedulers' states; of several optimizers a list with the one that is this one's."""
+        states = self._saved_schedulers()
+        if states is None or self._index is None:
+            return states
+        return states[self._index : self._index + 1] if self._scheduler is not None else []
+
+    def _put_back(self, states: list[Any] | None) -> None:
+        """Have Lightning load what has become of the state."""
+        all_states = self._saved_schedulers()
+        if self._index is None or self._scheduler is None or (not states and not all_states):
+            return
+        if all_states is not None and self._index < len(all_states):
+            all_states[self._index] = states[0] if states else self._scheduler.state_dict()
 
     def _of_groups(self, config: Groups, saved: Groups, had_schedule: bool, from_config: set[str]) -> list[str]:
         """The optimizer's settings that the checkpoint brings back."""

@@ -1,16 +1,24 @@
 """How many optimizer steps a Trainer's run will make."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
 from lightning_novograd.config.schema import OptimConfig, own_sched
+from lightning_novograd.log import rank_zero_logger
+
+log = rank_zero_logger(__name__)
 
 
-def run_length(trainer: Any, config: OptimConfig) -> RunLength:
+def run_length(trainer: Any, config: OptimConfig, configs: Sequence[OptimConfig] = ()) -> RunLength:
     """Length of `trainer.fit`: the Trainer's max_steps, or epochs x batches / accumulation, whichever ends first.
+
+    Under manual optimization a batch has one step of each optimizer, or as many as `steps_per_batch` of its schedule
+    says, and the Trainer's max_steps are those of all optimizers together. In a Trainer that has trained already, it is
+    the length of what is left.
 
     Where batches must be counted, this loads the training data as `trainer.estimated_stepping_batches` does. Lightning
     then takes the loaders for loaded and no longer gives stateful ones their saved state on resume (Lightning issue
@@ -19,8 +27,40 @@ def run_length(trainer: Any, config: OptimConfig) -> RunLength:
     Args:
         trainer: of either Lightning package, in `configure_optimizers`.
         config: whose schedule asks.
+        configs: those of all optimizers, where there are several.
 
     """
+    pace = _pace(trainer, config, configs)
+    length = _whole_length(trainer, config, pace)
+    done = round(trainer.global_step * (1.0 if pace is None else pace.share))
+    if trainer.ckpt_path is not None or not done or length.trial or length.steps is None:  # a checkpoint has its place
+        return length
+    if length.steps <= done:
+        return _trial_length(config, "nothing is left")
+    log.info("This Trainer has made %d steps: optimizer and schedule begin anew, for those that are left", done)
+    epochs = None if length.epochs is None else max(1, length.epochs - trainer.current_epoch)
+    return replace(length, steps=length.steps - done, epochs=epochs, source=f"{length.source} - {done} made before")
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How often an optimizer steps: for each batch, and as a share of all optimizers' steps."""
+
+    per_batch: float = 1.0
+    share: float = 1.0
+
+
+def _pace(trainer: Any, config: OptimConfig, configs: Sequence[OptimConfig]) -> _Pace | None:
+    """Under manual optimization; None where Lightning steps."""
+    if trainer.lightning_module.automatic_optimization:
+        return None
+    paces = [(one.stepped.steps_per_batch if one.stepped is not None else None) or 1.0 for one in configs or [config]]
+    own = (config.stepped.steps_per_batch if config.stepped is not None else None) or 1.0
+    return _Pace(own, own / sum(paces))
+
+
+def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunLength:
+    """The length of a fit that begins with step 0."""
     if trainer.fast_dev_run:
         return _trial_length(config, f"fast_dev_run={trainer.fast_dev_run}")
     max_steps = None if trainer.max_steps == -1 else trainer.max_steps
@@ -28,12 +68,14 @@ def run_length(trainer: Any, config: OptimConfig) -> RunLength:
     if 0 in (max_steps, max_epochs):
         return _trial_length(config, "max_steps=0" if max_steps == 0 else "max_epochs=0")
     limit = f"Trainer(max_steps={max_steps})"
+    if max_steps is not None and pace is not None and pace.share != 1:
+        max_steps = max(1, int(max_steps * pace.share))
+        limit += f", which counts all optimizers' steps: {max_steps} of this one"
     sched = config.stepped
     counts_epochs = sched is not None and (sched.interval == "epoch" or sched.max_epochs is not None)
+    endless = _endless(trainer)
     if max_epochs is None and not counts_epochs:
-        if max_steps is None:
-            return RunLength(None, "Trainer(max_epochs=-1) without max_steps runs for ever")
-        return RunLength(max_steps, limit)
+        return RunLength(None, endless) if max_steps is None else RunLength(max_steps, limit)
 
     batches = _batches_per_epoch(trainer)
     if isinstance(batches, float):  # infinite: a finite number is an int
@@ -43,12 +85,17 @@ def run_length(trainer: Any, config: OptimConfig) -> RunLength:
         return RunLength(max_steps, limit if max_epochs else f"{limit}, and {problem}", max_epochs)
     if batches == 0:
         return _trial_length(config, "no batches")
-    steps_of_epoch = partial(_steps_of_epoch, trainer, batches)
-    per_epoch = steps_of_epoch if _accumulation_scheduler(trainer) else steps_of_epoch(0)
+    per_epoch: int | Callable[[int], int]
+    if pace is not None:
+        per_epoch = partial(_manual_steps, batches * pace.per_batch)
+        each = f"{batches} batches" + (f" x steps_per_batch={pace.per_batch:g}" if pace.per_batch != 1 else "")
+    else:
+        steps_of_epoch = partial(_steps_of_epoch, trainer, batches)
+        per_epoch = steps_of_epoch if _accumulation_scheduler(trainer) else steps_of_epoch(0)
+        each = f"{batches} batches{_accumulation(trainer)}"
     if max_epochs is None and max_steps is None:
-        return RunLength(None, "Trainer(max_epochs=-1) without max_steps runs for ever", None, per_epoch)
+        return RunLength(None, endless, None, per_epoch)
     epochs, total = _epochs_and_steps(per_epoch, max_epochs, max_steps)
-    each = f"{batches} batches{_accumulation(trainer)}"
     if max_steps is not None and max_steps <= total:
         source = limit if sched is None or sched.interval == "step" else f"{limit}, epochs of {each}"
         return RunLength(max_steps, source, epochs, per_epoch)
@@ -78,6 +125,19 @@ def _epochs_and_steps(
         steps += per_epoch(epochs)
         epochs += 1
     return epochs, steps
+
+
+def _manual_steps(steps: float, epoch: int) -> int:
+    """Optimizer steps of an epoch that has `steps` on the average, where they are made every so many batches."""
+    return math.floor((epoch + 1) * steps) - math.floor(epoch * steps)
+
+
+def _endless(trainer: Any) -> str:
+    """Why a run has no number of steps."""
+    timer = next((callback for callback in trainer.callbacks if hasattr(callback, "time_remaining")), None)
+    if timer is not None:
+        return "the Trainer's max_time ends the run, after nobody knows how many steps"
+    return "Trainer(max_epochs=-1) without max_steps runs for ever"
 
 
 def _accumulation(trainer: Any) -> str:

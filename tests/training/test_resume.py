@@ -229,9 +229,12 @@ def test_settings_that_the_checkpoint_lacks_are_the_configs():
     assert (group["momentum"], group["larc_trust_coefficient"]) == (0.9, 0.5)
 
 
-def test_groups_that_do_not_match_are_left_to_torch():
-    with pytest.raises(ValueError, match="different number of parameter groups"):
+def test_other_param_groups_are_refused_by_name():
+    with pytest.raises(ConfigError) as caught:
         restored(sgd(), sgd(), lambda state: state["param_groups"].append({"params": []}))
+    assert caught.value.path == "optim.param_groups"
+    assert "the checkpoint has the param groups default (1), default (0)" in caught.value.problem
+    assert "the config makes default (1); rules and no_decay stay as they are" in caught.value.problem
 
 
 # ---------------------------------------------------------------------------------------------- torch's schedulers
