@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from lightning_novograd.config.arguments import Argument, entry_arguments, expected
-from lightning_novograd.config.schema import LARC_ARGUMENTS, LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
+from lightning_novograd.config.schema import (
+    LARC_ARGUMENTS,
+    LARC_KEYS,
+    LAYER_DECAY_KEYS,
+    OPTIM_KEYS,
+    RULE_KEYS,
+    SCHED_KEYS,
+)
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import (
     Entry,
@@ -45,17 +52,57 @@ optim:
 
 _GROUPS = """\
 The first rule that matches a parameter takes it; a rule sets any argument that the optimizer has per group. Shorthands:
-`bias` (parameters called `bias`, `bias_*` or `*_bias`), `norm` (those of normalization layers), `1d` or `ndim<=1` (at
-most one dimension). A glob matches full parameter names, dots included; its brackets are a choice of characters, so
-the name `x[0]` is `x[[]0]`. With both `match` and `module_type`, both must hold.
+`bias` (parameters called `bias`, `bias_*` or `*_bias`), `norm` (those of normalization layers), `depthwise` (those of
+convolutions with one channel in each group), `1d` or `ndim<=1` (at most one dimension). A glob matches full parameter
+names, dots included, without what torch.compile puts into them; its brackets are a choice of characters, so the name
+`x[0]` is `x[[]0]`. With both `match` and `module_type`, both must hold.
 
 - A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
   nothing to. Names of groups, given or made of the patterns, differ.
 - `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule sets a value.
-- Frozen parameters (`requires_grad=False`) are left out; the log says how many.
-- Groups are in this order: what no rule matches, then each rule's; each before its part without decay. A scheduler's
-  list (`max_lr: [0.1, 0.2]`) has one value for each group that the model has.
+- Frozen parameters (`requires_grad=False`) are left out; the log says how many. A param group that a fine-tuning
+  callback adds later gets the options of the rule that all its parameters fall under; a warning says if they fall under
+  several (`OptimMixin.thawed_groups` makes a group for each).
+- Groups are in this order: what no rule matches, then each rule's; each from the output to the input with
+  `layer_decay`, and before its part without decay. A scheduler's list (`max_lr: [0.1, 0.2]`) has one value for each
+  group that the model has. With more than one, the log has a table of them, and so has
+  `python -m lightning_novograd describe --model module:Class conf.yaml`.
 - A shared parameter is optimized once; if its names fall under different rules, that is an error.
+
+A rule may have an optimizer of its own, with that class's arguments and defaults, and LARC around it alone:
+
+```yaml
+optim:
+  name: novograd                  # what no rule takes
+  lr: 0.05
+  param_groups:
+    - {match: "encoder.*.weight", optimizer: {name: muon, lr: 0.02}}
+    - {match: "embed.*", optimizer: adamw, lr_mult: 0.5}
+  layer_decay: 0.9
+  sched: {name: CosineAnnealing}  # for all, each from its own LR; or `sched` in a rule
+```
+
+To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
+`layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; `layers` says how
+layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in the
+order in which they were registered), a list of globs from input to output, or the name of a method of the module that
+takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
+"""
+
+_SEVERAL = """\
+## Several optimizers
+
+For manual optimization, blocks by name; each optimizes the submodule of its name, or of its key `module`:
+
+```yaml
+optim:
+  generator: {name: adam, lr: 2.0e-4, sched: {name: CosineAnnealing}}
+  discriminator: {name: adam, lr: 1.0e-4, sched: {name: CosineAnnealing, steps_per_batch: 2}}
+```
+
+`self.optimizers()` and `self.lr_schedulers()` return them in this order. Names of parameters in rules begin below the
+submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every fourth
+batch), 1 if it does not say. A schedule that was not stepped as often in the first epoch is warned of.
 """
 
 _SCHED = """\
@@ -126,6 +173,9 @@ def markdown() -> str:
         "## Parameter groups\n",
         _GROUPS,
         _table([*RULE_KEYS.values()]),
+        "`layer_decay` is a number or:\n",
+        _table([*LAYER_DECAY_KEYS.values()]),
+        _SEVERAL,
         "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
         _table([*LARC_ARGUMENTS.values(), *LARC_KEYS.values()]),
         "## Schedules\n\n`name`, the arguments of the named scheduler, and:\n",

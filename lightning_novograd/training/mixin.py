@@ -92,7 +92,7 @@ class OptimMixin(_LightningModule):
 
     @property
     def optim_config(self) -> Any:
-        """The parsed block, or several by name; assign anything that `parse_optim` takes, or a mapping of such blocks."""
+        """The parsed block, or several by name; assign what `parse_optim` takes, or a mapping of names to that."""
         return self.optim_configs.get("", self.optim_configs)
 
     @optim_config.setter
@@ -113,9 +113,8 @@ class OptimMixin(_LightningModule):
     @property
     def lr(self) -> float:
         """The block's learning rate; Lightning's LR finder reads it and writes the one that it has found."""
-        if (
-            self._optim_configs is None and "optim" not in getattr(self, "hparams", {})
-        ) or "" not in self.optim_configs:
+        has_block = self._optim_configs is not None or "optim" in getattr(self, "hparams", {})
+        if not has_block or "" not in self.optim_configs:
             raise AttributeError(f"{type(self).__name__} has no single optim block, whose lr this would be")
         return learning_rate(self.optim_configs[""])
 
