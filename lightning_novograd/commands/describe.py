@@ -84,8 +84,8 @@ optim:
 
 To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
 `layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; `layers` says how
-layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in the
-order in which they were registered), a list of globs from input to output, or the name of a method of the module that
+layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in
+the order in which they were registered), a list of globs from input to output, or the name of a method of the module that
 takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
 """
 
@@ -101,8 +101,8 @@ optim:
 ```
 
 `self.optimizers()` and `self.lr_schedulers()` return them in this order. Names of parameters in rules begin below the
-submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every fourth
-batch), 1 if it does not say. A schedule that was not stepped as often in the first epoch is warned of.
+submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every
+fourth batch), 1 if it does not say. A schedule that was not stepped as often in the first epoch is warned of.
 """
 
 _SCHED = """\
