@@ -27,7 +27,7 @@ ROOMS = {
     "optim/kernels": {"errors", "log"},
     "optim": GROUND | {"ranges", "registry", "optim/kernels"},
     "lr_scheduler": GROUND | {"ranges", "registry"},
-    "config": GROUND | {"registry", "optim", "lr_scheduler"},
+    "config": GROUND | {"ranges", "registry", "optim", "lr_scheduler"},
     "large_batch": GROUND,
     "training": GROUND | {"registry", "optim", "lr_scheduler", "config"},
     "integrations": GROUND | {"registry", "optim", "config"},
