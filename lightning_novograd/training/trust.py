@@ -121,9 +121,8 @@ def misfit(cls: type, where: Any, checkpoint: Mapping[str, Any], error: Argument
     if (named := re.search(r'"module\.(?:init_args\.|dict_kwargs\.)?(\w+)', text)) is None:
         return DataError(f"{where}: LightningCLI's hyper-parameters do not fit: {' '.join(text.split())[:_SHOWN]}")
     name, class_path = named[1], hparams.get("_class_path")
-    kinds = re.findall(
-        r"(?:Expected|expects) (?:an? )?(.+?)(?:\. Got|, but|: |$)", text, re.M
-    )  # of every member of a union
+    # what each member of a union takes
+    kinds = re.findall(r"(?:Expected|expects) (?:an? )?(.+?)(?:\. Got|, but|: |$)", text, re.M)
     kinds = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
     problem = f"expected {' or '.join(kinds) or 'another value'}, got {hparams.get(name)!r}"
     argument = arguments_of(cls if class_path is None else _imported(class_path), ()).get(name)
