@@ -111,7 +111,8 @@ def _check_adafactor(args: Mapping[str, Any]) -> None:
     eps1 = (args.get("eps") or (None,))[0]
     if eps1 is not None and eps1 < _SMALLEST_EPS1:
         problem = f"{eps1} is out of range; the first must be null or at least {_SMALLEST_EPS1}, whose square float32"
-        raise ConfigError("eps", f"{problem} still holds (without it, a gradient of zero gives NaN)")
+        root = f"; where others have {eps1}, torch has its root, {eps1**0.5:g}" if eps1 > 0 else ""
+        raise ConfigError("eps", f"{problem} still holds (without it, a gradient of zero gives NaN){root}")
     if eps1 is not None and eps1 > _LARGEST_EPS1:
         problem = f"{eps1} is out of range; the first must be null or at most {_LARGEST_EPS1}, whose square float32"
         raise ConfigError("eps", f"{problem} still holds")

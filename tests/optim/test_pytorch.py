@@ -203,6 +203,11 @@ def trained(name: str, args: dict[str, Any], zero: bool, cls: Any = None) -> flo
         ({"name": "rmsprop", "alpha": 0, "centered": True}, "optim.alpha", "with centered it must be above 0"),
         ({"name": "rprop", "step_sizes": [1, 0.5]}, "optim.step_sizes", "must be [smallest, largest]"),
         ({"name": "adafactor", "eps": [1e-30, 1e-3]}, "optim.eps", "must be null or at least 1e-22"),
+        (
+            {"name": "adafactor", "eps": [1e-30, 1e-3]},
+            "optim.eps",
+            "where others have 1e-30, torch has its root, 1e-15",
+        ),
         ({"name": "lbfgs", "line_search_fn": "strong_wolf"}, "optim.line_search_fn", "did you mean 'strong_wolfe'?"),
         (
             {"name": "sgd", "param_groups": [{"match": "*", "momentum": 9}]},
