@@ -172,8 +172,9 @@ def check_precision(optimizer: optim.Optimizer) -> None:
         return
     squared = isinstance(optimizer, optim.Adafactor)
     for group in optimizer.param_groups:
-        eps = group["eps"][0] if squared else group["eps"]
-        if eps is None or (isinstance(optimizer, optim.Adam) and group["fused"]):
+        eps = group.get("eps")  # a subclass may have none
+        eps = eps[0] if squared and eps else eps
+        if eps is None or (isinstance(optimizer, optim.Adam) and group.get("fused")):
             continue
         floors = [eps**2 if squared else eps, group.get("initial_accumulator_value", 0.0)]
         for dtype in {param.dtype for param in group["params"]}:

@@ -12,7 +12,7 @@ from lightning_novograd.config import OptimConfig, build_optimizers, parse_optim
 from lightning_novograd.config.arguments import entry_arguments, expected
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.pytorch import _RANGES
-from lightning_novograd.registry import get_optimizer
+from lightning_novograd.registry import get_optimizer, register_optimizer, unregister_optimizer
 
 # argument: (refused, at the borders and still allowed)
 Values = dict[str, tuple[list[Any], list[Any]]]
@@ -299,6 +299,18 @@ def test_the_square_that_bfloat16_makes_0():
     with pytest.raises(ConfigError, match="is 0 in bfloat16, when squared; write null, or at least 1e-18"):
         build_optimizers(block, of_half(torch.bfloat16))
     build_optimizers(block, of_half(torch.float32))
+
+
+def test_a_subclass_without_eps_is_left_alone():
+    class NoEps(torch.optim.Adam):
+        def __init__(self, params, lr=1e-3):
+            torch.optim.Optimizer.__init__(self, params, {"lr": lr})
+
+    register_optimizer("no_eps", NoEps)
+    try:
+        build_optimizers({"name": "no_eps"}, of_half())
+    finally:
+        unregister_optimizer("no_eps")
 
 
 def test_the_group_of_float16_is_named():
