@@ -3,6 +3,7 @@
 Whatever a class refuses becomes a ConfigError with the key's path.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,8 @@ from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroupRule, build_param_groups
+from lightning_novograd.optim.pytorch import check_precision
+from lightning_novograd.ranges import BEYOND_FLOAT32, in_float32
 from lightning_novograd.registry import get_optimizer
 
 log = rank_zero_logger(__name__)
@@ -105,8 +108,8 @@ def dry_build(config: OptimConfig) -> None:
 
 
 def throw_away_weight() -> nn.Parameter:
-    """A weight for an optimizer that never steps."""
-    return nn.Parameter(torch.zeros(1, 1))
+    """A weight for an optimizer that never steps; a block parses alike whatever the default dtype is."""
+    return nn.Parameter(torch.zeros(1, 1, dtype=torch.float32))
 
 
 def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:
@@ -147,13 +150,15 @@ def new_optimizer(name: str, groups: list[Any], args: Mapping[str, Any], path: s
     """`name`'s optimizer of parameters or param groups `groups`.
 
     Raises:
-        ConfigError: the class refuses an argument.
+        ConfigError: the class refuses an argument, or the parameters' precision makes a 0 of it.
 
     """
     entry = get_optimizer(name, f"{path}.name")
     try:
         entry.check_arguments(args)  # once more, for a config that was not parsed
-        return entry.cls(groups, **args)
+        optimizer = entry.cls(groups, **args)
+        check_precision(optimizer)
+        return optimizer
     except ConfigError as error:
         raise ConfigError(_join(path, error.path), error.problem) from error
     except Exception as error:
@@ -187,13 +192,25 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
     try:
         entry.check_arguments(args)  # the length among them
         # ChainedScheduler has its schedulers first
-        return entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+        scheduler = entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+        _check_lrs(optimizer)
+        return scheduler
     except ConfigError as error:
         raise ConfigError(_join(spec.path, error.path), error.problem + given) from error
     except Exception as error:
         # as in new_optimizer; torch's schedulers raise KeyError, TypeError, ZeroDivisionError and AssertionError too
         where = _join(spec.path, _named(args, error))
         raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}{given}") from error
+
+
+def _check_lrs(optimizer: Optimizer) -> None:
+    """Refuse learning rates that a schedule begins with and float32 does not hold, as of a tiny divisor."""
+    for index, group in enumerate(optimizer.param_groups):
+        if not isinstance(group["lr"], torch.Tensor) and math.isinf(in_float32(group["lr"])):
+            raise ConfigError(
+                "",
+                f"it begins with a learning rate of {group['lr']:.6g} in param group {index}, which {BEYOND_FLOAT32}",
+            )
 
 
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:

@@ -18,6 +18,7 @@ from lightning_novograd.config.schema import (
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.param_groups import ParamGroupRule
+from lightning_novograd.ranges import Range
 from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 # NeMo's names -> ours; NeMo fills the runtime keys itself, in YAML they are null
@@ -25,6 +26,7 @@ _SCHED_ALIASES = {"t_max_epochs": "max_epochs"}
 _NEMO_RUNTIME_KEYS = ("iters_per_batch", "t_accumulate_grad_batches", "t_limit_train_batches", "t_num_workers")
 # OpenSeq2Seq's names -> ours
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
+_CLIP = Range("above 0, or null for no clipping", lambda value: value > 0)
 
 
 def parse_block(values: Any, path: str) -> OptimConfig:
@@ -48,7 +50,9 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         _rule(rule, f"{path}.param_groups[{index}]", entry) for index, rule in enumerate(fields["param_groups"] or ())
     )
     larc = _larc(fields["larc"], f"{path}.larc")
-    clip = {key: _positive(fields[key], f"{path}.{key}") for key in ("grad_clip_norm", "grad_clip_value")}
+    clip = {key: fields[key] for key in ("grad_clip_norm", "grad_clip_value")}
+    for key, value in clip.items():
+        _CLIP.check(f"{path}.{key}", value)
     _check_clipping(clip, larc, path)
     return OptimConfig(
         name=entry.name,
@@ -263,10 +267,4 @@ def _length(value: int | None, path: str) -> int | None:
         return None
     if value < 1:
         raise ConfigError(path, f"{value} is out of range; must be at least 1, or null for the length of the run")
-    return value
-
-
-def _positive(value: float | None, path: str) -> float | None:
-    if value is not None and value <= 0:
-        raise ConfigError(path, f"{value} is out of range; must be above 0, or null for no clipping")
     return value
