@@ -1,11 +1,28 @@
-"""Numbers that an argument may have, for registered classes that do not look at what they are given."""
+"""Numbers that an argument may have: for registered classes that do not look, and for our own what float32 holds.
+
+Weights and most arithmetic on them are float32: there 1e39 is infinite, 1e-50 is 0 and 0.99999999 is 1.
+"""
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_novograd.errors import ConfigError
+
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+# Below it digits are lost, and its reciprocal is still finite
+SMALLEST_FLOAT32 = 2.0**-126
+BEYOND_FLOAT32 = f"is beyond float32, whose largest number is {LARGEST_FLOAT32:.1e}"
+
+
+def in_float32(number: float) -> float:
+    """The nearest number that float32 holds, infinite beyond its range."""
+    try:
+        return struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Range:
     holds: Callable[[float], bool]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise unless the numbers in `value`, one or a list of them, are finite and in the range.
+        """Raise unless the numbers in `value`, one or a list of them, are finite and in the range, in float32 too.
 
         Args:
             name: of the argument.
@@ -39,6 +56,13 @@ class Range:
                 raise ConfigError(name, f"{value} is not a finite number")
             if not self.holds(number):
                 raise ConfigError(name, f"{value} is out of range; must be {self.words}")
+            if not isinstance(number, int | float):
+                continue  # a tensor, where no parser has seen it
+            rounded = in_float32(number)
+            if math.isinf(rounded):
+                raise ConfigError(name, f"{value} {BEYOND_FLOAT32}; must be {self.words}")
+            if not self.holds(rounded):
+                raise ConfigError(name, f"{value} is {rounded} in float32; must be {self.words} there")
 
     def of_numbers(self) -> "Range":
         """The same for an argument that may also be something else, as it may in a subclass."""

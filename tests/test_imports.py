@@ -27,11 +27,11 @@ ROOMS = {
     "optim/kernels": {"errors", "log"},
     "optim": GROUND | {"ranges", "registry", "optim/kernels"},
     "lr_scheduler": GROUND | {"ranges", "registry"},
-    "config": GROUND | {"registry", "optim", "lr_scheduler"},
+    "config": GROUND | {"ranges", "registry", "optim", "lr_scheduler"},
     "large_batch": GROUND,
     "training": GROUND | {"registry", "optim", "lr_scheduler", "config"},
     "integrations": GROUND | {"registry", "optim", "config"},
-    "commands": GROUND | {"registry", "optim", "lr_scheduler", "config"},
+    "commands": GROUND | {"registry", "optim", "optim/kernels", "lr_scheduler", "config"},
     "__main__": GROUND | {"registry", "commands"},
     "__init__": GROUND | {"_moved", "registry", "optim", "lr_scheduler", "config", "large_batch", "training"},
 }

@@ -14,6 +14,8 @@ from lightning_novograd.config.schema import (
     SCHED_KEYS,
 )
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.registry import (
     Entry,
     Kind,
@@ -46,6 +48,8 @@ optim:
 
 - Names are looked up in the registry only, without regard to case. `_target_`, Python objects, YAML tags are refused.
 - An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.
+- Numbers are in range in float32 too: 1e39 is infinite there, and 0.99999999 is 1. Where the weights are float16
+  (`precision: 16-true`), torch's Adam and its kin need an `eps` that float16 holds (1.0e-4).
 - Everything becomes plain Python before it reaches an optimizer: checkpoints load with `weights_only=True`.
 - `python -m lightning_novograd describe optimizer NAME` (or `scheduler NAME`) lists the arguments of any of them.
 """
@@ -143,7 +147,7 @@ def overview(kind: Kind | None = None) -> str:
     """Every registered name with its one line; of one kind only, if that is given."""
     optimizers = ["Optimizers (optim.name)", *_lines(available_optimizers(), get_optimizer)]
     schedulers = ["Schedulers (optim.sched.name)", *_lines(available_schedulers(), get_scheduler)]
-    shown = {"optimizer": optimizers, "scheduler": schedulers}
+    shown = {"optimizer": [*optimizers, "", _kernels()], "scheduler": schedulers}
     return "\n\n".join("\n".join(lines) for key, lines in shown.items() if kind in (key, None))
 
 
@@ -159,7 +163,12 @@ def details(entry: Entry) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
     ]
-    return "\n".join([*head, "", *(f"  {line}" for line in lines)])
+    tail = ["", _kernels()] if entry.cls is NovoGrad else []
+    return "\n".join([*head, "", *(f"  {line}" for line in lines), *tail])
+
+
+def _kernels() -> str:
+    return f"C++ kernels for the CPU (NovoGrad, LARC): {library.status()}"
 
 
 def markdown() -> str:

@@ -3,6 +3,7 @@
 Whatever a class refuses becomes a ConfigError with the key's path.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -30,6 +31,7 @@ from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.lr_scheduler.parts import PartsLR
 from lightning_novograd.optim.param_groups import ParamGroup, ParamGroupRule, build_param_groups
+from lightning_novograd.ranges import BEYOND_FLOAT32, in_float32
 from lightning_novograd.registry import get_optimizer
 
 log = rank_zero_logger(__name__)
@@ -215,10 +217,22 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
     try:
         entry.check_arguments(args)  # the length among them
         # ChainedScheduler has its schedulers first
-        return entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+        scheduler = entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+        _check_lrs(optimizer)
+        return scheduler
     except ConfigError as error:
         raise ConfigError(join(spec.path, error.path), error.problem + given) from error
     except Exception as error:
         # as in new_optimizer; torch's schedulers raise KeyError, TypeError, ZeroDivisionError and AssertionError too
         where = join(spec.path, named(args, error))
         raise ConfigError(where, f"{entry.name} refuses it: {said(error)}{given}") from error
+
+
+def _check_lrs(optimizer: Optimizer) -> None:
+    """Refuse learning rates that a schedule begins with and float32 does not hold, as of a tiny divisor."""
+    for index, group in enumerate(optimizer.param_groups):
+        if not isinstance(group["lr"], Tensor) and math.isinf(in_float32(group["lr"])):
+            raise ConfigError(
+                "",
+                f"it begins with a learning rate of {group['lr']:.6g} in param group {index}, which {BEYOND_FLOAT32}",
+            )

@@ -24,6 +24,7 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.composite import Composite
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroup
+from lightning_novograd.optim.pytorch import check_precision
 from lightning_novograd.registry import get_optimizer
 
 
@@ -80,21 +81,23 @@ def around(optimizer: Optimizer, larc: LarcConfig | None, path: str) -> Optimize
 
 
 def throw_away_weight() -> nn.Parameter:
-    """A weight for an optimizer that never steps."""
-    return nn.Parameter(torch.zeros(1, 1))
+    """A weight for an optimizer that never steps; a block parses alike whatever the default dtype is."""
+    return nn.Parameter(torch.zeros(1, 1, dtype=torch.float32))
 
 
 def new_optimizer(spec: OptimizerSpec, groups: list[Any]) -> Optimizer:
     """The optimizer of `spec` for parameters or param groups `groups`.
 
     Raises:
-        ConfigError: the class refuses an argument.
+        ConfigError: the class refuses an argument, or the parameters' precision makes a 0 of it.
 
     """
     entry = get_optimizer(spec.name, f"{spec.path}.name")
     try:
         entry.check_arguments(spec.args)  # once more, for a config that was not parsed
-        return entry.cls(groups, **spec.args)
+        optimizer = entry.cls(groups, **spec.args)
+        check_precision(optimizer)
+        return optimizer
     except ConfigError as error:
         raise ConfigError(join(spec.path, error.path), error.problem) from error
     except Exception as error:

@@ -22,6 +22,7 @@ from lightning_novograd.config.schema import (
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.layer_decay import LayerDecay
 from lightning_novograd.optim.param_groups import SHORTHANDS
+from lightning_novograd.ranges import NOT_NEGATIVE, POSITIVE_SHARE, Range
 from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 
 # NeMo's names -> ours; NeMo fills the runtime keys itself, in YAML they are null
@@ -29,6 +30,8 @@ _SCHED_ALIASES = {"t_max_epochs": "max_epochs"}
 _NEMO_RUNTIME_KEYS = ("iters_per_batch", "t_accumulate_grad_batches", "t_limit_train_batches", "t_num_workers")
 # OpenSeq2Seq's names -> ours
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
+_CLIP = Range("above 0, or null for no clipping", lambda value: value > 0)
+_PACE = Range("above 0, or null for one step per batch", lambda value: value > 0)
 
 
 def parse_block(values: Any, path: str) -> OptimConfig:
@@ -52,9 +55,9 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         _rule(rule, f"{path}.param_groups[{index}]", entry) for index, rule in enumerate(fields["param_groups"] or ())
     )
     larc = _larc(fields["larc"], f"{path}.larc")
-    clip = {
-        key: _positive(fields[key], f"{path}.{key}", "no clipping") for key in ("grad_clip_norm", "grad_clip_value")
-    }
+    clip = {key: fields[key] for key in ("grad_clip_norm", "grad_clip_value")}
+    for key, value in clip.items():
+        _CLIP.check(f"{path}.{key}", value)
     _check_clipping(clip, larc, path)
     sched = _sched(fields["sched"], f"{path}.sched")
     _check_one_larc(larc, rules)
@@ -176,7 +179,7 @@ def _sched(value: Any, path: str) -> SchedConfig | None:
         frequency=fields["frequency"],
         monitor=fields["monitor"],
         strict=fields["strict"],
-        steps_per_batch=_positive(fields["steps_per_batch"], f"{path}.steps_per_batch", "one step per batch"),
+        steps_per_batch=_in_range(_PACE, fields["steps_per_batch"], f"{path}.steps_per_batch"),
         log_name=fields["log_name"],
     )
     _check_sched(sched, fields["reduce_on_plateau"])
@@ -257,8 +260,8 @@ def _rule(value: Any, path: str, entry: Entry) -> RuleConfig:
         match=match,
         module_type=module_type,
         options=options,
-        lr_mult=_factor(fields["lr_mult"], f"{path}.lr_mult"),
-        wd_mult=_factor(fields["wd_mult"], f"{path}.wd_mult"),
+        lr_mult=_in_range(NOT_NEGATIVE, fields["lr_mult"], f"{path}.lr_mult"),
+        wd_mult=_in_range(NOT_NEGATIVE, fields["wd_mult"], f"{path}.wd_mult"),
         name=fields["name"],
         path=path,
         optimizer=_optimizer(fields["optimizer"], f"{path}.optimizer"),
@@ -305,15 +308,13 @@ def _layer_decay(value: Any, path: str) -> LayerDecay | None:
     fields, _ = block.split(LAYER_DECAY_KEYS, {})
     if fields["decay"] is REQUIRED:
         raise ConfigError(f"{path}.decay", f"missing; {LAYER_DECAY_KEYS['decay'].wanted}")
-    if not 0 < fields["decay"] <= 1:
-        raise ConfigError(f"{path}.decay", f"{fields['decay']} is out of range; must be above 0 and at most 1")
+    POSITIVE_SHARE.check(f"{path}.decay", fields["decay"])
     layers = fields["layers"]
     return LayerDecay(decay=fields["decay"], layers=layers if isinstance(layers, str) else tuple(layers), path=path)
 
 
-def _factor(value: float | None, path: str) -> float | None:
-    if value is not None and value < 0:
-        raise ConfigError(path, f"{value} is out of range; must be at least 0")
+def _in_range(allowed: Range, value: float | None, path: str) -> float | None:
+    allowed.check(path, value)
     return value
 
 
@@ -341,10 +342,4 @@ def _length(value: int | None, path: str) -> int | None:
         return None
     if value < 1:
         raise ConfigError(path, f"{value} is out of range; must be at least 1, or null for the length of the run")
-    return value
-
-
-def _positive(value: float | None, path: str, without: str) -> float | None:
-    if value is not None and value <= 0:
-        raise ConfigError(path, f"{value} is out of range; must be above 0, or null for {without}")
     return value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 from torch.optim import Optimizer
 
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase, ScheduleError
+from lightning_novograd.ranges import BEYOND_FLOAT32, LARGEST_FLOAT32
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -253,7 +254,9 @@ def number(name: str, value: Any, *, low: float, high: float = math.inf) -> floa
 def _finite(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ScheduleError(name, f"{value!r} is not a finite number")
-    return float(value)
+    if abs(real := float(value)) > LARGEST_FLOAT32:
+        raise ScheduleError(name, f"{value!r} {BEYOND_FLOAT32}")
+    return real
 
 
 def flag(name: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import lr_scheduler as torch
 
 from lightning_novograd.lr_scheduler.base import ScheduleError
-from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range
+from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range
 from lightning_novograd.registry import SCHEDULERS, Entry
 
 _RANGES: dict[type, dict[str, Range]] = {
@@ -47,6 +47,7 @@ _RANGES: dict[type, dict[str, Range]] = {
     torch.ReduceLROnPlateau: {
         "factor": BELOW_1,
         "patience": NOT_NEGATIVE,
+        "threshold": FINITE,  # any says what counts as an improvement
         "cooldown": NOT_NEGATIVE,
         "min_lr": NOT_NEGATIVE,
         "eps": NOT_NEGATIVE,

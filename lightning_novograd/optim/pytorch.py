@@ -5,6 +5,7 @@ Their constructors let much through that goes wrong in mid-run: `SGD(momentum=9)
 on the learning rate too, as a weight decay does, is not judged here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,15 +13,25 @@ import torch
 from torch import optim
 
 from lightning_novograd.errors import ConfigError, choices
-from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from lightning_novograd.ranges import (
+    AT_LEAST_1,
+    BELOW_1,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SMALLEST_FLOAT32,
+    Range,
+)
 from lightning_novograd.registry import OPTIMIZERS, Entry
 
 # At 0 a gradient of zero is divided by zero; so it is where float32 makes a 0 of it, which may begin at this
-_SMALLEST_EPS = torch.finfo(torch.float32).tiny
-_EPS = Range(f"above 0, and at least {_SMALLEST_EPS:.1e} for float32 to hold it", lambda value: value >= _SMALLEST_EPS)
+_EPS = Range(
+    f"above 0, and at least {SMALLEST_FLOAT32:.1e} for float32 to hold it", lambda value: value >= SMALLEST_FLOAT32
+)
 _NOT_POSITIVE = Range("at most 0", lambda value: value <= 0)
-# Adafactor squares it in the parameters' precision: in float32, the square of less is 0
-_SMALLEST_EPS1 = 1e-22
+# Adafactor squares it in the parameters' precision: in float32, the square of less is 0, and of more infinite
+_SMALLEST_EPS1, _LARGEST_EPS1 = 1e-22, 1e19
 # Singular values that start at or below 1 and come beyond this are on their way to infinity
 _LARGEST_SINGULAR_VALUE = 100.0
 
@@ -100,7 +111,11 @@ def _check_adafactor(args: Mapping[str, Any]) -> None:
     eps1 = (args.get("eps") or (None,))[0]
     if eps1 is not None and eps1 < _SMALLEST_EPS1:
         problem = f"{eps1} is out of range; the first must be null or at least {_SMALLEST_EPS1}, whose square float32"
-        raise ConfigError("eps", f"{problem} still holds (without it, a gradient of zero gives NaN)")
+        root = f"; where others have {eps1}, torch has its root, {eps1**0.5:g}" if eps1 > 0 else ""
+        raise ConfigError("eps", f"{problem} still holds (without it, a gradient of zero gives NaN){root}")
+    if eps1 is not None and eps1 > _LARGEST_EPS1:
+        problem = f"{eps1} is out of range; the first must be null or at most {_LARGEST_EPS1}, whose square float32"
+        raise ConfigError("eps", f"{problem} still holds")
 
 
 def _check_rprop(args: Mapping[str, Any]) -> None:
@@ -124,6 +139,58 @@ def _check_muon(args: Mapping[str, Any]) -> None:
         values = a * values + b * values**3 + c * values**5
         if not values.abs().max() <= _LARGEST_SINGULAR_VALUE:  # or NaN
             raise ConfigError("ns_coefficients", f"{args['ns_coefficients']} diverge: x <- ax + bx^3 + cx^5 in 0..1")
+
+
+# These divide by a number that is near 0 where gradients are, plus eps, and Adafactor by its square at least
+_DIVIDE_BY_EPS = (
+    optim.Adadelta,
+    optim.Adafactor,
+    optim.Adagrad,
+    optim.Adam,  # and AdamW
+    optim.Adamax,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.SparseAdam,
+)
+
+
+def check_precision(optimizer: optim.Optimizer) -> None:
+    """Raise where the precision of the parameters makes a 0 of eps: float16 does of 1e-8, the default of most.
+
+    torch computes in that precision, so that a gradient of zero, or one whose square is zero there, gives NaN or
+    infinity; only the fused Adam and AdamW compute in float32.
+
+    Args:
+        optimizer: any; of others than torch's nothing is known.
+
+    Raises:
+        ConfigError: `path` is `eps`.
+
+    """
+    if not isinstance(optimizer, _DIVIDE_BY_EPS):
+        return
+    squared = isinstance(optimizer, optim.Adafactor)
+    for group in optimizer.param_groups:
+        eps = group.get("eps")  # a subclass may have none
+        eps = eps[0] if squared and eps else eps
+        if eps is None or (isinstance(optimizer, optim.Adam) and group.get("fused")):
+            continue
+        floors = [eps**2 if squared else eps, group.get("initial_accumulator_value", 0.0)]
+        for dtype in {param.dtype for param in group["params"]}:
+            if not torch.tensor(floors, dtype=torch.float64, device="cpu").to(dtype).any():
+                raise ConfigError("eps", _lost_eps(eps, dtype, squared, group.get("name")))
+
+
+def _lost_eps(eps: float, dtype: torch.dtype, squared: bool, group: str | None) -> str:
+    tiny = torch.finfo(dtype).tiny
+    enough = 10.0 ** math.ceil(math.log10(math.sqrt(tiny) if squared else tiny))
+    of_group = f" of param group {group!r}" if group else ""
+    said = f"{eps}{of_group} is 0 in {str(dtype).removeprefix('torch.')}{', when squared' if squared else ''}"
+    cure = f"write {'null, or ' if squared else ''}at least {enough:g}"
+    if dtype is torch.float16:
+        cure += ", or train with precision bf16-true or 16-mixed"
+    return f"{said}; {cure} (in the precision of the parameters, gradients near zero would give NaN)"
 
 
 _CHECKS: dict[type, Callable[[Mapping[str, Any]], None]] = {

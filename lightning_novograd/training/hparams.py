@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_novograd.errors import DataError
+
 # which hyper-parameters were OmegaConf objects; "": all of them together were one
 _MARK = "omegaconf_hyper_parameters"
 
@@ -36,15 +38,24 @@ def store_plain(checkpoint: dict[str, Any], only: str | None = None) -> None:
             checkpoint[f"{owner}hyper_parameters"] = _plain(hparams)
 
 
-def arguments_of_init(cls: type, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` and the arguments that `cls` had as OmegaConf objects when `checkpoint` was saved."""
+def arguments_of_init(cls: type, where: Any, checkpoint: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` and the arguments that `cls` had as OmegaConf objects when `checkpoint`, the file `where`, was saved.
+
+    Raises:
+        DataError: what the checkpoint says of them is not so.
+
+    """
     hparams, names = checkpoint.get("hyper_parameters", {}), checkpoint.get(_MARK, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: {_MARK} must be a list of texts, found {repr(names)[:80]}")
     if names != [""]:
-        return {**{name: _omegaconf(hparams[name]) for name in names}, **given}
+        if lost := [name for name in names if name not in hparams]:
+            raise DataError(f"{where}: {_MARK} names {lost[0][:80]!r}, which is no hyper-parameter of it")
+        return {**{name: _omegaconf(where, name, hparams[name]) for name in names}, **given}
     name = str(checkpoint.get("hparams_name"))
     if name in inspect.signature(cls).parameters:
-        return {name: _omegaconf({**hparams, **given}), **given}
-    return {**{name: _omegaconf(value) for name, value in hparams.items()}, **given}
+        return {name: _omegaconf(where, name, {**hparams, **given}), **given}
+    return {**{name: _omegaconf(where, name, value) for name, value in hparams.items()}, **given}
 
 
 def _plain(value: Any) -> Any:
@@ -67,5 +78,11 @@ def _without_paths(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def _omegaconf(value: Any) -> Any:
-    return OmegaConf.create(value, flags={"allow_objects": True}) if isinstance(value, dict | list) else value
+def _omegaconf(where: Any, name: str, value: Any) -> Any:
+    if not isinstance(value, dict | list):
+        return value
+    try:
+        return OmegaConf.create(value, flags={"allow_objects": True})
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{where}: hyper-parameter {name!r} is not for OmegaConf: {reason[:200]}") from error

@@ -4,6 +4,7 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 """
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
@@ -25,7 +26,7 @@ from lightning_novograd.training.manual import check_pace, warn_of_other_pace
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
 from lightning_novograd.training.thawed import follow_rules, thawed_groups
-from lightning_novograd.training.trust import refuse_code, warn_of_unsafe_lightning
+from lightning_novograd.training.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
@@ -236,7 +237,7 @@ class OptimMixin(_LightningModule):
         any other file.
 
         Raises:
-            DataError: the file is no checkpoint, or names code.
+            DataError: the file is no checkpoint, names code, or has hyper-parameters that LightningCLI refuses.
 
         """
         saving = sys.modules[f"{lightning_of(cls)}.core.saving"]
@@ -248,13 +249,18 @@ class OptimMixin(_LightningModule):
             checkpoint_path.seek(start)
         if hparams_file is not None:  # beside what checkpoints of old versions have
             saved = {**saved, "hyper_parameters": _loaded_hparams(saving, hparams_file)}
+        where = checkpoint_path if hparams_file is None else hparams_file
         if weights_only is not False:
-            refuse_code(cls, checkpoint_path if hparams_file is None else hparams_file, saved, kwargs)
+            refuse_code(cls, where, saved, kwargs)
+        check_whole(checkpoint_path, saved)
         if hparams_file is None:
-            kwargs = arguments_of_init(cls, saved, kwargs)
+            kwargs = arguments_of_init(cls, where, saved, kwargs)
         if weights_only is not None:
             kwargs["weights_only"] = weights_only
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
+        try:
+            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
+        except ArgumentError as error:
+            raise misfit(cls, where, saved, error) from error
 
 
 def _loaded(saving: Any, file: Any, weights_only: bool | None) -> dict[str, Any]:

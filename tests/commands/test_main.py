@@ -42,9 +42,25 @@ def test_describe_lists_one_kind(kind, shown, hidden, capsys):
 def test_describe_an_optimizer(capsys):
     lines = lines_of(capsys, "describe", "optimizer", "novograd")
     assert (lines[0], "https://arxiv.org/abs/1905.11286" in lines[2]) == ("NovoGrad", True)
-    rows = {line.split()[0]: line for line in lines[4:]}
+    end = lines.index("", 4)
+    rows = {line.split()[0]: line for line in lines[4:end]}
     assert list(rows) == list(entry_arguments(get_optimizer("novograd")))
     assert re.search(r"betas +list of 2 numbers +\[0\.95, [0-9.]+\] +\S", rows["betas"])
+
+
+@pytest.mark.parametrize("argv", [[], ["optimizer"], ["optimizer", "novograd"]], ids=str)
+def test_describe_says_whether_the_kernels_are_used(argv, capsys):
+    lines = lines_of(capsys, "describe", *argv)
+    said = [line for line in lines if line.startswith("C++ kernels")]
+    assert said == ["C++ kernels for the CPU (NovoGrad, LARC): not used: NOVOGRAD_KERNELS=0"]
+    assert lines[-1] == said[0] or argv == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["scheduler"], ["scheduler", "cosine"], ["optimizer", "sgd"], ["--markdown"]], ids=str
+)
+def test_and_not_where_it_does_not_matter(argv, capsys):
+    assert not [line for line in lines_of(capsys, "describe", *argv) if line.startswith("C++ kernels")]
 
 
 def test_describe_a_scheduler(capsys):

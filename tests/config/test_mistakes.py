@@ -1,5 +1,6 @@
 """Every mistake in an optim block is one ConfigError: the key's full path, what is wrong, what is allowed."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 from lightning_novograd.config import parse_optim
+from lightning_novograd.config.arguments import entry_arguments, expected
+from lightning_novograd.config.schema import LARC_ARGUMENTS
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.registry import available_optimizers, get_optimizer
 
 COSINE = {"name": "CosineAnnealing", "warmup_steps": 10, "min_lr": 1e-5}
 
@@ -180,7 +184,15 @@ MISTAKES = [
     pytest.param(block(larc={"larc_mode": "skale"}), "optim.larc.larc_mode", "did you mean 'scale'?", id="larc mode"),
     pytest.param(block(larc={"eps": 1e-8, "epsilon": 1e-7}), "optim.larc.epsilon", "give one", id="larc alias twice"),
     pytest.param({"name": "lbfgs", "larc": True}, "optim.larc", "LARC refuses it", id="larc on LBFGS"),
+    pytest.param(
+        block(larc={"trust_coefficient": 1e60}),
+        "optim.larc.trust_coefficient",
+        "allowed: a number >= 0 that float32 holds",
+        id="larc beyond float32",
+    ),
     pytest.param(block(grad_clip_norm=0), "optim.grad_clip_norm", "must be above 0", id="clip range"),
+    pytest.param(block(grad_clip_norm=1e-50), "optim.grad_clip_norm", "is 0.0 in float32", id="clip of 0 in float32"),
+    pytest.param(block(grad_clip_value=1e39), "optim.grad_clip_value", "beyond float32", id="clip beyond float32"),
     pytest.param(
         block(grad_clip_norm=1, grad_clip_value=1),
         "optim.grad_clip_value",
@@ -250,3 +262,30 @@ def test_a_block_that_contains_itself_is_refused():
     loop["sched"] = loop
     with pytest.raises(ConfigError, match="nested deeper"):
         parse_optim(loop)
+
+
+NUMBERS = [
+    *(
+        (name, key, argument)
+        for name in available_optimizers()
+        for key, argument in entry_arguments(get_optimizer(name)).items()
+    ),
+    *(("LARC", key, argument) for key, argument in LARC_ARGUMENTS.items()),
+]
+
+
+@pytest.mark.parametrize("number", [1e39, 1e60, 1e300, -1e300])
+@pytest.mark.parametrize(
+    ("name", "key", "argument"),
+    [entry for entry in NUMBERS if re.search("integer|number", expected(entry[2].hint))],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_optimizer_takes_what_float32_does_not_hold(name, key, argument, number):
+    """Those of schedules: tests/lr_scheduler."""
+    many = isinstance(argument.default, tuple)
+    for place in range(len(argument.default)) if many else [0]:
+        value = [*argument.default[:place], number, *argument.default[place + 1 :]] if many else number
+        cfg = {"name": "sgd", "larc": {key: value}} if name == "LARC" else {"name": name, key: value}
+        with pytest.raises(ConfigError) as caught:
+            parse_optim(cfg)
+        assert caught.value.path == ("optim.larc." if name == "LARC" else "optim.") + key

@@ -8,6 +8,7 @@ import yaml
 from conftest import ROOT
 
 from lightning_novograd import LARC, build_optimizers, parse_optim
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import get_scheduler
 
 GUIDE = (ROOT / "docs" / "migration.md").read_text()
@@ -52,6 +53,53 @@ def test_timm_filters_bias_and_norm_parameters_alike():
     groups = built(block("timm"), model)["optimizer"].param_groups
     decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {model[0].weight, model[2].weight}
+
+
+ROWS = re.findall(r"^\| `(\{name: .*\})` \| .+ \| `(\{name: .*\})` \|$", GUIDE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("refused", "instead"), ROWS)
+def test_numbers_are_refused_and_can_be_written_otherwise(refused, instead):
+    with pytest.raises(ConfigError):
+        parse_optim(yaml.safe_load(refused))
+    built(yaml.safe_load(instead))
+
+
+def test_there_are_such_rows():
+    assert len(ROWS) >= 10
+
+
+def test_adafactor_is_nemos_with_the_root_of_its_eps():
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    module = torch.nn.Linear(7, 5, bias=False)
+    module.weight.data.copy_(weight)
+    optimizer = built({"name": "adafactor", "lr": 0.01, "eps": [1.0e-15, 1.0e-3]}, module)["optimizer"]
+    row, column = torch.zeros(5), torch.zeros(7)
+    for step in range(1, 20):
+        grad = torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
+        module.weight.grad = grad.clone()
+        optimizer.step()
+        # the formula of fairseq, relative_step and scale_parameter on
+        lr = max(1e-3, weight.norm().item() / 35**0.5) * min(1e-2, step**-0.5)
+        share, square = step**-0.8, grad.square() + 1e-30
+        row, column = row.lerp(square.mean(1), share), column.lerp(square.mean(0), share)
+        update = grad * (row / row.mean()).rsqrt()[:, None] * column.rsqrt()
+        weight = weight - update * lr / max(1.0, update.norm().item() / 35**0.5)
+    # weights below 4 that have moved by 19 steps, each rounded to 2**-23 of them or so
+    torch.testing.assert_close(module.weight.detach(), weight, rtol=0, atol=19 * 4 * 2**-23)
+
+
+def test_what_the_guide_says_of_float16():
+    names = re.search(r"default `eps` of ([\w, \n]+) is 0, and", GUIDE)[1]
+    module = torch.nn.Linear(2, 2).half()
+    said = set(re.findall(r"[A-Z]\w+", names))
+    for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "SparseAdam", "SGD", "Adafactor"):
+        if name in said:
+            with pytest.raises(ConfigError, match="is 0 in float16"):
+                built({"name": name}, module)
+        else:
+            built({"name": name}, module)
+    assert len(said) == 8
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([A-Z]\w+(?:Annealing|Policy|Decay|LR|Plateau))`", GUIDE))))

@@ -17,7 +17,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("bad", [-1, float("nan"), "x", [1]], ids=str)
+@pytest.mark.parametrize("bad", [-1, float("nan"), 1e39, 1e300, "x", [1]], ids=str)
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS, ids=lambda value: value)
 def test_a_bad_value_is_refused_by_the_arguments_name(name, argument, bad):
     phase = argument.removesuffix("_steps").removesuffix("_ratio")

@@ -12,19 +12,23 @@ from lightning_novograd.config import OptimConfig, build_optimizers, parse_optim
 from lightning_novograd.config.arguments import entry_arguments, expected
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.pytorch import _RANGES
-from lightning_novograd.registry import get_optimizer
+from lightning_novograd.registry import get_optimizer, register_optimizer, unregister_optimizer
 
 # argument: (refused, at the borders and still allowed)
 Values = dict[str, tuple[list[Any], list[Any]]]
 NOT_NEGATIVE: tuple[list[Any], list[Any]] = ([-1e-9, -1], [0, 1e-9])
-BETAS = ([[-0.1, 0.9], [0.9, -0.1], [1, 0.9], [0.9, 1], [0.9, 1.5]], [[0, 0], [0, 0.999], [0.999, 0.999]])
+ALMOST_1 = 0.99999999  # in float32 it is 1
+BETAS = (
+    [[-0.1, 0.9], [0.9, -0.1], [1, 0.9], [0.9, 1], [0.9, 1.5], [ALMOST_1, 0.9], [0.9, ALMOST_1]],
+    [[0, 0], [0, 0.999], [0.999, 0.999], [0.9, 0.9999999]],
+)
 EPS = ([0, -1e-8, 1e-46], [1e-30, 1.2e-38])  # in float32 1e-46 is 0
 ADAM: Values = {"lr": NOT_NEGATIVE, "betas": BETAS, "eps": EPS, "weight_decay": NOT_NEGATIVE}
 TABLE: dict[str, Values] = {
     "SGD": {
         "lr": NOT_NEGATIVE,
-        "momentum": ([-0.1, 1, 9], [0, 0.999]),
-        "dampening": ([-0.1, 1, 2], [0, 0.999]),
+        "momentum": ([-0.1, 1, 9, ALMOST_1], [0, 0.999]),
+        "dampening": ([-0.1, 1, 2, ALMOST_1], [0, 0.999]),
         "weight_decay": NOT_NEGATIVE,
     },
     "Adam": ADAM,
@@ -32,7 +36,7 @@ TABLE: dict[str, Values] = {
     "Adamax": ADAM,
     "NAdam": {**ADAM, "momentum_decay": NOT_NEGATIVE},
     "RAdam": ADAM,
-    "SparseAdam": {"lr": ([0, -1], [1e-9]), "betas": BETAS, "eps": EPS},
+    "SparseAdam": {"lr": ([0, -1, 1e-50], [1e-9]), "betas": BETAS, "eps": EPS},
     "Adadelta": {"lr": NOT_NEGATIVE, "rho": ([-0.1, 1.1], [0, 1]), "eps": EPS, "weight_decay": NOT_NEGATIVE},
     "Adagrad": {
         "lr": NOT_NEGATIVE,
@@ -44,16 +48,19 @@ TABLE: dict[str, Values] = {
     "Adafactor": {
         "lr": NOT_NEGATIVE,
         "beta2_decay": ([0.1], [0, -0.8, -2]),
-        "eps": ([[0, 1e-3], [-1, 1e-3], [1e-23, 1e-3], [None, -1]], [[None, 0], [None, 1e-3], [1e-22, 1e-3]]),
+        "eps": (
+            [[0, 1e-3], [-1, 1e-3], [1e-23, 1e-3], [1e20, 1e-3], [None, -1]],
+            [[None, 0], [None, 1e-3], [1e-22, 1e-3]],
+        ),
         "d": ([0, 0.9, -1], [1, 2]),
         "weight_decay": NOT_NEGATIVE,
     },
     "RMSprop": {
         "lr": NOT_NEGATIVE,
-        "alpha": ([-0.1, 1, 2], [0, 0.999]),
+        "alpha": ([-0.1, 1, 2, ALMOST_1], [0, 0.999]),
         "eps": EPS,
         "weight_decay": NOT_NEGATIVE,
-        "momentum": ([-0.1, 1, 9], [0, 0.999]),
+        "momentum": ([-0.1, 1, 9, ALMOST_1], [0, 0.999]),
     },
     "ASGD": {
         "lr": NOT_NEGATIVE,
@@ -102,7 +109,7 @@ NOT_FINITE = [
     for name, values in TABLE.items()
     for key, (_, good) in values.items()
     if not any(isinstance(g, str) for g in good)
-    for bad in (math.nan, math.inf, -math.inf)
+    for bad in (math.nan, math.inf, -math.inf, 1e39, 1e300, -1e300)  # float32 holds none of them
     for value in with_value(good[-1], bad)
 ]
 
@@ -196,6 +203,11 @@ def trained(name: str, args: dict[str, Any], zero: bool, cls: Any = None) -> flo
         ({"name": "rmsprop", "alpha": 0, "centered": True}, "optim.alpha", "with centered it must be above 0"),
         ({"name": "rprop", "step_sizes": [1, 0.5]}, "optim.step_sizes", "must be [smallest, largest]"),
         ({"name": "adafactor", "eps": [1e-30, 1e-3]}, "optim.eps", "must be null or at least 1e-22"),
+        (
+            {"name": "adafactor", "eps": [1e-30, 1e-3]},
+            "optim.eps",
+            "where others have 1e-30, torch has its root, 1e-15",
+        ),
         ({"name": "lbfgs", "line_search_fn": "strong_wolf"}, "optim.line_search_fn", "did you mean 'strong_wolfe'?"),
         (
             {"name": "sgd", "param_groups": [{"match": "*", "momentum": 9}]},
@@ -208,6 +220,8 @@ def trained(name: str, args: dict[str, Any], zero: bool, cls: Any = None) -> flo
             "with centered",
         ),
         ({"name": "adam", "betas": ["a", 0.9]}, "optim.betas", "expected a list of 2 numbers"),
+        ({"name": "sgd", "lr": 1e39}, "optim.lr", "1e+39 is beyond float32, whose largest number is 3.4e+38"),
+        ({"name": "sgd", "momentum": ALMOST_1}, "optim.momentum", "is 1.0 in float32; must be at least 0 and below 1"),
     ],
 )
 def test_the_error_names_the_argument(block, path, problem):
@@ -219,3 +233,96 @@ def test_the_error_names_the_argument(block, path, problem):
 
 def test_adagrad_needs_no_eps_where_its_sum_does_not_begin_at_zero():
     assert math.isfinite(trained("Adagrad", {"eps": 0.0, "initial_accumulator_value": 0.1}, zero=True))
+
+
+# ----------------------------------------------------------------------------- weights of half precision
+
+# refused in float16, still allowed in it: a gradient of zero or so, divided by an eps that is 0 there
+HALF: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    **dict.fromkeys(("Adam", "AdamW"), ([{}, {"eps": 1e-8}, {"foreach": True}], [{"eps": 1e-4}, {"fused": True}])),
+    **dict.fromkeys(("Adamax", "NAdam", "RAdam", "RMSprop"), ([{}, {"eps": 1e-8}, {"foreach": True}], [{"eps": 1e-4}])),
+    "SparseAdam": ([{}, {"eps": 1e-8}], [{"eps": 1e-4}]),
+    "Adagrad": ([{}, {"fused": True}], [{"eps": 1e-4}, {"eps": 0.0, "initial_accumulator_value": 0.1}]),
+    "Adadelta": ([{"eps": 1e-8}], [{}, {"eps": 1e-4}]),
+    "Adafactor": ([{"eps": [1e-4, 1e-3]}], [{}, {"eps": [1e-2, 1e-3]}]),
+    **dict.fromkeys(("SGD", "ASGD", "Rprop", "Muon", "NovoGrad"), ([], [{}])),
+}
+HALF_REFUSED = [(name, args) for name, (bad, _) in HALF.items() for args in bad]
+HALF_ALLOWED = [(name, args) for name, (_, good) in HALF.items() for args in good]
+
+
+def of_half(dtype: torch.dtype = torch.float16) -> nn.Module:
+    return nn.Linear(8, 8, bias=False).to(dtype)  # large enough for a vector of any CPU
+
+
+@pytest.mark.parametrize(("name", "args"), HALF_REFUSED, ids=str)
+def test_an_eps_that_float16_makes_0_is_refused(name, args):
+    block = {"name": name, "lr": 1e-3, **args}
+    with pytest.raises(ConfigError, match=r"is 0 in float16.*at least 0\.(01|0001),") as caught:
+        build_optimizers(block, of_half())
+    assert caught.value.path == "optim.eps"
+    assert "bf16-true" in caught.value.problem
+    build_optimizers(block, of_half(torch.bfloat16))
+    build_optimizers(block, of_half(torch.float32))
+
+
+@pytest.mark.parametrize(("name", "args"), HALF_REFUSED, ids=str)
+def test_torch_makes_nan_or_infinity_of_it_in_float16(name, args):
+    cls = getattr(torch.optim, name)
+    assert not all(math.isfinite(of_half_trained(cls, args, grad)) for grad in (0.0, 1e-5, 1e-3))
+
+
+@pytest.mark.parametrize("grad", [0.0, 1e-5, 1e-3])
+@pytest.mark.parametrize(("name", "args"), HALF_ALLOWED, ids=str)
+def test_float16_with_an_eps_that_it_holds(name, args, grad):
+    build_optimizers({"name": name, "lr": 1e-3, **args}, of_half())
+    assert math.isfinite(of_half_trained(get_optimizer(name).cls, args, grad))
+
+
+def of_half_trained(cls: Any, args: dict[str, Any], grad: float) -> float:
+    module = of_half()
+    optimizer = cls(module.parameters(), lr=1e-3, **args)
+    for _ in range(8):  # RAdam divides from its sixth step on
+        module.weight.grad = torch.full_like(module.weight, grad)
+        if cls is torch.optim.SparseAdam:
+            module.weight.grad = module.weight.grad.to_sparse()
+        optimizer.step()
+    return module.weight.abs().max().item()
+
+
+def test_every_optimizer_of_torch_that_steps_float16_is_in_the_table():
+    assert {*HALF} - {"NovoGrad"} == {*TABLE} - {"LBFGS"}
+
+
+def test_the_square_that_bfloat16_makes_0():
+    block = {"name": "adafactor", "eps": [1e-22, 1e-3]}
+    with pytest.raises(ConfigError, match="is 0 in bfloat16, when squared; write null, or at least 1e-18"):
+        build_optimizers(block, of_half(torch.bfloat16))
+    build_optimizers(block, of_half(torch.float32))
+
+
+def test_a_subclass_without_eps_is_left_alone():
+    class NoEps(torch.optim.Adam):
+        def __init__(self, params, lr=1e-3):
+            torch.optim.Optimizer.__init__(self, params, {"lr": lr})
+
+    register_optimizer("no_eps", NoEps)
+    try:
+        build_optimizers({"name": "no_eps"}, of_half())
+    finally:
+        unregister_optimizer("no_eps")
+
+
+def test_the_group_of_float16_is_named():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).half())
+    block = {"name": "adam", "eps": 1e-4, "param_groups": [{"match": "1.*", "name": "head", "eps": 1e-8}]}
+    with pytest.raises(ConfigError, match="1e-08 of param group 'head' is 0 in float16"):
+        build_optimizers(block, module)
+
+
+def test_a_default_dtype_of_float16_changes_nothing_before_there_is_a_model():
+    torch.set_default_dtype(torch.float16)
+    try:
+        parse_optim({"name": "adam"})
+    finally:
+        torch.set_default_dtype(torch.float32)

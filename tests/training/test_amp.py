@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_fit import BLOCK, Net, loader, trainer
 
+from lightning_novograd.errors import ConfigError
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 
 
@@ -103,3 +105,37 @@ def test_the_schedule_waits_for_the_first_step_too():
     scheduler = run.lr_scheduler_configs[0].scheduler
     assert scheduler.last_epoch == 3
     assert net.lrs == pytest.approx([scheduler.lr_at(step, 0.1) for step in (0, 0, 0, 1, 2)])
+
+
+# ------------------------------------------------------------------------------------------- weights of half precision
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "adagrad"])
+def test_weights_of_float16_need_a_larger_eps(name):
+    def fit(**changes):
+        module = Net({"name": name, "lr": 1e-3, **changes})
+        trainer(precision="16-true", max_steps=6).fit(module, loader(size=12))
+        return module.layer.weight
+
+    with pytest.raises(ConfigError, match=r"^optim\.eps: 1e-\d+ is 0 in float16; write at least 0\.0001"):
+        fit()
+    weight = fit(eps=1e-4)
+    assert weight.dtype is torch.float16
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("larc", [None, True], ids=["bare", "larc"])
+def test_novograd_steps_weights_of_float16_as_they_are(larc):
+    module = Net({"name": "novograd", "lr": 0.01, "larc": larc})
+    with torch.no_grad():
+        module.layer.weight.zero_()
+        module.layer.bias.zero_()  # so that the first gradients are zero
+    start = module.layer.weight.clone()
+    trainer(precision="16-true", max_steps=1).fit(module, loader(size=2))
+    assert torch.equal(module.layer.weight.float(), start)
+    with torch.no_grad():
+        module.layer.bias.fill_(1e-3)
+    trainer(precision="16-true", max_steps=6).fit(module, loader(size=12))
+    assert module.layer.weight.dtype is torch.float16
+    assert module.layer.weight.isfinite().all()
+    assert not torch.equal(module.layer.weight.float(), start)

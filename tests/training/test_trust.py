@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pytest
@@ -228,6 +228,80 @@ def test_a_file_that_is_trusted_builds_what_it_names(tmp_path):
     assert TakesAModule.load_from_checkpoint(path, weights_only=False).inner.start_dim == 2
     given = torch.nn.Flatten(3)
     assert TakesAModule.load_from_checkpoint(path, optim=given).inner is given
+
+
+class Typed(Net):
+    def __init__(
+        self,
+        optim: dict[str, Any] | None = None,
+        width: int = 2,
+        rates: list[float] | None = None,
+        kind: Literal["a", "b"] = "a",
+    ) -> None:
+        super().__init__()
+
+
+MISFITS = {
+    "text": ({"width": "many"}, "'width': expected an integer, got the text 'many'; give width=... to load_from"),
+    "mapping": ({"width": {"a": 1}}, "'width': expected an integer, got a mapping"),
+    "list": ({"rates": [1, "a"]}, "'rates': expected a list of numbers or null, got a list [1, 'a']"),
+    "block": ({"optim": "novagrad"}, " or NoneType, got 'novagrad'; give optim=... to load_from"),
+    "choice": ({"kind": "c"}, "'kind': expected 'a' or 'b', got the text 'c'"),
+    "YAML": ({"optim": "{a: ["}, "'optim': expected dict"),
+    "lines": ({"optim": "a\nb"}, " or NoneType, got 'a\\nb'"),
+    "long": ({"optim": "x" * 5000}, " or NoneType, got 'xxx"),
+    "below": ({"optim": {"name": "sgd"}, "width.x": 3, "width": [3]}, "'width': expected an integer"),
+    "of a class": ({"_class_path": f"{__name__}.Typed", "width": "many"}, "'width': expected an integer, got the text"),
+}
+
+
+@pytest.mark.parametrize(("hyper_parameters", "problem"), MISFITS.values(), ids=MISFITS)
+def test_what_the_clis_parser_refuses_is_one_line(hyper_parameters, problem, tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save(checkpoint(_instantiator=CLI, **hyper_parameters), path)
+    refused(lambda: Typed.load_from_checkpoint(path), tmp_path / "marker", str(path), problem)
+    with pytest.raises(DataError) as caught:
+        Typed.load_from_checkpoint(path, weights_only=False)
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
+def test_so_is_what_only_the_clis_parser_knows(tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save(checkpoint(_instantiator=CLI, optim=[3]), path)
+    problem = " or NoneType, got [3]; give optim=... to load_from"
+    refused(lambda: TakesAFunction.load_from_checkpoint(path), tmp_path / "marker", str(path), problem)
+
+
+BROKEN = {
+    "no state_dict": (lambda c: c.pop("state_dict"), "it has no state_dict"),
+    "state_dict is a list": (lambda c: c.update(state_dict=[1]), "state_dict must be a dict, found list"),
+    "no version": (lambda c: c.pop("pytorch-lightning_version"), "it has no pytorch-lightning_version"),
+    "version is a number": (lambda c: c.update({"pytorch-lightning_version": 3}), "3 is not a version of Lightning"),
+    "version is a text": (lambda c: c.update({"pytorch-lightning_version": "a\nb"}), "is not a version of Lightning"),
+    "no such object": (lambda c: c.update(omegaconf_hyper_parameters=["x"]), "omegaconf_hyper_parameters names 'x'"),
+    "no objects": (lambda c: c.update(omegaconf_hyper_parameters=3), "omegaconf_hyper_parameters must be a list"),
+    "no key": (lambda c: c.update(omegaconf_hyper_parameters=[["x"]]), "omegaconf_hyper_parameters must be a list"),
+    "interpolation": (
+        lambda c: c.update(omegaconf_hyper_parameters=["optim"], hyper_parameters={"optim": {"lr": "${b"}}),
+        "hyper-parameter 'optim' is not for OmegaConf",
+    ),
+    "interpolation of all": (
+        lambda c: c.update(omegaconf_hyper_parameters=[""], hyper_parameters={"optim": {"lr": "${b"}}),
+        "hyper-parameter 'optim' is not for OmegaConf",
+    ),
+    "interpolation of one object": (
+        lambda c: c.update(omegaconf_hyper_parameters=[""], hparams_name="optim", hyper_parameters={"lr": "${b"}),
+        "hyper-parameter 'optim' is not for OmegaConf",
+    ),
+}
+
+
+@pytest.mark.parametrize(("breaks", "problem"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_checkpoint_is_one_line(breaks, problem, tmp_path):
+    path = tmp_path / "x.ckpt"
+    breaks(content := checkpoint())
+    torch.save(content, path)
+    refused(lambda: Net.load_from_checkpoint(path), tmp_path / "marker", str(path), problem)
 
 
 def test_plain_hyper_parameters_of_the_cli_load(tmp_path):

@@ -1,7 +1,6 @@
 """What LARC can be asked for: its options, under OpenSeq2Seq's names too, and which optimizers it wraps."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
+from lightning_novograd.ranges import LARGEST_FLOAT32
 
 TARGETS = ("auto", "gradient", "update")
 # Those of LARC's arguments that stand in the param groups; there the target is the resolved one, the same in all.
@@ -25,8 +25,8 @@ def check_options(group: Mapping[str, Any]) -> None:
         if not isinstance(group[option], bool):
             raise TypeError(f"Invalid {option} value: {group[option]!r}; allowed: True, False")
     for option in ("larc_trust_coefficient", "larc_eps", "larc_min_update"):
-        if not 0.0 <= group[option] < math.inf:
-            raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a finite number >= 0")
+        if not 0.0 <= group[option] <= LARGEST_FLOAT32:
+            raise ValueError(f"Invalid {option} value: {group[option]}; allowed: a number >= 0 that float32 holds")
     if group["larc_target"] not in TARGETS[1:]:
         raise ValueError(
             f"Invalid larc_target value: {group['larc_target']!r}{choices(group['larc_target'], TARGETS[1:])}"

@@ -9,22 +9,32 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_novograd.ranges import LARGEST_FLOAT32, SMALLEST_FLOAT32, in_float32
+
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise for options out of range and for workers that exclude each other."""
     lr, betas = options["lr"], options["betas"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    if not 0.0 <= lr < math.inf:
-        raise ValueError(f"Invalid learning rate: {lr}; allowed: a finite number >= 0")
+    if not (0.0 <= lr < math.inf and lr <= LARGEST_FLOAT32):
+        raise ValueError(f"Invalid learning rate: {lr}; allowed: a number >= 0 that float32 holds")
     if len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas}; allowed: two numbers in [0, 1)")
     for index, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}; allowed: a number in [0, 1)")
-    for option in ("eps", "weight_decay", "luc_trust", "luc_eps"):
-        if not 0.0 <= options[option] < math.inf:
-            raise ValueError(f"Invalid {option} value: {options[option]}; allowed: a finite number >= 0")
+        if in_float32(beta) == 1.0:
+            problem = "allowed: a number in [0, 1), but this is 1 in float32; the largest is 0.9999999"
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}; {problem}")
+    for option in ("weight_decay", "luc_trust"):
+        if not 0.0 <= options[option] <= LARGEST_FLOAT32:
+            raise ValueError(f"Invalid {option} value: {options[option]}; allowed: a number >= 0 that float32 holds")
+    for option in ("eps", "luc_eps"):
+        # the reciprocal of less is infinite in float32, and 0 times that is NaN
+        if options[option] != 0.0 and not SMALLEST_FLOAT32 <= options[option] <= LARGEST_FLOAT32:
+            allowed = f"0, or a number that float32 holds, at least {SMALLEST_FLOAT32:.1e}"
+            raise ValueError(f"Invalid {option} value: {options[option]}; allowed: {allowed}")
     if options["fused"] and options["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if options["differentiable"] and (options["fused"] or options["foreach"]):

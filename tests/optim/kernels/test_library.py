@@ -194,6 +194,94 @@ def test_another_word_is_named_and_switches_nothing_off(places, kernel_library, 
     ]
 
 
+# ------------------------------------------------------------------------------------------------- what `status` says
+
+
+@pytest.mark.parametrize("instructions", ["portable", None])
+@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+def test_status_of_a_good_library(which, instructions, places, kernel_library):
+    places[which].write_bytes(kernel_library.read_bytes())
+    said = status_in_a_new_process(places, instructions)
+    kind = ["came with the package", "built on this machine"][which]
+    assert re.fullmatch(rf"used, with (portable|avx2|avx512) instructions; {kind}: {places[which]}", said), said
+    assert instructions is None or f"with {instructions} instructions" in said
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_status_of_an_unusable_library(how, places, kernel_library, monkeypatch, caplog):
+    spoil, reason = SPOILED[how]
+    places[0].write_bytes(spoil(kernel_library.read_bytes()))
+    monkeypatch.setattr(library, "_registered", False)
+    said = library.status()
+    assert said.startswith(f"not used: {places[0]}: ")
+    assert re.search(reason, said), said
+    assert said.endswith("; `python -m lightning_novograd.optim.kernels.cpu.build` builds new ones")
+    assert "\n" not in said
+    assert not caplog.records
+
+
+def test_status_of_one_that_has_been_replaced(places, kernel_library, built_kernels):
+    """In a process that has loaded another."""
+    places[0].write_bytes(for_another_machine(kernel_library.read_bytes()))
+    assert library.status() == f"used, with unknown instructions; came with the package: {places[0]}"
+
+
+def test_status_without_a_library(places, monkeypatch, caplog):
+    said = "not used: none came with the package or was built on this machine"
+    advice = "; `python -m lightning_novograd.optim.kernels.cpu.build` builds them"
+    assert library.status() == said + advice
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert library.status() == f"{said}, which takes Linux"
+    monkeypatch.setenv("NOVOGRAD_KERNELS", "0")
+    assert library.status() == "not used: NOVOGRAD_KERNELS=0"
+    assert not caplog.records
+
+
+def test_where_the_sources_cannot_be_read(places, monkeypatch, caplog):
+    def fails():
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(library, "sources_hash", fails)
+    assert library.load() is None
+    said = "the folder of built kernels: [Errno 13] Permission denied"
+    assert said in caplog.records[0].getMessage()
+    assert library.status().startswith(f"not used: {said}; ")
+
+
+def test_status_without_a_home(places, monkeypatch):
+    for name in ("NOVOGRAD_KERNEL_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert library.status().startswith("not used: none came with the package")
+
+
+def test_status_builds_nothing(places, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("it compiles"))
+    library.status()
+    assert not any(place.exists() for place in places)
+
+
+STATUS = """
+import sys
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+print(library.status())
+"""
+
+
+def status_in_a_new_process(places, instructions):
+    environment = {name: value for name, value in os.environ.items() if name != "NOVOGRAD_KERNEL_INSTRUCTIONS"}
+    if instructions is not None:
+        environment["NOVOGRAD_KERNEL_INSTRUCTIONS"] = instructions
+    command = [sys.executable, "-c", STATUS, str(places[0])]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
 FRESH = """
 import os, sys
 import torch

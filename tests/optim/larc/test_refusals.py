@@ -13,6 +13,9 @@ BAD_OPTIONS = [
     ({"trust_coefficient": -1.0}, ValueError, "larc_trust_coefficient value: -1.0"),
     ({"eps": float("nan")}, ValueError, "larc_eps value: nan"),
     ({"min_update": float("inf")}, ValueError, "larc_min_update value: inf"),
+    ({"trust_coefficient": 1e60}, ValueError, r"larc_trust_coefficient value: 1e\+60"),
+    ({"min_update": 1e39}, ValueError, r"larc_min_update value: 1e\+39"),
+    ({"eps": 1e300}, ValueError, r"larc_eps value: 1e\+300"),
     ({"clip": "false"}, TypeError, "larc_clip value: 'false'; allowed: True, False"),
     ({"target": "gradiant"}, ValueError, "'gradiant'; did you mean 'gradient'"),
 ]

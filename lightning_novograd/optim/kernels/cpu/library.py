@@ -9,9 +9,11 @@ two differ in the last bits of their results, which must not change in the middl
 taken.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ log = rank_zero_logger(__name__)
 
 PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks like one
 
+_BUILD = "python -m lightning_novograd.optim.kernels.cpu.build"
 _LARGEST = 1 << 26  # bytes; it has some hundred kB
 
 # Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
@@ -57,13 +60,44 @@ def load() -> Any | None:
 
     `NOVOGRAD_KERNELS=0` keeps them away.
     """
-    problems = []
     try:
         if wish() == "0":
             return None
     except BuildError as error:
         log.warning("%s: the C++ kernels are used where they are found.", error)
+    path, problems = _search()
+    if path is not None:
+        return torch.ops.lightning_novograd
+    if problems:
+        log.warning(
+            "The C++ kernels cannot be used: %s. NovoGrad and LARC use torch's own kernels instead, which are slower. "
+            "`%s` builds new ones.",
+            "; ".join(problems),
+            _BUILD,
+        )
+    return None
+
+
+def status() -> str:
+    """In one line: whether the optimizers use the kernels here, whose and with which instructions, or why not."""
+    with contextlib.suppress(BuildError):
+        if wish() == "0":
+            return "not used: NOVOGRAD_KERNELS=0"
+    path, problems = _search()
+    if path is not None:
+        origin = "came with the package" if path == PACKAGED else "built on this machine"
+        return f"used, with {_instructions(path)} instructions; {origin}: {path}"
+    if problems:
+        return f"not used: {'; '.join(problems)}; `{_BUILD}` builds new ones"
+    none = "not used: none came with the package or was built on this machine"
+    return f"{none}; `{_BUILD}` builds them" if sys.platform == "linux" else f"{none}, which takes Linux"
+
+
+def _search() -> tuple[Path | None, list[str]]:
+    """Load the first library that can be used: its path, and what is wrong with those before it."""
+    problems = []
     for place in (lambda: PACKAGED, library_path):
+        path: Path | str = "the folder of built kernels"
         try:
             path = place()
             _open(path)
@@ -72,14 +106,18 @@ def load() -> Any | None:
         except (OSError, AttributeError, UnusableLibraryError) as error:
             problems.append(f"{path}: {error}")
             continue
-        return torch.ops.lightning_novograd
-    if problems:
-        log.warning(
-            "The C++ kernels cannot be used: %s. NovoGrad and LARC use torch's own kernels instead, which are slower. "
-            "`python -m lightning_novograd.optim.kernels.cpu.build` builds new ones.",
-            "; ".join(problems),
-        )
-    return None
+        return path, problems
+    return None, problems
+
+
+def _instructions(path: Path) -> str:
+    """Of those that the library has, which its loops use on this processor."""
+    try:
+        name = ctypes.CDLL(str(path)).lightning_novograd_instructions
+    except (OSError, AttributeError):  # it took the place of the one that this process has loaded
+        return "unknown"
+    name.restype = ctypes.c_char_p
+    return name().decode()
 
 
 def _open(path: Path) -> None:
