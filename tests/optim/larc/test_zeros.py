@@ -111,6 +111,41 @@ def test_corners_follow_the_formulas(inner, worker, dtype):
                         assert_close(state[key], moment, dtype, f"{key}, {where}", moment.abs().amax() + 1, step + 1)
 
 
+# Whether the square is 0 in float32, on both sides of half of its smallest number
+SQUARES = {1e-25: True, 2.6e-23: True, 2.7e-23: False, 1e-19: False}
+# Shorter than a vector of the C++ loops, whole vectors, with a rest, more than a chunk, and more than a dot product
+SIZES = [1, 31, 32, 63, 64, 100, 128, 4096 + 5, (1 << 16) + 5]
+
+
+def stepped(inner, worker, size, weight, grad):
+    """A layer of equal weights and gradients after a step, and its factor."""
+    target, build = INNER[inner]
+    param = torch.nn.Parameter(torch.full((size,), weight))
+    param.grad = torch.full((size,), grad)
+    larc = LARC(build([param], lr=0.1, **WORKERS[worker]), trust_coefficient=1e-3, target=target)
+    larc.step()
+    [(_, factor)] = larc.factors
+    return param.detach(), factor.item()
+
+
+# luc allows such weights no step that would need a factor
+@pytest.mark.parametrize(("inner", "worker"), [case for case in TABLE if "luc" not in case[0]])
+def test_weights_are_zero_at_any_size_where_their_squares_are(inner, worker):
+    for (weight, zero), size in product(SQUARES.items(), SIZES):
+        _, factor = stepped(inner, worker, size, weight, 1.0)
+        assert (factor == 1) == zero, f"{size} weights of {weight}: {factor}"
+
+
+@pytest.mark.parametrize(
+    ("inner", "worker"), [case for case in TABLE if case[0].endswith(("sgd-gradient", "plain-gradient"))]
+)
+def test_a_gradient_is_zero_at_any_size_where_its_squares_are(inner, worker):
+    for (grad, zero), size in product(SQUARES.items(), SIZES):
+        param, factor = stepped(inner, worker, size, 1.0, grad)
+        assert (factor == 1) == zero, f"{size} gradients of {grad}: {factor}"
+        assert (param == 1).all() == zero, f"{size} gradients of {grad}: a zero gradient is not decayed"
+
+
 def test_an_lr_on_the_cpu_is_a_number_for_layers_elsewhere():
     group = {"lr": torch.tensor([0.25]), **dict.fromkeys(OPTIONS, 0.0)}
     assert larc_options(group, torch.empty((), device="meta"))["lr"] == 0.25

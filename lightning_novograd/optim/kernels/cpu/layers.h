@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -81,6 +82,11 @@ inline void add_up(
     firsts[chunks[c].layer] += sums[c].first;
     seconds[chunks[c].layer] += sums[c].second;
   }
+}
+
+// A layer's norm from the sum of its squares, which is rounded to float32 as the sums of all other workers are.
+inline double norm_of(double sum_of_squares) {
+  return std::sqrt(static_cast<double>(static_cast<float>(sum_of_squares)));
 }
 
 // Options of LARC; what they mean stands in larc/factors.py.
