@@ -1,4 +1,4 @@
-"""LARC where something is zero: the formulas in float64, limits written out, against every worker."""
+"""LARC where something is zero or infinite: the formulas in float64, limits written out, against every worker."""
 
 import math
 from itertools import product
@@ -151,3 +151,24 @@ def test_an_lr_on_the_cpu_is_a_number_for_layers_elsewhere():
     assert larc_options(group, torch.empty((), device="meta"))["lr"] == 0.25
     assert isinstance(larc_options(group, torch.empty((), device="meta"))["lr"], float)
     assert isinstance(larc_options(group, torch.empty(()))["lr"], torch.Tensor)
+
+
+# One infinite weight; finite weights whose sum of squares exceeds float32
+INFINITE = {"one": [1.0, -math.inf, *[0.5] * 68], "too large": [1e20] * 70}
+
+
+@pytest.mark.parametrize("min_update", [0.0, 2.0])
+@pytest.mark.parametrize("clip", [True, False], ids=["clip", "scale"])
+@pytest.mark.parametrize("weights", INFINITE.values(), ids=INFINITE)
+@pytest.mark.parametrize(("inner", "worker"), TABLE)
+def test_weights_of_infinite_norm_bound_no_step(inner, worker, weights, clip, min_update):
+    target, build = INNER[inner]
+    params = [torch.nn.Parameter(torch.tensor(weights)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.linspace(1, 2, 70)
+    larc = LARC(build(params[:1], lr=0.1, **WORKERS[worker]), clip=clip, min_update=min_update, target=target)
+    larc.step()
+    build(params[1:], lr=0.1, **WORKERS[worker]).step()
+    [(_, factor)] = larc.factors
+    assert factor == 1
+    torch.testing.assert_close(*params, equal_nan=True)

@@ -38,6 +38,13 @@ Adam adam_of(const LarcAdam& options, double step) {
       options.maximize ? -1.0F : 1.0F};
 }
 
+// weight -= step, of which decay is a part: it leaves infinity as it is, and infinity less infinity would be NaN.
+void descend_from_infinity(float* weight, const float* step, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    weight[i] = std::isinf(weight[i]) && step[i] == weight[i] ? weight[i] : weight[i] - step[i];
+  }
+}
+
 }  // namespace
 
 std::vector<double> larc_sgd_step(
@@ -107,9 +114,12 @@ std::vector<double> larc_adam_step(
       factors[i] = larc.update_factor(norm_of(weight_sq_norms[i]), norm_of(step_sq_norms[i]), options.lr);
     }
     for_each_chunk(threads, chunks, [&](const Chunk& chunk, int64_t) {
-      cpu.descend(
-          layers[chunk.layer].weight + chunk.begin, room + chunk.room, chunk.size,
-          static_cast<float>(factors[chunk.layer]));
+      float* weight = layers[chunk.layer].weight + chunk.begin;
+      if (std::isinf(norm_of(weight_sq_norms[chunk.layer]))) {  // then the factor is 1
+        descend_from_infinity(weight, room + chunk.room, chunk.size);
+      } else {
+        cpu.descend(weight, room + chunk.room, chunk.size, static_cast<float>(factors[chunk.layer]));
+      }
     });
   });
   return factors;

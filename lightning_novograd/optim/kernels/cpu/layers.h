@@ -97,8 +97,7 @@ struct Larc {
   double min_update;
 
   double gradient_factor(double weight_norm, double grad_norm, double lr, double weight_decay) const {
-    // Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
-    const double length = grad_norm + (weight_decay == 0 ? 0 : weight_decay * weight_norm) + eps;
+    const double length = grad_norm + weight_decay * weight_norm + eps;
     return limited(ratio(trust_coefficient * weight_norm, clip ? lr * length : length), weight_norm, grad_norm);
   }
 
@@ -113,7 +112,7 @@ struct Larc {
   }
 
   double limited(double factor, double weight_norm, double norm) const {
-    if (norm == 0) {
+    if (norm == 0 || std::isinf(weight_norm)) {  // weights of infinite norm bound no step
       return 1;
     }
     if (weight_norm == 0) {
