@@ -172,3 +172,18 @@ def test_weights_of_infinite_norm_bound_no_step(inner, worker, weights, clip, mi
     [(_, factor)] = larc.factors
     assert factor == 1
     torch.testing.assert_close(*params, equal_nan=True)
+
+
+# torch's own fused AdamW refuses it
+@pytest.mark.parametrize(("inner", "worker"), [case for case in TABLE if case != ("adamw-update", "fused")])
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(inner, worker):
+    """As torch makes it in forward-mode differentiation."""
+    target, build = INNER[inner]
+    pairs = [list(layers(torch.float32)[0].values()) for _ in range(2)]
+    for params, zeros in zip(pairs, (torch.zeros, torch._efficientzerotensor), strict=True):
+        larc = LARC(build(params, lr=0.1, **WORKERS[worker]), target=target)
+        for step in range(3):
+            for index, param in enumerate(params):
+                param.grad = zeros(param.shape) if (index + step) % 2 else torch.ones_like(param)
+            larc.step()
+    torch.testing.assert_close(*pairs)
