@@ -90,7 +90,8 @@ class LARC(Optimizer):
 
     Where the weights, the gradient or (target update) the step of a layer are all zero, :math:`f = 1`: weights can
     leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. With target gradient, a zero gradient
-    is not decayed. Weights of infinite norm bound no step: :math:`f = 1`. Where :math:`\gamma = 0`, :math:`r / \gamma` is 0 for :math:`r = 0` and infinite for all others.
+    is not decayed. Weights of infinite norm bound no step: :math:`f = 1`. Where :math:`\gamma = 0`,
+    :math:`r / \gamma` is 0 for :math:`r = 0` and infinite for all others.
 
     Args:
         optimizer: the optimizer to wrap, which keeps `param_groups`, `state` and `defaults` for both.
