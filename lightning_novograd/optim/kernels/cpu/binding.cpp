@@ -320,7 +320,8 @@ VISIBLE const char lightning_novograd_sources[] = "lightning_novograd sources " 
 // Makes the operators known to torch; whether that went well. Not done when the library is loaded, where a failure
 // would end the process.
 VISIBLE bool lightning_novograd_register() {
-  return registered();
+  static const bool good = registered();  // once, however often the Python module that calls this is imported
+  return good;
 }
 
 // The instructions that the loops use in this process.
