@@ -157,6 +157,9 @@ class NovoGrad(Optimizer):
         super().add_param_group(param_group)
         self._layers |= layers
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_unscales": self._unscales}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from optim_db import DTYPES, WORKERS, layers, set_grads
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import LARC, NovoGrad
 from lightning_novograd.optim.novograd import functional
 
 
@@ -73,6 +73,18 @@ def test_a_copy_continues_alike(copied, worker, after):
     train(optimizer2, params2, range(after, after + 3))
     assert_equal(params, params2)
     assert repr(optimizer) == repr(optimizer2)
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, LARC], ids=["bare", "larc"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_a_copy_leaves_unscaling_to_whom_the_original_leaves_it(copied, wrap, unscales):
+    inner = NovoGrad([parameter(3)], fused=True)
+    inner._step_supports_amp_scaling = unscales
+    twin = copied(copied(wrap(inner)))
+    assert getattr(twin, "optimizer", twin)._step_supports_amp_scaling == unscales
+    twin.load_state_dict(twin.state_dict())
+    assert getattr(twin, "optimizer", twin)._step_supports_amp_scaling == unscales
 
 
 @pytest.mark.parametrize("worker", WORKERS)
