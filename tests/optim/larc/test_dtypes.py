@@ -21,7 +21,7 @@ TABLE = [
 ]
 # Where a step works in half precision, it rounds: the gradient (times its factor, plus the decay), the moment (times
 # beta, plus the gradient; once more with nesterov), the weight, and the way from the old weight, which is shortened.
-# Each errs by half of eps at most, and they rarely go one way: in half precision no more is allowed than by assert_close.
+# Each errs by half of eps at most, and they rarely go one way: half precision gets no more than by assert_close.
 ROUNDINGS = 8
 HALF = {torch.bfloat16: 1.6e-2, torch.float16: 1e-3}
 

@@ -9,12 +9,13 @@ import numpy as np
 import optim_db
 import pytest
 import torch
+from optim.novograd.cuda_cases import interpret
 from reference import ReferenceNovoGrad
 from torch import Tensor
 from triton.runtime import interpreter
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.novograd import cuda, functional
+from lightning_novograd.optim.novograd import cuda
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
 
@@ -24,10 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture(autouse=True)
 def worker(monkeypatch):
-    monkeypatch.setattr(functional, "_fused_worker", lambda device: cuda.fused_cuda_novograd)
-    monkeypatch.setattr(cuda, "_plans", type(cuda._plans)())
-    monkeypatch.setattr(cuda, "CHUNK", 512)
-    monkeypatch.setattr(cuda, "BLOCK", 256)
+    interpret(monkeypatch)
     monkeypatch.setattr(interpreter, "_convert_float", rounded_to_nearest)
 
 

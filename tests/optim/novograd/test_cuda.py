@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optim.novograd.cuda_cases import look_like_cuda
 from torch import Tensor
 
 from lightning_novograd.optim import NovoGrad
@@ -125,10 +126,7 @@ def test_chunk_table_counts_beyond_32_bits():
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """What asks for the type of device is told "cuda"; nothing is known of kernels yet."""
-    monkeypatch.setattr(functional, "_device_types", lambda params: {"cuda"})
-    monkeypatch.setattr(probe, "_problems", {})
-    monkeypatch.setattr(probe, "_warned", set())
+    look_like_cuda(monkeypatch)
 
 
 def with_gradient() -> torch.nn.Parameter:
