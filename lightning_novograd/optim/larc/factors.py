@@ -22,8 +22,7 @@ def gradient_factors(
     min_update: float,
 ) -> Tensor:
     """One factor per layer, for its gradient with decay: what :class:`LARC` calls f for `target="gradient"`."""
-    # Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
-    lengths = (grad_norms if weight_decay == 0 else grad_norms + weight_decay * weight_norms) + eps
+    lengths = grad_norms + weight_decay * weight_norms + eps
     factors = _ratios(trust_coefficient * weight_norms, lr * lengths if clip else lengths)
     return _limited(factors, weight_norms, grad_norms, clip, min_update)
 
@@ -67,7 +66,8 @@ def _ratios(bounds: Tensor, lengths: Tensor) -> Tensor:
 def _limited(factors: Tensor, weight_norms: Tensor, norms: Tensor, clip: bool, min_update: float) -> Tensor:
     factors = factors.clamp(min=min_update)
     factors = factors.masked_fill(weight_norms == 0, min_update if min_update > 0 else 1.0)
-    factors = factors.masked_fill(norms == 0, 1.0)
+    # Weights of infinite norm bound no step, and what the formulas give for them may be NaN.
+    factors = factors.masked_fill((norms == 0) | weight_norms.isinf(), 1.0)
     return factors.clamp(max=1.0) if clip else factors
 
 

@@ -87,8 +87,15 @@ def update_layers(
     found_inf: Tensor | None = None,
 ) -> None:
     """One NovoGrad step over the layers of a param group, by the worker that is asked for or else the fastest."""
-    if not layers.params:
-        return
+    if layers.params:
+        worker, layers, options = chosen_worker(layers, options, foreach=foreach, fused=fused)
+        worker(layers, options, grad_scale, found_inf)
+
+
+def chosen_worker(
+    layers: Layers, options: Options, *, foreach: bool | None, fused: bool | None
+) -> tuple[Worker, Layers, Options]:
+    """The worker of a param group that has layers, and what it is to be called with; where none fits, this raises."""
     if options.capturable and not torch.compiler.is_compiling():
         supported = _get_capturable_supported_devices()
         if not all(p.device.type in supported for p in layers.params):
@@ -112,7 +119,7 @@ def update_layers(
         worker = scaled_novograd  # nothing can look into the kernels
     else:
         worker = multi_tensor_novograd if foreach else single_tensor_novograd
-    worker(layers, options, grad_scale, found_inf)
+    return worker, layers, options
 
 
 def _with_lr_at_hand(options: Options, params: list[Tensor]) -> Options:

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _device_dtype_check_for_fu
 
 from lightning_novograd.optim.checkpoint.convert import in_our_format
 from lightning_novograd.optim.norms import accumulation_dtype
-from lightning_novograd.optim.novograd.functional import update_layers
+from lightning_novograd.optim.novograd.functional import chosen_worker
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import (
@@ -159,6 +159,9 @@ class NovoGrad(Optimizer):
         super().add_param_group(param_group)
         self._layers |= layers
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_unscales": self._unscales}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
@@ -287,16 +290,15 @@ class NovoGrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        # All groups are gathered before any is updated: errors change nothing, and the norms of layers that are spread
-        # over processes are summed in one all-reduce for the whole optimizer.
+        # All groups are gathered and find their workers before any is updated: errors change nothing, and the norms of
+        # layers that are spread over processes are summed in one all-reduce for the whole optimizer.
         gathered = with_sharded_norms([self.layers_of(group) for group in self.param_groups])
-        for group, layers in zip(self.param_groups, gathered, strict=True):
-            update_layers(
-                layers,
-                Options.of(group),
-                foreach=group["foreach"],
-                fused=group["fused"],
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-            )
+        chosen = [
+            chosen_worker(layers, Options.of(group), foreach=group["foreach"], fused=group["fused"])
+            for group, layers in zip(self.param_groups, gathered, strict=True)
+            if layers.params
+        ]
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for worker, layers, options in chosen:
+            worker(layers, options, grad_scale, found_inf)
         return loss

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim.optimizer import Optimizer, _device_dtype_check_for_fused
 
 from lightning_novograd.ranges import LARGEST_FLOAT32, SMALLEST_FLOAT32, in_float32
 
@@ -76,6 +76,16 @@ def refuse_flattened(param: Tensor, layers: Mapping[int, torch.Size | None]) -> 
             f"NovoGrad needs whole layers, but a parameter of shape {tuple(param.shape)} is a flattened partition "
             "(DeepSpeed ZeRO, or alike); use torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
         )
+
+
+def refuse_unfused(optimizer: Optimizer) -> None:
+    """Raise for a layer in any group that `fused=True` refuses in its first step, before a layer has changed."""
+    groups, state = optimizer.param_groups, optimizer.state
+    if len(state) < sum(len(group["params"]) for group in groups):  # else all have made their first step
+        for group in groups:
+            for param in group["params"] if group["fused"] else ():
+                if param.grad is not None and param not in state:
+                    _device_dtype_check_for_fused(param)
 
 
 def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

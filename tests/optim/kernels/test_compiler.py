@@ -1,6 +1,9 @@
 """How the kernels are compiled, and what is said where they cannot be."""
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +39,33 @@ def test_the_compiler_may_be_several_words(told, tmp_path):
         p.name for p in compiler.FOLDER.glob("*.cpp")
     }
     assert [p.name for p in target.parent.iterdir()] == ["kernels.so"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu.compiler import compile_kernels
+os.environ["CXX"] = f"{sys.executable} -c 'import os; os.kill({os.getpid()}, 9)'"
+compile_kernels(Path(sys.argv[1]))
+"""
+
+
+def test_the_folder_of_a_killed_build_goes_with_a_later_one(told, tmp_path):
+    target = tmp_path / "cache" / "kernels.so"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", KILLED, target]).returncode == -signal.SIGKILL
+    old, young = target.parent.iterdir()
+    (target.parent / "tmp_of_others").mkdir()  # the folder may be /tmp
+    link = target.parent / f"{old.name}_link"
+    link.symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    before = old.stat().st_mtime - 2 * 3600
+    for path in (old, target.parent / "tmp_of_others", tmp_path / "kept", link):
+        os.utime(path, (before, before), follow_symlinks=False)
+    compile_kernels(target)
+    left = {target.name, young.name, "tmp_of_others", link.name}
+    assert {path.name for path in target.parent.iterdir()} == left, "the young one may be at work"
+    assert (tmp_path / "kept").exists()
 
 
 def test_only_torchs_stable_interface_is_used():

@@ -86,7 +86,7 @@ SPOILED = {
 def test_an_unusable_library_is_named_in_one_warning(how, which, places, kernel_library, monkeypatch, caplog):
     spoil, reason = SPOILED[how]
     places[which].write_bytes(spoil(kernel_library.read_bytes()))
-    monkeypatch.setattr(library, "_registered", False)
+    monkeypatch.setattr(library, "_registered", None)
     steps()
     assert library.load() is None
     [record] = caplog.records
@@ -133,7 +133,7 @@ def test_so_is_what_cannot_be_read_to_its_end(which, places, caplog):
 def test_one_that_torch_refuses_is_named(places, kernel_library, built_kernels, monkeypatch, caplog):
     """As where another library has taken the names of the operators."""
     places[0].write_bytes(kernel_library.read_bytes())
-    monkeypatch.setattr(library, "_registered", False)
+    monkeypatch.setattr(library, "_registered", None)
     steps()
     assert library.load() is None
     [record] = caplog.records
@@ -315,3 +315,32 @@ def test_in_a_fresh_process(folder, places, kernel_library, tmp_path):
     assert run.stdout.strip() == str(folder == "open"), run.stderr
     assert ("Permission denied" in run.stderr) == (folder == "closed")
     assert run.stderr.count("cannot be used") == (folder == "closed")
+
+
+AGAIN = """
+import importlib, sys
+from pathlib import Path
+
+def loaded(library):
+    library.PACKAGED = Path(sys.argv[1])
+    return library.load()
+
+from lightning_novograd.optim.kernels.cpu import library
+first = loaded(library)
+if sys.argv[2] == "reload":
+    library = importlib.reload(library)
+else:
+    for name in [name for name in sys.modules if name.startswith("lightning_novograd")]:
+        del sys.modules[name]
+    library = importlib.import_module("lightning_novograd.optim.kernels.cpu.library")
+print(first is not None and loaded(library) is first)
+"""
+
+
+@pytest.mark.parametrize("how", ["reload", "import"])
+def test_importing_it_again_does_no_harm(how, places, kernel_library):
+    """As notebooks do; the operators are in torch already."""
+    command = [sys.executable, "-c", AGAIN, str(kernel_library), how]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+    assert not run.stderr

@@ -29,6 +29,8 @@ FLAGS = (
     f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
 )
 
+_BUILDING = "building_kernels_"  # how the names of the folders begin in which libraries are made
+_ABANDONED = 3600  # seconds; a build takes some ten
 
 # Follows the library in its file, and a SHA-256 of all before it follows this
 _SEAL = b"\0lightning_novograd sha256 "
@@ -81,7 +83,8 @@ def compile_kernels(target: Path) -> Path:
     compiler, torch = _compiler(), _torch()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=target.parent) as folder:
+            _remove_abandoned(Path(folder))
             library = Path(folder) / target.name
             command = [
                 *compiler,
@@ -100,6 +103,21 @@ def compile_kernels(target: Path) -> Path:
     except OSError as error:
         raise BuildError(f"the CPU kernels could not be built to {target}: {error}") from error
     return target
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds have left: folders like `folder`, which is new, that are older by an hour.
+
+    Ages are those of the file system, whose clock may differ from this machine's.
+    """
+    now = folder.stat().st_mtime
+    for other in folder.parent.glob(f"{_BUILDING}*"):
+        try:
+            age = now - other.lstat().st_mtime
+        except OSError:  # gone in the meantime
+            continue
+        if age > _ABANDONED:
+            shutil.rmtree(other, ignore_errors=True)  # which follows no link
 
 
 def _compiler() -> list[str]:

@@ -29,8 +29,9 @@ PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks
 _BUILD = "python -m lightning_novograd.optim.kernels.cpu.build"
 _LARGEST = 1 << 26  # bytes; it has some hundred kB
 
-# Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
-_registered = False
+# The sources of the library whose operators torch knows, kept when this module is reloaded: operators cannot be taken
+# back, nor can another library's take their place.
+_registered: str | None = globals().get("_registered")
 
 
 class UnusableLibraryError(Exception):
@@ -128,13 +129,13 @@ def _open(path: Path) -> None:
     if os.path.exists(path) and not readable:
         raise UnusableLibraryError("it is not a library")
     check_library(path.read_bytes())
-    if _registered:
+    if _registered == sources_hash():
         return
     library = ctypes.CDLL(str(path))
     library.lightning_novograd_register.restype = ctypes.c_bool
     if not library.lightning_novograd_register():
         raise UnusableLibraryError("torch refused its operators")
-    _registered = True
+    _registered = sources_hash()
 
 
 def check_library(content: bytes) -> None:
