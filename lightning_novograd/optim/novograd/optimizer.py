@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _device_dtype_check_for_fused, _use_grad_for_differentiable
 
 from lightning_novograd.optim.checkpoint.convert import in_our_format
+from lightning_novograd.optim.kernels.tracing import is_transformed
 from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.functional import update_layers
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
@@ -234,7 +235,13 @@ class NovoGrad(Optimizer):
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+                dtype = accumulation_dtype(p.dtype)
+                # vmap has one for each of its layers
+                state["exp_avg_sq"] = (
+                    p.new_zeros((), dtype=dtype)
+                    if is_transformed()
+                    else torch.zeros((), dtype=dtype, device=p.device)
+                )
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
