@@ -22,6 +22,7 @@ from lightning_novograd.optim.novograd.validation import (
     check_same_parameters,
     known_shape,
     listed_params,
+    refuse_conjugated,
     refuse_flattened,
 )
 from lightning_novograd.registry import register_optimizer
@@ -238,9 +239,7 @@ class NovoGrad(Optimizer):
                 dtype = accumulation_dtype(p.dtype)
                 # vmap has one for each of its layers
                 state["exp_avg_sq"] = (
-                    p.new_zeros((), dtype=dtype)
-                    if is_transformed()
-                    else torch.zeros((), dtype=dtype, device=p.device)
+                    p.new_zeros((), dtype=dtype) if is_transformed() else torch.zeros((), dtype=dtype, device=p.device)
                 )
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
@@ -253,7 +252,10 @@ class NovoGrad(Optimizer):
         dtypes = set(map(_DTYPE, params))
         if dtypes != {torch.float32} or set(map(_DTYPE, exp_avg_sqs)) != dtypes:  # apart, since it is rarely so
             self._convert_scalars(params, exp_avg_sqs, max_exp_avg_sqs)
-        return any(dtype.is_complex for dtype in dtypes)
+        has_complex = any(dtype.is_complex for dtype in dtypes)
+        if has_complex:
+            refuse_conjugated([*params, *exp_avgs])
+        return has_complex
 
     def _convert_scalars(self, params: list[Tensor], exp_avg_sqs: list[Tensor], max_exp_avg_sqs: list[Tensor]) -> None:
         """Convert second moments where the model has been widened or narrowed, in the state and in the lists."""

@@ -1,7 +1,7 @@
 """What NovoGrad refuses: options out of range, pieces of layers, and states of other parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,14 @@ def refuse_flattened(param: Tensor, layers: Mapping[int, torch.Size | None]) -> 
         raise ValueError(
             f"NovoGrad needs whole layers, but a parameter of shape {tuple(param.shape)} is a flattened partition "
             "(DeepSpeed ZeRO, or alike); use torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
+        )
+
+
+def refuse_conjugated(tensors: Sequence[Tensor]) -> None:
+    """Raise for tensors with the conjugate bit: their memory, which a step writes, holds other values."""
+    if any(map(Tensor.is_conj, tensors)):
+        raise RuntimeError(
+            "NovoGrad does not support parameters or moments with the conjugate bit; resolve_conj() gives one without it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Under transforms, tracing and fake tensors a step does what it does without: on other values than were traced, too."""
+"""Under transforms, tracing and fake tensors a step is what it is without, also on other values than were traced."""
 
 import pytest
 import torch
@@ -76,7 +76,9 @@ def test_a_graph_steps_on_other_gradients(name, pre_dispatch):
 def test_vmap(build, batched):
     weights, grads = torch.linspace(1, 2, 3 * NUMEL).view(3, NUMEL), torch.linspace(-1, 1, 3 * NUMEL).view(3, NUMEL)
     expected = torch.stack([new_step(build)(weights[i], grads[i] if batched else grads[0]) for i in range(3)])
-    found = torch.func.vmap(new_step(build), in_dims=(0, 0 if batched else None))(weights, grads if batched else grads[0])
+    found = torch.func.vmap(new_step(build), in_dims=(0, 0 if batched else None))(
+        weights, grads if batched else grads[0]
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
