@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.log import every_rank_logger
 from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, is_whole, sources_hash, wish
 
-log = rank_zero_logger(__name__)
+log = every_rank_logger(__name__)
 
 PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks like one
 
