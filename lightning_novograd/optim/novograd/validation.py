@@ -72,7 +72,7 @@ def refuse_conjugated(tensors: Sequence[Tensor]) -> None:
     """Raise for tensors with the conjugate bit: their memory, which a step writes, holds other values."""
     if any(map(Tensor.is_conj, tensors)):
         raise RuntimeError(
-            "NovoGrad does not support parameters or moments with the conjugate bit; resolve_conj() gives one without it"
+            "NovoGrad does not support parameters or moments with the conjugate bit; resolve_conj() gives one without"
         )
 
 
