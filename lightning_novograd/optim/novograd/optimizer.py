@@ -18,6 +18,7 @@ from lightning_novograd.optim.novograd.functional import update_layers
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import (
+    SCALARS,
     check_options,
     check_same_parameters,
     known_shape,
@@ -28,7 +29,6 @@ from lightning_novograd.optim.novograd.validation import (
 from lightning_novograd.registry import register_optimizer
 
 _DTYPE = attrgetter("dtype")
-_SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 @register_optimizer("NovoGrad")
@@ -179,7 +179,7 @@ class NovoGrad(Optimizer):
 
         Raises:
             ValueError: the saved groups or states belong to other parameters, to parameters in another order, or to an
-                optimizer that goes on by another formula.
+                optimizer that goes on by another formula; a saved option is out of range. Then nothing has changed.
 
         """
         state_dict = in_our_format(state_dict)
@@ -189,13 +189,15 @@ class NovoGrad(Optimizer):
         # The base class casts every state to its parameter's dtype; put the second moments back as they were saved.
         def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             check_same_parameters(optimizer, state_dict)
+            for group in state_dict["param_groups"]:
+                check_options({**optimizer.defaults, **group})
             saved_state.update(state_dict["state"])
             saved_ids.extend(i for group in state_dict["param_groups"] for i in group["params"])
 
         def restore(optimizer: Optimizer) -> None:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for param, saved_id in zip(params, saved_ids, strict=True):
-                for key in _SCALARS:
+                for key in SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
                             torch.as_tensor(saved_state[saved_id][key], device=param.device)
@@ -264,7 +266,7 @@ class NovoGrad(Optimizer):
             if exp_avg_sqs[i].dtype is dtype:
                 continue
             state = self.state[p]
-            state.update({key: state[key].to(dtype) for key in _SCALARS if key in state})
+            state.update({key: state[key].to(dtype) for key in SCALARS if key in state})
             exp_avg_sqs[i] = state["exp_avg_sq"]
             if max_exp_avg_sqs:
                 max_exp_avg_sqs[i] = state["max_exp_avg_sq"]

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
+
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise for options out of range and for workers that exclude each other."""
@@ -94,7 +96,8 @@ def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> N
             if not state:
                 continue
             where = f"loaded state dict, parameter {position} of group {index}"
-            if "exp_avg" not in state or "exp_avg_sq" not in state or torch.as_tensor(state["exp_avg_sq"]).numel() != 1:
+            scalars = [torch.as_tensor(state[key]) for key in SCALARS if key in state]
+            if not {"exp_avg", "exp_avg_sq"} <= state.keys() or any(scalar.numel() != 1 for scalar in scalars):
                 raise ValueError(f"{where}: not a NovoGrad state (a layer's exp_avg and a scalar exp_avg_sq)")
             if not is_lazy(param) and state["exp_avg"].shape != param.shape:
                 raise ValueError(
