@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from lightning_novograd.optim.kernels.tracing import is_traced
 
 # Layers, and the vector of their factors
 Factors = list[tuple[list[Tensor], Tensor]]
@@ -46,8 +47,8 @@ def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """What the two functions above need from a param group; a tensor lr like the norms."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
-        # A CPU's lr goes to a GPU as a number, for which nothing waits; torch.compile cannot look at it.
-        as_number = lr.is_cpu and not like.is_cpu and not torch.compiler.is_compiling()
+        # A CPU's lr goes to a GPU as a number, for which nothing waits; where it is traced it may not be looked at.
+        as_number = lr.is_cpu and not like.is_cpu and not is_traced()
         lr = float(lr) if as_number else lr.reshape(()).to(like)
     return {
         "lr": lr,
@@ -72,5 +73,9 @@ def _limited(factors: Tensor, weight_norms: Tensor, norms: Tensor, clip: bool, m
 
 
 def numbers(factors: Tensor) -> Sequence[float | Tensor]:
-    """The factors as numbers on the CPU, where looking at them costs nothing; elsewhere as 0-dim tensors."""
-    return factors.tolist() if factors.device.type == "cpu" else factors.unbind()
+    """The factors as numbers on the CPU, where looking at them costs nothing; elsewhere as 0-dim tensors.
+
+    Tensors they are also where the step is traced: `tolist` shows itself to no dispatcher, so that numbers would be
+    baked into a graph.
+    """
+    return factors.tolist() if factors.device.type == "cpu" and not is_traced() else factors.unbind()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from lightning_novograd.optim.kernels.tracing import is_traced
+from lightning_novograd.optim.kernels.tracing import is_traced, is_transformed
 from lightning_novograd.optim.norms import any_sharded
 from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
@@ -129,7 +129,7 @@ def _with_lr_at_hand(options: Options, params: list[Tensor]) -> Options:
     nothing waits; in a CUDA graph that number stays what it was. Layers on a CPU have to wait for a GPU's lr.
     """
     lr = options.lr
-    if not isinstance(lr, Tensor) or lr.requires_grad or torch.compiler.is_compiling():
+    if not isinstance(lr, Tensor) or lr.requires_grad or is_traced():
         return options
     devices = _devices(params)
     if devices == {lr.device}:
@@ -191,7 +191,7 @@ def _default_worker(params: list[Tensor], options: Options) -> tuple[bool, bool]
     if options.differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
         return False, False
     if is_traced():
-        return False, True
+        return False, not is_transformed()
     devices = _device_types(params)
     fused = devices <= {"cpu", "cuda"} and (
         "cuda" not in devices or may_launch(_cuda_params(params, devices), options.luc)

@@ -12,21 +12,23 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _device_dtype_check_for_fused, _use_grad_for_differentiable
 
 from lightning_novograd.optim.checkpoint.convert import in_our_format
+from lightning_novograd.optim.kernels.tracing import is_transformed
 from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.functional import chosen_worker
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import (
+    SCALARS,
     check_options,
     check_same_parameters,
     known_shape,
     listed_params,
+    refuse_conjugated,
     refuse_flattened,
 )
 from lightning_novograd.registry import register_optimizer
 
 _DTYPE = attrgetter("dtype")
-_SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 @register_optimizer("NovoGrad")
@@ -180,7 +182,7 @@ class NovoGrad(Optimizer):
 
         Raises:
             ValueError: the saved groups or states belong to other parameters, to parameters in another order, or to an
-                optimizer that goes on by another formula.
+                optimizer that goes on by another formula; a saved option is out of range. Then nothing has changed.
 
         """
         state_dict = in_our_format(state_dict)
@@ -190,13 +192,15 @@ class NovoGrad(Optimizer):
         # The base class casts every state to its parameter's dtype; put the second moments back as they were saved.
         def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             check_same_parameters(optimizer, state_dict)
+            for group in state_dict["param_groups"]:
+                check_options({**optimizer.defaults, **group})
             saved_state.update(state_dict["state"])
             saved_ids.extend(i for group in state_dict["param_groups"] for i in group["params"])
 
         def restore(optimizer: Optimizer) -> None:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for param, saved_id in zip(params, saved_ids, strict=True):
-                for key in _SCALARS:
+                for key in SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
                             torch.as_tensor(saved_state[saved_id][key], device=param.device)
@@ -237,7 +241,11 @@ class NovoGrad(Optimizer):
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+                dtype = accumulation_dtype(p.dtype)
+                # vmap has one for each of its layers
+                state["exp_avg_sq"] = (
+                    p.new_zeros((), dtype=dtype) if is_transformed() else torch.zeros((), dtype=dtype, device=p.device)
+                )
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
@@ -249,7 +257,10 @@ class NovoGrad(Optimizer):
         dtypes = set(map(_DTYPE, params))
         if dtypes != {torch.float32} or set(map(_DTYPE, exp_avg_sqs)) != dtypes:  # apart, since it is rarely so
             self._convert_scalars(params, exp_avg_sqs, max_exp_avg_sqs)
-        return any(dtype.is_complex for dtype in dtypes)
+        has_complex = any(dtype.is_complex for dtype in dtypes)
+        if has_complex:
+            refuse_conjugated([*params, *exp_avgs])
+        return has_complex
 
     def _convert_scalars(self, params: list[Tensor], exp_avg_sqs: list[Tensor], max_exp_avg_sqs: list[Tensor]) -> None:
         """Convert second moments where the model has been widened or narrowed, in the state and in the lists."""
@@ -258,7 +269,7 @@ class NovoGrad(Optimizer):
             if exp_avg_sqs[i].dtype is dtype:
                 continue
             state = self.state[p]
-            state.update({key: state[key].to(dtype) for key in _SCALARS if key in state})
+            state.update({key: state[key].to(dtype) for key in SCALARS if key in state})
             exp_avg_sqs[i] = state["exp_avg_sq"]
             if max_exp_avg_sqs:
                 max_exp_avg_sqs[i] = state["max_exp_avg_sq"]

@@ -1,7 +1,7 @@
 """What NovoGrad refuses: options out of range, pieces of layers, and states of other parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, _device_dtype_check_for_fused
 
 from lightning_novograd.ranges import LARGEST_FLOAT32, SMALLEST_FLOAT32, in_float32
+
+SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -88,6 +90,14 @@ def refuse_unfused(optimizer: Optimizer) -> None:
                     _device_dtype_check_for_fused(param)
 
 
+def refuse_conjugated(tensors: Sequence[Tensor]) -> None:
+    """Raise for tensors with the conjugate bit: their memory, which a step writes, holds other values."""
+    if any(map(Tensor.is_conj, tensors)):
+        raise RuntimeError(
+            "NovoGrad does not support parameters or moments with the conjugate bit; resolve_conj() gives one without"
+        )
+
+
 def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Raise where a state_dict was saved for other parameters; Optimizer itself compares only the groups' sizes."""
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
@@ -106,7 +116,8 @@ def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> N
             if not state:
                 continue
             where = f"loaded state dict, parameter {position} of group {index}"
-            if "exp_avg" not in state or "exp_avg_sq" not in state or torch.as_tensor(state["exp_avg_sq"]).numel() != 1:
+            scalars = [torch.as_tensor(state[key]) for key in SCALARS if key in state]
+            if not {"exp_avg", "exp_avg_sq"} <= state.keys() or any(scalar.numel() != 1 for scalar in scalars):
                 raise ValueError(f"{where}: not a NovoGrad state (a layer's exp_avg and a scalar exp_avg_sq)")
             if not is_lazy(param) and state["exp_avg"].shape != param.shape:
                 raise ValueError(

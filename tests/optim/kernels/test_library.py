@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,91 @@ def status_in_a_new_process(places, instructions):
         environment["NOVOGRAD_KERNEL_INSTRUCTIONS"] = instructions
     command = [sys.executable, "-c", STATUS, str(places[0])]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
+@pytest.mark.parametrize("word", ["sse9", "AVX2"])
+def test_so_are_other_instructions(word, places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNEL_INSTRUCTIONS", word)
+    assert library.load() is not None
+    [record] = caplog.records
+    assert f"NOVOGRAD_KERNEL_INSTRUCTIONS={word} is none of avx512, avx2, portable" in record.getMessage()
+
+
+@pytest.mark.parametrize("word", ["", "avx512", "avx2", "portable"])
+def test_the_instructions_that_there_are_pass_in_silence(word, places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNEL_INSTRUCTIONS", word)
+    assert library.load() is not None
+    assert not caplog.records
+
+
+def test_a_library_that_a_packager_has_stripped_is_named(places, kernel_library, caplog):
+    if not shutil.which("strip"):
+        pytest.skip("needs strip: install binutils")
+    places[0].write_bytes(kernel_library.read_bytes())
+    subprocess.run(["strip", "--strip-unneeded", places[0]], check=True)
+    steps()
+    [record] = caplog.records
+    assert "has changed since it was built, as by strip" in record.getMessage()
+
+
+LOADED = """
+import ctypes, sys
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+assert library.load() is not None
+path = sys.argv[1] if Path(sys.argv[1]).exists() else library.library_path()
+print(Path(path).resolve() if str(Path(path).resolve()) in Path("/proc/self/maps").read_text() else "not mapped")
+"""
+
+
+@pytest.mark.parametrize("place", ["packaged", "built", ".", "~/built", "./built/../built"])
+def test_a_library_is_loaded_from_wherever_it_lies(place, places, kernel_library, tmp_path):
+    """In a new process: once torch knows the operators nothing more is loaded."""
+    path = places[place != "packaged"]
+    path.write_bytes(kernel_library.read_bytes())
+    folder = path.parent if place in ("packaged", "built") else place
+    variables = {"NOVOGRAD_KERNEL_DIR": str(folder), "HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, str(places[0])],
+        env=os.environ | variables,
+        cwd=path.parent if place == "." else tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == str(path), run.stderr
+    assert not run.stderr
+
+
+THREADS = """
+import os, sys, threading
+import torch
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+for _ in range(20):
+    if os.fork() == 0:
+        barrier, found = threading.Barrier(4), []
+        threads = [threading.Thread(target=lambda: (barrier.wait(), found.append(library.load()))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.write(1, f"{sum(ops is not None for ops in [*found, library.load()])}\\n".encode())
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["good", "damaged"])
+def test_threads_may_ask_at_the_same_time(good, places, kernel_library):
+    """As those that train several small models: each time in a new process, where nothing is loaded."""
+    places[0].write_bytes(kernel_library.read_bytes() if good else b"damaged")
+    run = subprocess.run([sys.executable, "-c", THREADS, str(places[0])], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["5" if good else "0"] * 20
+    assert run.stderr.count("cannot be used") == (0 if good else 20)
 
 
 FRESH = """
