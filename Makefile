@@ -35,11 +35,16 @@ wheel: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --exclude 'libtorch*' -w dist dist/unchecked/*.whl
 	rm -rf dist/unchecked
 
-# The tests of numbers under other CPUs' instructions, with one thread and two (tests/isa.py)
-NUMERIC := tests/optim tests/lr_scheduler tests/large_batch tests/recipes/model tests/test_before_rooms.py
+# The tests of numbers that depend on a CPU's instructions, under other ones, with one thread and two (tests/isa.py)
+NUMERIC := tests/optim/test_norms.py tests/optim/test_complex.py \
+  $(addprefix tests/optim/kernels/test_,instructions.py memory.py) \
+  $(addprefix tests/optim/novograd/test_,cpu.py dtypes.py golden.py layers_given.py scaler.py traced.py workers.py) \
+  $(addprefix tests/optim/larc/test_,conformance.py cpu.py dtypes.py factors.py golden.py identity.py neighbours.py \
+    pieces.py targets.py update.py zeros.py) \
+  tests/lr_scheduler/test_golden.py tests/recipes/model tests/test_before_rooms.py
 
 test-isa: $(VENV)/.installed
-	$(BIN)/python tests/isa.py -n $(JOBS) -m "not slow and not gpu" $(NUMERIC)
+	$(BIN)/python tests/isa.py -m "not slow and not gpu" $(NUMERIC)
 
 GOLDEN := tests/optim/novograd/test_golden.py tests/optim/larc/test_golden.py tests/lr_scheduler/test_golden.py \
   tests/recipes/model/test_features.py tests/recipes/model/test_jasper.py tests/test_before_rooms.py

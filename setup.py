@@ -30,6 +30,12 @@ def compiler_module() -> ModuleType:
     return module
 
 
+def _works(compiler: ModuleType, library: Path) -> bool:
+    """Whether a library that an earlier build has left is as one that this build would make."""
+    content = library.read_bytes() if library.is_file() else b""
+    return bool(compiler.is_whole(content) and compiler.is_of_these_sources(content))
+
+
 class BuildKernels(Command):
     """A step of `build`, as setuptools' own are."""
 
@@ -48,8 +54,8 @@ class BuildKernels(Command):
         compiler = compiler_module()
         wish = compiler.wish()
         target = Path(self.get_outputs()[0]).absolute()
-        target.unlink(missing_ok=True)  # of an earlier build
         if wish == "0":
+            target.unlink(missing_ok=True)  # of an earlier build
             return
         try:
             compiler.compile_kernels(target)
@@ -57,8 +63,11 @@ class BuildKernels(Command):
         except compiler.BuildError as error:
             if wish == "require":
                 raise
-            reason = str(error).splitlines()[0]
-            print(f"lightning-novograd is built without its C++ kernels: {reason}", file=sys.stderr)
+            self.built = _works(compiler, target)
+            if not self.built:
+                target.unlink(missing_ok=True)  # what an earlier build has left is of other sources, or damaged
+            which = "with the C++ kernels of an earlier build" if self.built else "without its C++ kernels"
+            print(f"lightning-novograd is built {which}: {str(error).splitlines()[0]}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
         return [os.path.join(ROOT if self.editable_mode else self.build_lib or "", FOLDER, "lib", "kernels.so")]

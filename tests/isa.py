@@ -36,7 +36,8 @@ def main() -> int:
             print(row + "| this CPU lacks it | |", flush=True)
             continue
         ours = {"ATEN_CPU_CAPABILITY": capability, "NOVOGRAD_KERNEL_INSTRUCTIONS": kernels}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]
+        processes = max(1, (os.cpu_count() or 1) // int(threads))  # more of two threads each slow one another tenfold
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"-n{processes}", *sys.argv[1:]]
         start = time.monotonic()
         environment = os.environ | ours | libraries | {"OMP_NUM_THREADS": threads}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

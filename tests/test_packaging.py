@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from lightning_novograd.optim.kernels.cpu import compiler
+
 COMPOSE = """
 import lightning_novograd
 from hydra import compose, initialize_config_module
@@ -129,7 +131,12 @@ def test_wheel_holds_configs_and_recipes_but_no_tests(dist):
 def test_every_source_is_shipped(dist):
     [wheel] = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    patterns = ("lightning_novograd/**/*.py", "lightning_novograd/optim/kernels/cpu/*.[ch]*", "hydra_plugins/**/*.py")
+    patterns = (
+        "lightning_novograd/**/*.py",
+        "lightning_novograd/optim/kernels/cpu/*.cpp",
+        "lightning_novograd/optim/kernels/cpu/*.h",
+        "hydra_plugins/**/*.py",
+    )
     sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     shipped = {p.relative_to(ROOT).as_posix() for p in sources}
     shipped |= {f"lightning_novograd/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("recipes/**/*.py")}
@@ -167,6 +174,49 @@ def test_kernels_that_are_required_are_an_error_when_they_cannot_be_built(tmp_pa
     with pytest.raises(subprocess.CalledProcessError) as error:
         build_dist(tmp_path, "--wheel", NOVOGRAD_KERNELS="require", CXX="false")
     assert "false could not build the CPU kernels" in error.value.output
+
+
+def kernels_after_a_build(folder: Path, library: bytes, **variables: str) -> tuple[Path, str]:
+    """Where the library of an earlier build would be after one in which no compiler works, and what was said."""
+    shutil.copytree(ROOT / "lightning_novograd", folder / "lightning_novograd", ignore=shutil.ignore_patterns("*.so"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    target = folder / "build/lib/lightning_novograd/optim/kernels/cpu/lib/kernels.so"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(library)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_kernels"],
+        cwd=folder,
+        env={**os.environ, "CXX": "false", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert (done.returncode == 0) == (variables.get("NOVOGRAD_KERNELS") != "require"), done.stdout
+    return target, done.stdout
+
+
+OF_THESE_SOURCES = compiler.sealed(
+    b"\x7fELF\2\1 lightning_novograd sources " + compiler.sources_hash().encode() + b"\0"
+)
+
+
+@pytest.mark.parametrize(
+    ("library", "wish", "kept"),
+    [
+        (OF_THESE_SOURCES, "1", True),
+        (OF_THESE_SOURCES, "require", True),
+        (OF_THESE_SOURCES, "0", False),
+        (OF_THESE_SOURCES[:-1], "1", False),
+        (compiler.sealed(b"of others"), "1", False),
+    ],
+    ids=["good", "required", "unwanted", "damaged", "stale"],
+)
+def test_a_build_that_fails_takes_no_library_that_works(library, wish, kept, tmp_path):
+    target, said = kernels_after_a_build(tmp_path, library, NOVOGRAD_KERNELS=wish)
+    assert target.exists() is kept
+    assert ("without its C++ kernels" in said) == (wish == "1" and not kept)
+    assert ("with the C++ kernels of an earlier build" in said) == (wish == "1" and kept)
 
 
 @pytest.mark.slow

@@ -72,8 +72,13 @@ def placed_like(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """A complex tensor as a real one with a last dimension of two; any other tensor as it is."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    """A complex tensor as a real one with a last dimension of two, in the same memory; any other tensor as it is.
+
+    Raises:
+        RuntimeError: the tensor's conjugate bit is set: memory holds other values than the tensor.
+
+    """
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -108,7 +113,7 @@ def squared_norms(tensors: Sequence[Tensor], layers: Sequence[Tensor] | None = N
 
 
 def _local_squared_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    tensors = [real_view(t) for t in tensors]
+    tensors = [real_view(t.resolve_conj()) for t in tensors]
     compiling = torch.compiler.is_compiling()
     norms: list[Tensor | None] = [None] * len(tensors)
     by_dtype: dict[tuple[torch.device, torch.dtype], list[int]] = {}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from mistakes import refused
 from omegaconf import OmegaConf
 
 from lightning_novograd.config import parse_optim
@@ -207,10 +208,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("cfg", "path", "problem"), MISTAKES)
 def test_a_mistake_is_one_error_with_its_path(cfg, path, problem):
-    with pytest.raises(ConfigError) as caught:
+    with refused(path, problem):
         parse_optim(cfg)
-    assert caught.value.path == path
-    assert problem in caught.value.problem
 
 
 def test_the_path_is_relative_to_where_the_block_is():

@@ -4,32 +4,18 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from optim.novograd.cuda_cases import ON_GPU, break_launches, count_plans, count_probes, forget_launches
 
 from lightning_novograd.optim import LARC, NovoGrad
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_GPU
 
 WORKERS = [{"fused": True}, {"foreach": True}, {"foreach": False, "fused": False}, {}]
 
 
-@pytest.fixture(autouse=True)
-def triton():
-    pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    yield
-    torch.cuda.synchronize()
-
-
 @pytest.fixture
 def unknown(monkeypatch):
-    """As in a process in which nothing was launched yet."""
-    from lightning_novograd.optim.novograd import probe
-
-    monkeypatch.setattr(probe, "_problems", {})
-    monkeypatch.setattr(probe, "_warned", set())
-    return probe
+    forget_launches(monkeypatch)
 
 
 def layers(device="cuda", dtype=torch.float32) -> list[torch.nn.Parameter]:
@@ -51,8 +37,7 @@ def set_grads(params: list[torch.nn.Parameter], seed: int = 1) -> None:
 def test_the_default_is_fused_after_one_probe(dtype, luc, unknown, monkeypatch, caplog):
     from lightning_novograd.optim.novograd import cuda
 
-    probes, steps = [], []
-    monkeypatch.setattr(unknown, "_step", lambda kind, step=unknown._step: probes.append(kind) or step(kind))
+    probes, steps = count_probes(monkeypatch), []
     fused = cuda.fused_cuda_novograd
     monkeypatch.setattr(cuda, "fused_cuda_novograd", lambda *args: steps.append(args) or fused(*args))
     params = layers(dtype=dtype)
@@ -66,12 +51,7 @@ def test_the_default_is_fused_after_one_probe(dtype, luc, unknown, monkeypatch, 
 
 
 def test_a_failing_launch_means_foreach_and_one_warning(unknown, monkeypatch, caplog):
-    from lightning_novograd.optim.kernels.cuda import novograd as kernels
-
-    def fail(*args, **kwargs):
-        raise RuntimeError("Failed to find C compiler.")
-
-    monkeypatch.setattr(kernels.update, "run", fail)
+    break_launches(monkeypatch, RuntimeError("Failed to find C compiler."))
     params, others = layers(), layers()
     optimizers = [NovoGrad(params), NovoGrad(others, foreach=True)]
     for step in range(3):
@@ -144,10 +124,7 @@ def test_a_tensor_lr_from_elsewhere_is_moved_without_waiting(home, worker, luc):
 
 
 def test_tables_are_made_once_where_the_first_layer_is_complex(monkeypatch):
-    from lightning_novograd.optim.novograd import cuda
-
-    made = []
-    monkeypatch.setattr(cuda, "_Plan", lambda *args, plan=cuda._Plan: made.append(1) or plan(*args))
+    made = count_plans(monkeypatch)
     params = [torch.nn.Parameter(torch.ones(5, device="cuda", dtype=torch.complex64)), *layers()]
     optimizer = NovoGrad(params)
     for _ in range(4):

@@ -3,21 +3,12 @@
 import optim_db
 import pytest
 import torch
+from optim.novograd.cuda_cases import ON_GPU
 from reference import ReferenceNovoGrad
 
 from lightning_novograd.optim import NovoGrad
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
-
-@pytest.fixture(autouse=True)
-def triton():
-    pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    yield
-    torch.cuda.synchronize()
+pytestmark = ON_GPU
 
 
 def on_device(params: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:

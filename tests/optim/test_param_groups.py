@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mistakes import refused
 from torch import nn
 
 from lightning_novograd.errors import ConfigError
@@ -192,10 +193,8 @@ def test_no_decay_splits_rules_but_a_rules_own_weight_decay_stays():
     ],
 )
 def test_what_selects_nothing_is_an_error(rules, no_decay, path, problem):
-    with pytest.raises(ConfigError) as caught:
+    with refused(path, problem):
         built(Net(), rules, no_decay)
-    assert caught.value.path == path
-    assert problem in caught.value.problem
 
 
 def test_a_shorthand_beside_others_may_match_nothing():
@@ -216,10 +215,8 @@ def test_two_groups_of_one_name_are_an_error(rules, index, whose):
     """Lightning's LearningRateMonitor refuses them, but only when the fit begins."""
     name = "default" if len(rules) == 1 else "slow"
     rules = [replace(r, name=name, path=f"optim.param_groups[{i}]") for i, r in enumerate(rules)]
-    with pytest.raises(ConfigError) as caught:
+    with refused(f"optim.param_groups[{index}].name", f"{name!r} is the group of {whose} too"):
         built(Net(), rules)
-    assert caught.value.path == f"optim.param_groups[{index}].name"
-    assert f"{name!r} is the group of {whose} too" in caught.value.problem
 
 
 def test_names_made_of_patterns_may_collide():

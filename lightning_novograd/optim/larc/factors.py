@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from lightning_novograd.optim.kernels.tracing import is_traced
 
 # Layers, and the vector of their factors
 Factors = list[tuple[list[Tensor], Tensor]]
@@ -22,8 +23,7 @@ def gradient_factors(
     min_update: float,
 ) -> Tensor:
     """One factor per layer, for its gradient with decay: what :class:`LARC` calls f for `target="gradient"`."""
-    # Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
-    lengths = (grad_norms if weight_decay == 0 else grad_norms + weight_decay * weight_norms) + eps
+    lengths = grad_norms + weight_decay * weight_norms + eps
     factors = _ratios(trust_coefficient * weight_norms, lr * lengths if clip else lengths)
     return _limited(factors, weight_norms, grad_norms, clip, min_update)
 
@@ -47,8 +47,8 @@ def larc_options(group: Mapping[str, Any], like: Tensor) -> dict[str, Any]:
     """What the two functions above need from a param group; a tensor lr like the norms."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
-        # A CPU's lr goes to a GPU as a number, for which nothing waits; torch.compile cannot look at it.
-        as_number = lr.is_cpu and not like.is_cpu and not torch.compiler.is_compiling()
+        # A CPU's lr goes to a GPU as a number, for which nothing waits; where it is traced it may not be looked at.
+        as_number = lr.is_cpu and not like.is_cpu and not is_traced()
         lr = float(lr) if as_number else lr.reshape(()).to(like)
     return {
         "lr": lr,
@@ -67,10 +67,15 @@ def _ratios(bounds: Tensor, lengths: Tensor) -> Tensor:
 def _limited(factors: Tensor, weight_norms: Tensor, norms: Tensor, clip: bool, min_update: float) -> Tensor:
     factors = factors.clamp(min=min_update)
     factors = factors.masked_fill(weight_norms == 0, min_update if min_update > 0 else 1.0)
-    factors = factors.masked_fill(norms == 0, 1.0)
+    # Weights of infinite norm bound no step, and what the formulas give for them may be NaN.
+    factors = factors.masked_fill((norms == 0) | weight_norms.isinf(), 1.0)
     return factors.clamp(max=1.0) if clip else factors
 
 
 def numbers(factors: Tensor) -> Sequence[float | Tensor]:
-    """The factors as numbers on the CPU, where looking at them costs nothing; elsewhere as 0-dim tensors."""
-    return factors.tolist() if factors.device.type == "cpu" else factors.unbind()
+    """The factors as numbers on the CPU, where looking at them costs nothing; elsewhere as 0-dim tensors.
+
+    Tensors they are also where the step is traced: `tolist` shows itself to no dispatcher, so that numbers would be
+    baked into a graph.
+    """
+    return factors.tolist() if factors.device.type == "cpu" and not is_traced() else factors.unbind()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_novograd.optim.kernels.tracing import is_traced, is_transformed
 from lightning_novograd.optim.larc.factors import Factors, gradient_factors, larc_options, numbers
 from lightning_novograd.optim.larc.memory import Scratch
 from lightning_novograd.optim.larc.pieces import ParamGroup, stackable, with_gradient
@@ -26,7 +27,8 @@ def _scaled_gradients(groups: list[ParamGroup], layers: list[Tensor], scratch: S
     """Copies of the layers' gradients with weight decay, times the layers' factors; and the factors."""
     grads = [placed_like(p.grad, p) for p in layers if p.grad is not None]
     sq_norms = squared_norms([*layers, *grads])
-    scaled = scratch.like(grads)
+    # memory that is kept would be a constant of the graph, or another mode's
+    scaled = [torch.empty_like(grad) for grad in grads] if is_traced() else scratch.like(grads)
     result: Factors = []
     for group, indices in stackable(groups):
         weight_norms = torch.stack([sq_norms[i] for i in indices]).sqrt()
@@ -41,16 +43,20 @@ def _scaled_gradients(groups: list[ParamGroup], layers: list[Tensor], scratch: S
         # A factor of 0 keeps a zero gradient free of decay, as in apex.
         for i, factor in zip(indices, numbers(factors.masked_fill(grad_norms == 0, 0.0)), strict=True):
             out, grad, weight = (local_shard(t[i]) for t in (scaled, grads, layers))
-            _decay_and_scale(out, grad, weight, decay, factor)
+            if is_transformed():
+                scaled[i] = _decayed_and_scaled(grad, weight, decay, factor)
+            else:
+                _decayed_and_scaled(grad, weight, decay, factor, out)
     return scaled, result
 
 
-def _decay_and_scale(out: Tensor, grad: Tensor, weight: Tensor, weight_decay: float, factor: float | Tensor) -> None:
-    """`out = factor * (grad + weight_decay * weight)`."""
+def _decayed_and_scaled(
+    grad: Tensor, weight: Tensor, weight_decay: float, factor: float | Tensor, out: Tensor | None = None
+) -> Tensor:
+    """`factor * (grad + weight_decay * weight)`."""
     if weight_decay == 0:
-        torch.mul(grad, factor, out=out)
-    else:
-        torch.add(grad, weight, alpha=weight_decay, out=out).mul_(factor)
+        return torch.mul(grad, factor, out=out)
+    return torch.add(grad, weight, alpha=weight_decay, out=out).mul_(factor)
 
 
 @contextmanager

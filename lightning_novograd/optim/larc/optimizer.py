@@ -34,6 +34,7 @@ from lightning_novograd.optim.larc.options import (
     check_one_target,
     check_optimizer,
     check_options,
+    refuse_sparse_gradients,
     settle_options,
 )
 from lightning_novograd.optim.larc.pieces import ParamGroup, cache_sized, restricted_to
@@ -41,7 +42,7 @@ from lightning_novograd.optim.larc.update import limited_step
 from lightning_novograd.optim.norms import is_sharded
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
 from lightning_novograd.optim.novograd.options import Options
-from lightning_novograd.optim.novograd.validation import listed_params
+from lightning_novograd.optim.novograd.validation import listed_params, refuse_unfused
 
 # A step of one param group's layers: their factors, and the layers that it leaves to others
 FusedStep = Callable[[], tuple[Factors, list[Tensor]]]
@@ -90,7 +91,8 @@ class LARC(Optimizer):
 
     Where the weights, the gradient or (target update) the step of a layer are all zero, :math:`f = 1`: weights can
     leave zero. With `min_update > 0`, zero weights have :math:`f = \mu`. With target gradient, a zero gradient
-    is not decayed. Where :math:`\gamma = 0`, :math:`r / \gamma` is 0 for :math:`r = 0` and infinite for all others.
+    is not decayed. Weights of infinite norm bound no step: :math:`f = 1`. Where :math:`\gamma = 0`,
+    :math:`r / \gamma` is 0 for :math:`r = 0` and infinite for all others.
 
     Args:
         optimizer: the optimizer to wrap, which keeps `param_groups`, `state` and `defaults` for both.
@@ -304,9 +306,7 @@ class LARC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_groups()
-        for group in self.param_groups:
-            if group["larc"] and any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
-                raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
+        refuse_sparse_gradients([g for g in self.param_groups if g["larc"] or isinstance(self.optimizer, NovoGrad)])
         self.factors.clear()  # in place: the compiler of torch 2.10 takes no new value for the attribute
         if self._divisible():
             self._step_in_pieces()
@@ -332,6 +332,8 @@ class LARC(Optimizer):
 
         Norms, scaling and the step each pass over the same memory; on a CPU most of their time is spent waiting for it.
         """
+        if isinstance(self.optimizer, NovoGrad):
+            refuse_unfused(self.optimizer)
         # the C++ kernels use the cores' own caches, of which two threads have about as much as one shared cache
         caches = max(1, torch.get_num_threads() // 2) if library.load() is not None else 1
         for group in self.param_groups:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
@@ -109,6 +110,13 @@ def check_group(kind: str, index: int, group: Mapping[str, Any], params: Iterabl
             "LARC needs whole layers, but FSDP1 or DeepSpeed flattened them; use "
             "torch.distributed.fsdp.fully_shard, in Lightning ModelParallelStrategy"
         )
+
+
+def refuse_sparse_gradients(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise for a sparse gradient in any of the param groups."""
+    for group in groups:
+        if any(p.grad is not None and p.grad.layout != torch.strided for p in group["params"]):
+            raise RuntimeError("LARC does not support sparse gradients; use a dense embedding (sparse=False)")
 
 
 def larc_arguments_from_openseq2seq(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_novograd.optim.kernels.tracing import is_traced, is_transformed
 from lightning_novograd.optim.larc.factors import Factors, larc_options, numbers, update_factors
 from lightning_novograd.optim.larc.memory import Scratch
 from lightning_novograd.optim.larc.native import save
@@ -35,11 +36,13 @@ class _Start:
     def __init__(self, groups: list[ParamGroup], scratch: Scratch) -> None:
         self._groups = groups
         self._layers = [p for group in groups for p in with_gradient(group)]
-        size = max(p.numel() for p in self._layers)  # torch.compile knows max of numbers, not max with a key
-        largest = next(p for p in self._layers if p.numel() == size)
-        *copies, self._difference = scratch.like([*self._layers, largest])
-        self._before = [real_view(local_shard(p)) for p in copies]
         self._after = [real_view(local_shard(p)) for p in self._layers]
+        self._difference: Tensor | None = None
+        if is_traced():  # memory that is kept would be a constant of the graph, or another mode's
+            self._before = [p.clone() for p in self._after]
+            return
+        *copies, self._difference = scratch.like([*self._layers, max(self._layers, key=Tensor.numel)])
+        self._before = [real_view(local_shard(p)) for p in copies]
         torch._foreach_copy_(self._before, self._after)
 
     def shorten_steps(self) -> Factors:
@@ -59,7 +62,7 @@ class _Start:
 
 
 def _squared_norms_and_distances(
-    before: list[Tensor], after: list[Tensor], layers: list[Tensor], scratch: Tensor
+    before: list[Tensor], after: list[Tensor], layers: list[Tensor], scratch: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The squared norms of `before` and of `after - before`: of whole layers, where these are local shards.
 
@@ -67,11 +70,16 @@ def _squared_norms_and_distances(
         before: real tensors.
         after: as `before`.
         layers: what `before` and `after` are the local shards of.
-        scratch: memory for one difference, as large as the largest; overwritten.
+        scratch: memory for one difference, as large as the largest; overwritten. None: there is none.
 
     """
-    if not all(b.device.type == "cpu" and b.dtype == scratch.dtype for b in before) or any(map(is_sharded, layers)):
-        sq_norms = squared_norms([*before, *torch._foreach_sub(after, before)], [*layers, *layers])
+    if (
+        scratch is None
+        or not all(b.device.type == "cpu" and b.dtype == scratch.dtype for b in before)
+        or any(map(is_sharded, layers))
+    ):
+        steps = torch._foreach_sub(after, before) if not is_transformed() else map(torch.sub, after, before)
+        sq_norms = squared_norms([*before, *steps], [*layers, *layers])
         return sq_norms[: len(before)], sq_norms[len(before) :]
     distances, scratch = [], scratch.as_strided((scratch.numel(),), (1,))
     for a, b in zip(after, before, strict=True):
@@ -83,7 +91,7 @@ def _squared_norms_and_distances(
 
 def _shorten_step(before: Tensor, after: Tensor, factor: float | Tensor) -> None:
     """`after = before + factor * (after - before)`, exactly `after` for a factor of 1 and `before` for 0."""
-    if isinstance(factor, float) or after.dtype == factor.dtype:
+    if isinstance(factor, float) or (after.dtype == factor.dtype and not is_transformed()):
         torch.lerp(before, after, factor, out=after)
     else:
         after.copy_(torch.lerp(before.to(factor.dtype), after.to(factor.dtype), factor))

@@ -16,6 +16,7 @@ all others (float64, gradients of another layout or dtype) go to the foreach wor
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -176,6 +177,11 @@ def fused_cuda_novograd(
         scaled_novograd(layers, options, grad_scale, found_inf)
         return
     addresses = _Addresses.of(layers, options.amsgrad)
+    if (
+        0 in addresses.grads
+    ):  # of an empty layer, or of zeros without memory, as forward-mode differentiation makes them
+        layers = replace(layers, grads=[grad.clone() if grad._is_zerotensor() else grad for grad in layers.grads])
+        addresses = addresses._replace(grads=_addresses(layers.grads))
     plan = _plan(layers, addresses, options.amsgrad)
     written = [layers.params, layers.exp_avgs, layers.exp_avg_sqs]
     written += [layers.max_exp_avg_sqs] if options.amsgrad else []

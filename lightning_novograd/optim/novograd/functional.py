@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from lightning_novograd.optim.kernels.tracing import is_traced
+from lightning_novograd.optim.kernels.tracing import is_traced, is_transformed
 from lightning_novograd.optim.norms import any_sharded
 from lightning_novograd.optim.novograd.cpu import fused_cpu_novograd
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
@@ -87,8 +87,15 @@ def update_layers(
     found_inf: Tensor | None = None,
 ) -> None:
     """One NovoGrad step over the layers of a param group, by the worker that is asked for or else the fastest."""
-    if not layers.params:
-        return
+    if layers.params:
+        worker, layers, options = chosen_worker(layers, options, foreach=foreach, fused=fused)
+        worker(layers, options, grad_scale, found_inf)
+
+
+def chosen_worker(
+    layers: Layers, options: Options, *, foreach: bool | None, fused: bool | None
+) -> tuple[Worker, Layers, Options]:
+    """The worker of a param group that has layers, and what it is to be called with; where none fits, this raises."""
     if options.capturable and not torch.compiler.is_compiling():
         supported = _get_capturable_supported_devices()
         if not all(p.device.type in supported for p in layers.params):
@@ -112,7 +119,7 @@ def update_layers(
         worker = scaled_novograd  # nothing can look into the kernels
     else:
         worker = multi_tensor_novograd if foreach else single_tensor_novograd
-    worker(layers, options, grad_scale, found_inf)
+    return worker, layers, options
 
 
 def _with_lr_at_hand(options: Options, params: list[Tensor]) -> Options:
@@ -122,7 +129,7 @@ def _with_lr_at_hand(options: Options, params: list[Tensor]) -> Options:
     nothing waits; in a CUDA graph that number stays what it was. Layers on a CPU have to wait for a GPU's lr.
     """
     lr = options.lr
-    if not isinstance(lr, Tensor) or lr.requires_grad or torch.compiler.is_compiling():
+    if not isinstance(lr, Tensor) or lr.requires_grad or is_traced():
         return options
     devices = _devices(params)
     if devices == {lr.device}:
@@ -184,7 +191,7 @@ def _default_worker(params: list[Tensor], options: Options) -> tuple[bool, bool]
     if options.differentiable or not set(map(type, params)) <= {Tensor, torch.nn.Parameter}:
         return False, False
     if is_traced():
-        return False, True
+        return False, not is_transformed()
     devices = _device_types(params)
     fused = devices <= {"cpu", "cuda"} and (
         "cuda" not in devices or may_launch(_cuda_params(params, devices), options.luc)

@@ -64,11 +64,11 @@ class Layers:
         )
 
     def real(self) -> "Layers":
-        """Complex layers as real ones with one more dimension."""
+        """Complex layers as real ones with one more dimension, in the same memory where it is written to."""
         return replace(
             self,
             params=[real_view(t) for t in self.params],
-            grads=[real_view(t) for t in self.grads],
+            grads=[real_view(t.resolve_conj()) for t in self.grads],
             exp_avgs=[real_view(t) for t in self.exp_avgs],
             has_complex=False,
         )

@@ -12,21 +12,23 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _device_dtype_check_for_fused, _use_grad_for_differentiable
 
 from lightning_novograd.optim.checkpoint.convert import in_our_format
+from lightning_novograd.optim.kernels.tracing import is_transformed
 from lightning_novograd.optim.norms import accumulation_dtype
-from lightning_novograd.optim.novograd.functional import update_layers
+from lightning_novograd.optim.novograd.functional import chosen_worker
 from lightning_novograd.optim.novograd.layers import Layers, with_sharded_norms
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import (
+    SCALARS,
     check_options,
     check_same_parameters,
     known_shape,
     listed_params,
+    refuse_conjugated,
     refuse_flattened,
 )
 from lightning_novograd.registry import register_optimizer
 
 _DTYPE = attrgetter("dtype")
-_SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 @register_optimizer("NovoGrad")
@@ -159,6 +161,9 @@ class NovoGrad(Optimizer):
         super().add_param_group(param_group)
         self._layers |= layers
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_unscales": self._unscales}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
@@ -177,7 +182,7 @@ class NovoGrad(Optimizer):
 
         Raises:
             ValueError: the saved groups or states belong to other parameters, to parameters in another order, or to an
-                optimizer that goes on by another formula.
+                optimizer that goes on by another formula; a saved option is out of range. Then nothing has changed.
 
         """
         state_dict = in_our_format(state_dict)
@@ -187,13 +192,15 @@ class NovoGrad(Optimizer):
         # The base class casts every state to its parameter's dtype; put the second moments back as they were saved.
         def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             check_same_parameters(optimizer, state_dict)
+            for group in state_dict["param_groups"]:
+                check_options({**optimizer.defaults, **group})
             saved_state.update(state_dict["state"])
             saved_ids.extend(i for group in state_dict["param_groups"] for i in group["params"])
 
         def restore(optimizer: Optimizer) -> None:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for param, saved_id in zip(params, saved_ids, strict=True):
-                for key in _SCALARS:
+                for key in SCALARS:
                     if key in saved_state.get(saved_id, ()):
                         optimizer.state[param][key] = (
                             torch.as_tensor(saved_state[saved_id][key], device=param.device)
@@ -234,7 +241,11 @@ class NovoGrad(Optimizer):
                 if group["fused"]:
                     _device_dtype_check_for_fused(p)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros((), dtype=accumulation_dtype(p.dtype), device=p.device)
+                dtype = accumulation_dtype(p.dtype)
+                # vmap has one for each of its layers
+                state["exp_avg_sq"] = (
+                    p.new_zeros((), dtype=dtype) if is_transformed() else torch.zeros((), dtype=dtype, device=p.device)
+                )
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
             params.append(p)
@@ -246,7 +257,10 @@ class NovoGrad(Optimizer):
         dtypes = set(map(_DTYPE, params))
         if dtypes != {torch.float32} or set(map(_DTYPE, exp_avg_sqs)) != dtypes:  # apart, since it is rarely so
             self._convert_scalars(params, exp_avg_sqs, max_exp_avg_sqs)
-        return any(dtype.is_complex for dtype in dtypes)
+        has_complex = any(dtype.is_complex for dtype in dtypes)
+        if has_complex:
+            refuse_conjugated([*params, *exp_avgs])
+        return has_complex
 
     def _convert_scalars(self, params: list[Tensor], exp_avg_sqs: list[Tensor], max_exp_avg_sqs: list[Tensor]) -> None:
         """Convert second moments where the model has been widened or narrowed, in the state and in the lists."""
@@ -255,7 +269,7 @@ class NovoGrad(Optimizer):
             if exp_avg_sqs[i].dtype is dtype:
                 continue
             state = self.state[p]
-            state.update({key: state[key].to(dtype) for key in _SCALARS if key in state})
+            state.update({key: state[key].to(dtype) for key in SCALARS if key in state})
             exp_avg_sqs[i] = state["exp_avg_sq"]
             if max_exp_avg_sqs:
                 max_exp_avg_sqs[i] = state["max_exp_avg_sq"]
@@ -287,16 +301,15 @@ class NovoGrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        # All groups are gathered before any is updated: errors change nothing, and the norms of layers that are spread
-        # over processes are summed in one all-reduce for the whole optimizer.
+        # All groups are gathered and find their workers before any is updated: errors change nothing, and the norms of
+        # layers that are spread over processes are summed in one all-reduce for the whole optimizer.
         gathered = with_sharded_norms([self.layers_of(group) for group in self.param_groups])
-        for group, layers in zip(self.param_groups, gathered, strict=True):
-            update_layers(
-                layers,
-                Options.of(group),
-                foreach=group["foreach"],
-                fused=group["fused"],
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-            )
+        chosen = [
+            chosen_worker(layers, Options.of(group), foreach=group["foreach"], fused=group["fused"])
+            for group, layers in zip(self.param_groups, gathered, strict=True)
+            if layers.params
+        ]
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for worker, layers, options in chosen:
+            worker(layers, options, grad_scale, found_inf)
         return loss

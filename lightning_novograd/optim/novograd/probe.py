@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton, has_triton_package
 
-from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.log import every_rank_logger
 from lightning_novograd.optim.kernels.cuda.tables import NO_STEP_BEFORE_CAPTURE, is_capturing
 from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
 
-log = rank_zero_logger(__name__)
+log = every_rank_logger(__name__)
 
 
 class Kind(NamedTuple):

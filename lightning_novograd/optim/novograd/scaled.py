@@ -1,4 +1,4 @@
-"""What stands in for a fused worker under a GradScaler, where there is no kernel: the multi-tensor worker around it.
+"""What stands in for a fused worker under a GradScaler, where there is no kernel: another worker around it.
 
 Nothing is read back: inside of torch.compile, too, the device decides whether the step counts.
 """
@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_novograd.optim.kernels.tracing import is_transformed
 from lightning_novograd.optim.norms import accumulation_dtype
 from lightning_novograd.optim.novograd.foreach import multi_tensor_novograd
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
+from lightning_novograd.optim.novograd.single import single_tensor_novograd
 
 
 def scaled_novograd(
@@ -23,7 +25,7 @@ def scaled_novograd(
     maxima = layers.max_exp_avg_sqs if options.amsgrad else []
     state = [*layers.params, *layers.exp_avgs, *layers.exp_avg_sqs, *maxima]
     before = [] if found_inf is None else [tensor.clone() for tensor in state]
-    multi_tensor_novograd(layers, options)
+    (single_tensor_novograd if is_transformed() else multi_tensor_novograd)(layers, options)
     for tensor, old in zip(state, before, strict=bool(before)):
         assert found_inf is not None
         tensor.copy_(torch.where(found_inf.to(tensor.device).reshape(()) != 0, old, tensor))

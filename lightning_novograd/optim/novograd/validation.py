@@ -1,15 +1,17 @@
 """What NovoGrad refuses: options out of range, pieces of layers, and states of other parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim.optimizer import Optimizer, _device_dtype_check_for_fused
 
 from lightning_novograd.ranges import LARGEST_FLOAT32, SMALLEST_FLOAT32, in_float32
+
+SCALARS = ("exp_avg_sq", "max_exp_avg_sq")  # what the state of a layer holds beside its first moment
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -78,6 +80,24 @@ def refuse_flattened(param: Tensor, layers: Mapping[int, torch.Size | None]) -> 
         )
 
 
+def refuse_unfused(optimizer: Optimizer) -> None:
+    """Raise for a layer in any group that `fused=True` refuses in its first step, before a layer has changed."""
+    groups, state = optimizer.param_groups, optimizer.state
+    if len(state) < sum(len(group["params"]) for group in groups):  # else all have made their first step
+        for group in groups:
+            for param in group["params"] if group["fused"] else ():
+                if param.grad is not None and param not in state:
+                    _device_dtype_check_for_fused(param)
+
+
+def refuse_conjugated(tensors: Sequence[Tensor]) -> None:
+    """Raise for tensors with the conjugate bit: their memory, which a step writes, holds other values."""
+    if any(map(Tensor.is_conj, tensors)):
+        raise RuntimeError(
+            "NovoGrad does not support parameters or moments with the conjugate bit; resolve_conj() gives one without"
+        )
+
+
 def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Raise where a state_dict was saved for other parameters; Optimizer itself compares only the groups' sizes."""
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
@@ -96,7 +116,8 @@ def check_same_parameters(optimizer: Optimizer, state_dict: dict[str, Any]) -> N
             if not state:
                 continue
             where = f"loaded state dict, parameter {position} of group {index}"
-            if "exp_avg" not in state or "exp_avg_sq" not in state or torch.as_tensor(state["exp_avg_sq"]).numel() != 1:
+            scalars = [torch.as_tensor(state[key]) for key in SCALARS if key in state]
+            if not {"exp_avg", "exp_avg_sq"} <= state.keys() or any(scalar.numel() != 1 for scalar in scalars):
                 raise ValueError(f"{where}: not a NovoGrad state (a layer's exp_avg and a scalar exp_avg_sq)")
             if not is_lazy(param) and state["exp_avg"].shape != param.shape:
                 raise ValueError(

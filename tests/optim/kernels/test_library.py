@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,7 @@ SPOILED = {
 def test_an_unusable_library_is_named_in_one_warning(how, which, places, kernel_library, monkeypatch, caplog):
     spoil, reason = SPOILED[how]
     places[which].write_bytes(spoil(kernel_library.read_bytes()))
-    monkeypatch.setattr(library, "_registered", False)
+    monkeypatch.setattr(library, "_registered", None)
     steps()
     assert library.load() is None
     [record] = caplog.records
@@ -133,7 +134,7 @@ def test_so_is_what_cannot_be_read_to_its_end(which, places, caplog):
 def test_one_that_torch_refuses_is_named(places, kernel_library, built_kernels, monkeypatch, caplog):
     """As where another library has taken the names of the operators."""
     places[0].write_bytes(kernel_library.read_bytes())
-    monkeypatch.setattr(library, "_registered", False)
+    monkeypatch.setattr(library, "_registered", None)
     steps()
     assert library.load() is None
     [record] = caplog.records
@@ -282,6 +283,91 @@ def status_in_a_new_process(places, instructions):
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 
 
+@pytest.mark.parametrize("word", ["sse9", "AVX2"])
+def test_so_are_other_instructions(word, places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNEL_INSTRUCTIONS", word)
+    assert library.load() is not None
+    [record] = caplog.records
+    assert f"NOVOGRAD_KERNEL_INSTRUCTIONS={word} is none of avx512, avx2, portable" in record.getMessage()
+
+
+@pytest.mark.parametrize("word", ["", "avx512", "avx2", "portable"])
+def test_the_instructions_that_there_are_pass_in_silence(word, places, kernel_library, monkeypatch, caplog):
+    places[0].write_bytes(kernel_library.read_bytes())
+    monkeypatch.setenv("NOVOGRAD_KERNEL_INSTRUCTIONS", word)
+    assert library.load() is not None
+    assert not caplog.records
+
+
+def test_a_library_that_a_packager_has_stripped_is_named(places, kernel_library, caplog):
+    if not shutil.which("strip"):
+        pytest.skip("needs strip: install binutils")
+    places[0].write_bytes(kernel_library.read_bytes())
+    subprocess.run(["strip", "--strip-unneeded", places[0]], check=True)
+    steps()
+    [record] = caplog.records
+    assert "has changed since it was built, as by strip" in record.getMessage()
+
+
+LOADED = """
+import ctypes, sys
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+assert library.load() is not None
+path = sys.argv[1] if Path(sys.argv[1]).exists() else library.library_path()
+print(Path(path).resolve() if str(Path(path).resolve()) in Path("/proc/self/maps").read_text() else "not mapped")
+"""
+
+
+@pytest.mark.parametrize("place", ["packaged", "built", ".", "~/built", "./built/../built"])
+def test_a_library_is_loaded_from_wherever_it_lies(place, places, kernel_library, tmp_path):
+    """In a new process: once torch knows the operators nothing more is loaded."""
+    path = places[place != "packaged"]
+    path.write_bytes(kernel_library.read_bytes())
+    folder = path.parent if place in ("packaged", "built") else place
+    variables = {"NOVOGRAD_KERNEL_DIR": str(folder), "HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, str(places[0])],
+        env=os.environ | variables,
+        cwd=path.parent if place == "." else tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == str(path), run.stderr
+    assert not run.stderr
+
+
+THREADS = """
+import os, sys, threading
+import torch
+from pathlib import Path
+from lightning_novograd.optim.kernels.cpu import library
+library.PACKAGED = Path(sys.argv[1])
+for _ in range(20):
+    if os.fork() == 0:
+        barrier, found = threading.Barrier(4), []
+        threads = [threading.Thread(target=lambda: (barrier.wait(), found.append(library.load()))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.write(1, f"{sum(ops is not None for ops in [*found, library.load()])}\\n".encode())
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["good", "damaged"])
+def test_threads_may_ask_at_the_same_time(good, places, kernel_library):
+    """As those that train several small models: each time in a new process, where nothing is loaded."""
+    places[0].write_bytes(kernel_library.read_bytes() if good else b"damaged")
+    run = subprocess.run([sys.executable, "-c", THREADS, str(places[0])], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["5" if good else "0"] * 20
+    assert run.stderr.count("cannot be used") == (0 if good else 20)
+
+
 FRESH = """
 import os, sys
 import torch
@@ -315,3 +401,32 @@ def test_in_a_fresh_process(folder, places, kernel_library, tmp_path):
     assert run.stdout.strip() == str(folder == "open"), run.stderr
     assert ("Permission denied" in run.stderr) == (folder == "closed")
     assert run.stderr.count("cannot be used") == (folder == "closed")
+
+
+AGAIN = """
+import importlib, sys
+from pathlib import Path
+
+def loaded(library):
+    library.PACKAGED = Path(sys.argv[1])
+    return library.load()
+
+from lightning_novograd.optim.kernels.cpu import library
+first = loaded(library)
+if sys.argv[2] == "reload":
+    library = importlib.reload(library)
+else:
+    for name in [name for name in sys.modules if name.startswith("lightning_novograd")]:
+        del sys.modules[name]
+    library = importlib.import_module("lightning_novograd.optim.kernels.cpu.library")
+print(first is not None and loaded(library) is first)
+"""
+
+
+@pytest.mark.parametrize("how", ["reload", "import"])
+def test_importing_it_again_does_no_harm(how, places, kernel_library):
+    """As notebooks do; the operators are in torch already."""
+    command = [sys.executable, "-c", AGAIN, str(kernel_library), how]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+    assert not run.stderr

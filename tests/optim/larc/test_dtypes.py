@@ -21,7 +21,14 @@ TABLE = [
 ]
 # Where a step works in half precision, it rounds: the gradient (times its factor, plus the decay), the moment (times
 # beta, plus the gradient; once more with nesterov), the weight, and the way from the old weight, which is shortened.
+# Each errs by half of eps at most, and they rarely go one way: half precision gets no more than by assert_close.
 ROUNDINGS = 8
+HALF = {torch.bfloat16: 1.6e-2, torch.float16: 1e-3}
+
+
+def tolerance(dtype):
+    """Relative to what a value is added up from."""
+    return min(ROUNDINGS * torch.finfo(dtype).eps / 2, HALF.get(dtype, 1.0))
 
 
 @pytest.mark.parametrize(("inner", "target", "worker"), TABLE)
@@ -47,7 +54,7 @@ def test_the_next_step_follows_the_equations(before, after, inner, target, worke
     larc.step()
     reference.step()
 
-    rounding = ROUNDINGS * max(torch.finfo(dtype).eps for dtype in (before, after))
+    rounding = max(map(tolerance, (before, after)))
     for kind, p in params.items():
         if not p.numel():
             continue

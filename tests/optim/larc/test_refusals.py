@@ -4,6 +4,7 @@ import pytest
 import torch
 from optim.larc.larc_cases import SGD, make_params
 
+from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.larc import LARC, larc_arguments_from_openseq2seq
 
 pytestmark = pytest.mark.usefixtures("kernels")  # each test with and without the C++ kernels
@@ -82,6 +83,29 @@ def test_sparse_gradients_are_refused_before_anything_moves(target):
     with pytest.raises(RuntimeError, match="LARC does not support sparse gradients"):
         larc.step()
     assert torch.equal(dense, torch.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"larc": False}, {"foreach": True}], ids=str)
+def test_sparse_gradients_of_a_later_group_of_novograd_are_refused_before_anything_moves(options):
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    dense = torch.nn.Parameter(torch.ones(3))
+    larc = LARC(NovoGrad([{"params": [dense]}, {"params": [*embedding.parameters()], **options}]))
+    (embedding(torch.tensor([1])).sum() + dense.sum()).backward()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        larc.step()
+    assert torch.equal(dense, torch.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"larc": False}], ids=str)
+def test_a_later_group_that_fused_novograd_refuses_stops_the_first_too(options):
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]
+    larc = LARC(NovoGrad([{"params": params[:1]}, {"params": params[1:], **options}], fused=True))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match="fused=True"):
+        larc.step()
+    assert torch.equal(params[0], torch.ones(3))
+    assert not larc.state
 
 
 @pytest.mark.parametrize(

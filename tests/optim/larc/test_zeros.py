@@ -1,4 +1,4 @@
-"""LARC where something is zero: the formulas in float64, limits written out, against every worker."""
+"""LARC where something is zero or infinite: the formulas in float64, limits written out, against every worker."""
 
 import math
 from itertools import product
@@ -111,8 +111,79 @@ def test_corners_follow_the_formulas(inner, worker, dtype):
                         assert_close(state[key], moment, dtype, f"{key}, {where}", moment.abs().amax() + 1, step + 1)
 
 
+# Whether the square is 0 in float32, on both sides of half of its smallest number
+SQUARES = {1e-25: True, 2.6e-23: True, 2.7e-23: False, 1e-19: False}
+# Shorter than a vector of the C++ loops, whole vectors, with a rest, more than a chunk, and more than a dot product
+SIZES = [1, 31, 32, 63, 64, 100, 128, 4096 + 5, (1 << 16) + 5]
+
+
+def stepped(inner, worker, size, weight, grad):
+    """A layer of equal weights and gradients after a step, and its factor."""
+    target, build = INNER[inner]
+    param = torch.nn.Parameter(torch.full((size,), weight))
+    param.grad = torch.full((size,), grad)
+    larc = LARC(build([param], lr=0.1, **WORKERS[worker]), trust_coefficient=1e-3, target=target)
+    larc.step()
+    [(_, factor)] = larc.factors
+    return param.detach(), factor.item()
+
+
+# luc allows such weights no step that would need a factor
+@pytest.mark.parametrize(("inner", "worker"), [case for case in TABLE if "luc" not in case[0]])
+def test_weights_are_zero_at_any_size_where_their_squares_are(inner, worker):
+    for (weight, zero), size in product(SQUARES.items(), SIZES):
+        _, factor = stepped(inner, worker, size, weight, 1.0)
+        assert (factor == 1) == zero, f"{size} weights of {weight}: {factor}"
+
+
+@pytest.mark.parametrize(
+    ("inner", "worker"), [case for case in TABLE if case[0].endswith(("sgd-gradient", "plain-gradient"))]
+)
+def test_a_gradient_is_zero_at_any_size_where_its_squares_are(inner, worker):
+    for (grad, zero), size in product(SQUARES.items(), SIZES):
+        param, factor = stepped(inner, worker, size, 1.0, grad)
+        assert (factor == 1) == zero, f"{size} gradients of {grad}: {factor}"
+        assert (param == 1).all() == zero, f"{size} gradients of {grad}: a zero gradient is not decayed"
+
+
 def test_an_lr_on_the_cpu_is_a_number_for_layers_elsewhere():
     group = {"lr": torch.tensor([0.25]), **dict.fromkeys(OPTIONS, 0.0)}
     assert larc_options(group, torch.empty((), device="meta"))["lr"] == 0.25
     assert isinstance(larc_options(group, torch.empty((), device="meta"))["lr"], float)
     assert isinstance(larc_options(group, torch.empty(()))["lr"], torch.Tensor)
+
+
+# One infinite weight; finite weights whose sum of squares exceeds float32
+INFINITE = {"one": [1.0, -math.inf, *[0.5] * 68], "too large": [1e20] * 70}
+
+
+@pytest.mark.parametrize("min_update", [0.0, 2.0])
+@pytest.mark.parametrize("clip", [True, False], ids=["clip", "scale"])
+@pytest.mark.parametrize("weights", INFINITE.values(), ids=INFINITE)
+@pytest.mark.parametrize(("inner", "worker"), TABLE)
+def test_weights_of_infinite_norm_bound_no_step(inner, worker, weights, clip, min_update):
+    target, build = INNER[inner]
+    params = [torch.nn.Parameter(torch.tensor(weights)) for _ in range(2)]
+    for param in params:
+        param.grad = torch.linspace(1, 2, 70)
+    larc = LARC(build(params[:1], lr=0.1, **WORKERS[worker]), clip=clip, min_update=min_update, target=target)
+    larc.step()
+    build(params[1:], lr=0.1, **WORKERS[worker]).step()
+    [(_, factor)] = larc.factors
+    assert factor == 1
+    torch.testing.assert_close(*params, equal_nan=True)
+
+
+# torch's own fused AdamW refuses it
+@pytest.mark.parametrize(("inner", "worker"), [case for case in TABLE if case != ("adamw-update", "fused")])
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(inner, worker):
+    """As torch makes it in forward-mode differentiation."""
+    target, build = INNER[inner]
+    pairs = [list(layers(torch.float32)[0].values()) for _ in range(2)]
+    for params, zeros in zip(pairs, (torch.zeros, torch._efficientzerotensor), strict=True):
+        larc = LARC(build(params, lr=0.1, **WORKERS[worker]), target=target)
+        for step in range(3):
+            for index, param in enumerate(params):
+                param.grad = zeros(param.shape) if (index + step) % 2 else torch.ones_like(param)
+            larc.step()
+    torch.testing.assert_close(*pairs)

@@ -8,33 +8,21 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from optim.novograd.cuda_cases import break_launches, count_plans, count_probes, interpret, look_like_cuda
 
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.kernels.cuda import novograd as kernels
-from lightning_novograd.optim.novograd import cuda, functional, probe
+from lightning_novograd.optim.novograd import cuda, probe
 
 
 @pytest.fixture(autouse=True)
 def worker(monkeypatch):
-    monkeypatch.setattr(functional, "_fused_worker", lambda device: cuda.fused_cuda_novograd)
-    monkeypatch.setattr(cuda, "_plans", type(cuda._plans)())
-    monkeypatch.setattr(cuda, "CHUNK", 512)
-    monkeypatch.setattr(cuda, "BLOCK", 256)
+    interpret(monkeypatch)
 
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """What asks for the type of device is told "cuda"; nothing is known of kernels yet."""
-    monkeypatch.setattr(functional, "_device_types", lambda params: {"cuda"})
-    monkeypatch.setattr(probe, "_problems", {})
-    monkeypatch.setattr(probe, "_warned", set())
-
-
-def count_plans(monkeypatch) -> list[int]:
-    made = []
-    plan = cuda._Plan
-    monkeypatch.setattr(cuda, "_Plan", lambda *args: made.append(1) or plan(*args))
-    return made
+    look_like_cuda(monkeypatch)
 
 
 @pytest.mark.parametrize("first", [torch.complex64, torch.float32], ids=str)
@@ -103,8 +91,7 @@ def test_defaults_in_force_do_not_change_where_things_lie(defaults, luc, as_on_c
 
 
 def test_the_probe_runs_once_and_leaves_no_trace(as_on_cuda, monkeypatch, caplog):
-    steps = []
-    monkeypatch.setattr(probe, "_step", lambda kind, step=probe._step: steps.append(kind) or step(kind))
+    steps = count_probes(monkeypatch)
     params = [torch.randn(600), torch.randn(3, dtype=torch.float16)]
     for _ in range(2):
         optimizer = NovoGrad(params)
@@ -131,10 +118,7 @@ def test_the_probe_runs_once_and_leaves_no_trace(as_on_cuda, monkeypatch, caplog
     ids=lambda value: type(value).__name__,
 )
 def test_a_failing_launch_means_foreach_and_one_warning(broken, reason, as_on_cuda, monkeypatch, caplog):
-    def fail(*args, **kwargs):
-        raise broken
-
-    monkeypatch.setattr(kernels.update, "run", fail)
+    break_launches(monkeypatch, broken)
     foreach = torch.ones(600)
     foreach.grad = torch.ones(600)
     NovoGrad([foreach], foreach=True).step()

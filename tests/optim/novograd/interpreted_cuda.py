@@ -9,12 +9,13 @@ import numpy as np
 import optim_db
 import pytest
 import torch
+from optim.novograd.cuda_cases import interpret
 from reference import ReferenceNovoGrad
 from torch import Tensor
 from triton.runtime import interpreter
 
 from lightning_novograd.optim import NovoGrad
-from lightning_novograd.optim.novograd import cuda, functional
+from lightning_novograd.optim.novograd import cuda
 from lightning_novograd.optim.novograd.layers import Layers
 from lightning_novograd.optim.novograd.options import Options
 
@@ -24,10 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture(autouse=True)
 def worker(monkeypatch):
-    monkeypatch.setattr(functional, "_fused_worker", lambda device: cuda.fused_cuda_novograd)
-    monkeypatch.setattr(cuda, "_plans", type(cuda._plans)())
-    monkeypatch.setattr(cuda, "CHUNK", 512)
-    monkeypatch.setattr(cuda, "BLOCK", 256)
+    interpret(monkeypatch)
     monkeypatch.setattr(interpreter, "_convert_float", rounded_to_nearest)
 
 
@@ -305,3 +303,20 @@ def test_weight_decay_of_zero_does_not_touch_infinite_weights():
             optimizer.step()
         assert all(optimizer.state[param]["exp_avg"].isfinite().all() for param in params)
         assert all(param.isinf().sum() == min(1, param.numel()) and not param.isnan().any() for param in params)
+
+
+@pytest.mark.parametrize("given_norms", [False, True])
+@pytest.mark.parametrize("luc", [False, True])
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(luc, given_norms):
+    """As torch makes it in forward-mode differentiation: its address is 0, which the kernels must not read."""
+    pairs = [layers()[:5] for _ in range(2)]
+    states = [fresh_state(params) for params in pairs]
+    for step in range(2):
+        for params, state, zeros in zip(pairs, states, (torch.zeros, torch._efficientzerotensor), strict=True):
+            torch.manual_seed(step)
+            grads = [grad_like(param) for param in params]
+            grads[4 * step] = zeros(params[4 * step].shape)
+            norms = [grad.square().sum() for grad in grads] if given_norms else None
+            call_worker(params, grads, state, luc=luc, norms=norms)
+    for param, expected in zip(*pairs, strict=True):
+        assert torch.equal(param, expected)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from optim_db import DTYPES, WORKERS, layers, set_grads
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import LARC, NovoGrad
+from lightning_novograd.optim.novograd import functional
 
 
 def parameter(*shape, dtype=torch.float32):
@@ -72,6 +73,18 @@ def test_a_copy_continues_alike(copied, worker, after):
     train(optimizer2, params2, range(after, after + 3))
     assert_equal(params, params2)
     assert repr(optimizer) == repr(optimizer2)
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, LARC], ids=["bare", "larc"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_a_copy_leaves_unscaling_to_whom_the_original_leaves_it(copied, wrap, unscales):
+    inner = NovoGrad([parameter(3)], fused=True)
+    inner._step_supports_amp_scaling = unscales
+    twin = copied(copied(wrap(inner)))
+    assert getattr(twin, "optimizer", twin)._step_supports_amp_scaling == unscales
+    twin.load_state_dict(twin.state_dict())
+    assert getattr(twin, "optimizer", twin)._step_supports_amp_scaling == unscales
 
 
 @pytest.mark.parametrize("worker", WORKERS)
@@ -308,6 +321,33 @@ def test_sparse_gradients_are_refused_before_anything_changed(worker):
         optimizer.step()
     assert torch.equal(dense, parameter(3))
     assert torch.equal(embedding.weight, before)
+
+
+def step_on_a_device_without_kernels(monkeypatch):
+    """The second group's layers, which have two elements, seem to lie on an mps device."""
+    types = functional._device_types
+    monkeypatch.setattr(functional, "_device_types", lambda ps: {"mps"} if len(ps[0]) == 2 else types(ps))
+
+
+REFUSED_SECOND_GROUPS = {
+    "complex": ({"fused": True}, torch.complex64, lambda patch: None, "fused=True"),
+    "capturable": ({"capturable": True}, torch.float32, lambda patch: None, "If capturable=True"),
+    "device": ({"fused": True}, torch.float32, step_on_a_device_without_kernels, "needs parameters on CPU or CUDA"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_SECOND_GROUPS)
+def test_a_later_group_that_is_refused_leaves_the_first_as_it_was(case, monkeypatch):
+    options, dtype, arrange, message = REFUSED_SECOND_GROUPS[case]
+    arrange(monkeypatch)
+    params = [parameter(3), parameter(2, dtype=dtype)]
+    optimizer = NovoGrad([{"params": params[:1], "fused": options.get("fused")}, {"params": params[1:], **options}])
+    for param in params:
+        param.grad = torch.ones_like(param)
+    with pytest.raises((RuntimeError, AssertionError), match=message):
+        optimizer.step()
+    assert torch.equal(params[0], parameter(3))
+    assert not any(value.any() for state in optimizer.state.values() for value in state.values())
 
 
 def test_fused_refuses_complex_parameters():

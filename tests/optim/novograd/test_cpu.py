@@ -268,3 +268,14 @@ def test_squares_beyond_float32_are_those_of_the_reference(kernels, size, amsgra
             optimizer.step()
         results.append(param)
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("luc", [False, True])
+@pytest.mark.parametrize(("grad", "zero"), [(1e-25, True), (2.6e-23, True), (2.7e-23, False)])
+def test_a_gradient_is_zero_at_any_size_where_its_squares_are_zero_in_float32(grad, zero, luc, kernels):
+    for size in (1, 31, 63, 64, 100, 128, 4096 + 5):
+        param = torch.nn.Parameter(torch.ones(size))
+        param.grad = torch.full((size,), grad)
+        optimizer = NovoGrad([param], luc=luc)
+        optimizer.step()
+        assert (optimizer.state[param]["exp_avg_sq"] == 0) == zero, size

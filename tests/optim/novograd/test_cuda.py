@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optim.novograd.cuda_cases import look_like_cuda
 from torch import Tensor
 
 from lightning_novograd.optim import NovoGrad
@@ -125,10 +126,7 @@ def test_chunk_table_counts_beyond_32_bits():
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """What asks for the type of device is told "cuda"; nothing is known of kernels yet."""
-    monkeypatch.setattr(functional, "_device_types", lambda params: {"cuda"})
-    monkeypatch.setattr(probe, "_problems", {})
-    monkeypatch.setattr(probe, "_warned", set())
+    look_like_cuda(monkeypatch)
 
 
 def with_gradient() -> torch.nn.Parameter:
@@ -153,6 +151,27 @@ def test_without_triton_the_default_is_foreach_and_one_warning(as_on_cuda, monke
     ):
         NovoGrad([param], fused=True).step()
     assert (param == 1).all()
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("refused", ["no kernels", "capture"])
+def test_a_later_group_that_cannot_step_leaves_the_first_as_it_was(refused, fused, as_on_cuda, monkeypatch):
+    """The second group's layers seem to lie on a GPU."""
+    params = [torch.nn.Parameter(torch.ones(3)), with_gradient()]
+    params[0].grad = torch.ones(3)
+    monkeypatch.setattr(functional, "_device_types", lambda ps: {"cuda"} if len(ps[0]) == 5 else {"cpu"})
+    monkeypatch.setattr(probe, "has_triton_package", lambda: False)
+    monkeypatch.setattr(probe, "is_capturing", lambda device: refused == "capture")
+    optimizer = NovoGrad([{"params": params[:1]}, {"params": params[1:]}], fused=fused)
+    if (refused, fused) == ("no kernels", None):
+        optimizer.step()  # by foreach
+        assert all((param != 1).all() for param in params)
+        return
+    with pytest.raises(
+        RuntimeError, match="run one step outside" if refused == "capture" else "Triton is not installed"
+    ):
+        optimizer.step()
+    assert all((param == 1).all() for param in params)
 
 
 def test_a_probe_without_memory_says_nothing_about_the_kernels(as_on_cuda, monkeypatch):

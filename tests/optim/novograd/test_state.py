@@ -168,3 +168,39 @@ def test_steps_after_loading_do_not_reach_back_into_the_state_dict():
             assert torch.equal(saved["state"][index][key], state[key]), (index, key)
         assert not torch.equal(loaded.state_dict()["state"][index]["exp_avg_sq"], state["exp_avg_sq"])
     assert saved["param_groups"] == before["param_groups"]
+
+
+@pytest.mark.parametrize("key", ["exp_avg_sq", "max_exp_avg_sq"])
+@pytest.mark.parametrize("value", [torch.ones(3), torch.ones(0)], ids=["three", "none"])
+def test_scalars_of_another_size_are_refused_before_anything_changes(key, value):
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = NovoGrad([param], amsgrad=True)
+    train(optimizer, {"vector": param}, [0])
+    saved, before = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    saved["state"][0][key] = value
+    saved["state"][0]["exp_avg"] += 1
+    saved["param_groups"][0]["lr"] = 9.0
+    with pytest.raises(ValueError, match="parameter 0 of group 0: not a NovoGrad state"):
+        optimizer.load_state_dict(saved)
+    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("betas", (2, -1), r"Invalid beta parameter at index 0: 2; allowed"),
+        ("lr", float("inf"), "Invalid learning rate: inf; allowed"),
+        ("eps", -1.0, "Invalid eps value: -1.0; allowed"),
+    ],
+)
+def test_saved_options_out_of_range_are_refused_before_anything_changes(option, value, message):
+    """As the constructor and `add_param_group` refuse them."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = NovoGrad([{"params": [param]}, {"params": [torch.nn.Parameter(torch.ones(2))]}])
+    train(optimizer, {"vector": param}, [0])
+    saved, before = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][1][option] = value
+    saved["state"][0]["exp_avg"] += 1
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)

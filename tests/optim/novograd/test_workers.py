@@ -251,3 +251,21 @@ def test_a_large_weight_decay_counts(worker, weight_decay):
         reference.step([param.grad for param in params.values()])
     for param, expected in zip(params.values(), reference.params, strict=True):
         assert_close(param, expected, torch.float64, "weight")
+
+
+@pytest.mark.parametrize("options", [{}, {"luc": True}, {"amsgrad": True, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(worker, dtype, options):
+    """As torch makes it in forward-mode differentiation."""
+    pairs = [layers(dtype, ["matrix", "conv", "vector"]) for _ in range(2)]
+    optimizers = [NovoGrad(params.values(), lr=0.1, **options, **WORKERS[worker]) for params in pairs]
+    for step in range(4):
+        for params, optimizer in zip(pairs, optimizers, strict=True):
+            set_grads(params, step)
+            if step in (0, 2):
+                zeros = torch.zeros if params is pairs[0] else torch._efficientzerotensor
+                params["vector"].grad = zeros(params["vector"].shape, dtype=dtype)
+            optimizer.step()
+    for kind, param in pairs[0].items():
+        torch.testing.assert_close(param, pairs[1][kind])

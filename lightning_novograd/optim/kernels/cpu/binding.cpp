@@ -55,8 +55,8 @@ struct Taken {
   Indices indices, others;
 };
 
-// Takes the layers for which fitting(i) is true and that share no memory. All of `write(i)` and then all of `only_read(i)`
-// is asked for, since the first can move what tensors share.
+// Takes the layers for which fitting(i) is true, that share no memory and whose gradients have some. All of `write(i)` and
+// then all of `only_read(i)` is asked for, since the first can move what tensors share.
 template <typename Layer, typename Fitting, typename Write, typename Read>
 Taken<Layer> take(size_t count, const Fitting& fitting, const Write& write, const Read& only_read) {
   Indices fit;
@@ -74,7 +74,8 @@ Taken<Layer> take(size_t count, const Fitting& fitting, const Write& write, cons
   for (size_t position = 0; position < fit.size(); ++position) {
     Layer& layer = layers[position];
     only_read(layer, fit[position]);
-    if (memory.add(layer.weight, layer.size)) {
+    const bool has_gradient = layer.grad != nullptr || layer.size == 0;
+    if (has_gradient && memory.add(layer.weight, layer.size)) {
       taken.indices.push_back(fit[position]);
       taken.layers.push_back(layer);
     } else {
@@ -146,7 +147,7 @@ void novograd_step_(StableIValue* stack, uint64_t, uint64_t) {
             amsgrad ? max_exp_avg_sqs[i].written() : nullptr, params[i].numel(),
             options.norms_known ? grad_sq_norms.at(i) : 0};
       },
-      [&](NovoGradLayer& layer, size_t i) { layer.grad = grads[i].read(); });
+      [&](NovoGradLayer& layer, size_t i) { layer.grad = grads[i].read_unless_zeros(); });
   const Doubles factors = novograd_step(taken.layers, options, torchs_threads());
   stack[0] = as_list(taken.others);
   stack[1] = as_list(spread(factors, taken.indices, params.size()));
@@ -172,7 +173,7 @@ void larc_sgd_step_(StableIValue* stack, uint64_t, uint64_t) {
             params[i].written(), nullptr, has_moments ? moments[i].written() : nullptr,
             has_moments ? static_cast<float>(shares.at(i)) : 0, params[i].numel()};
       },
-      [&](LarcSgdLayer& layer, size_t i) { layer.grad = grads[i].read(); });
+      [&](LarcSgdLayer& layer, size_t i) { layer.grad = grads[i].read_unless_zeros(); });
   const Doubles factors = larc_sgd_step(taken.layers, options, larc_from(larc), torchs_threads());
   stack[0] = as_list(spread(factors, taken.indices, params.size()));
   stack[1] = as_list(taken.others);
@@ -200,7 +201,7 @@ void larc_adam_step_(StableIValue* stack, uint64_t, uint64_t) {
             params[i].written(), nullptr, exp_avgs[i].written(), exp_avg_sqs[i].written(), steps[i].written(),
             params[i].numel()};
       },
-      [&](LarcAdamLayer& layer, size_t i) { layer.grad = grads[i].read(); });
+      [&](LarcAdamLayer& layer, size_t i) { layer.grad = grads[i].read_unless_zeros(); });
   const Threads threads = torchs_threads();
   float* room = with_room_for(scratch, larc_adam_room(taken.layers, threads));
   const Doubles factors = larc_adam_step(taken.layers, options, larc_from(larc), room, threads);
@@ -319,7 +320,8 @@ VISIBLE const char lightning_novograd_sources[] = "lightning_novograd sources " 
 // Makes the operators known to torch; whether that went well. Not done when the library is loaded, where a failure
 // would end the process.
 VISIBLE bool lightning_novograd_register() {
-  return registered();
+  static const bool good = registered();  // once, however often the Python module that calls this is imported
+  return good;
 }
 
 // The instructions that the loops use in this process.

@@ -29,9 +29,13 @@ FLAGS = (
     f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
 )
 
+_BUILDING = "building_kernels_"  # how the names of the folders begin in which libraries are made
+_ABANDONED = 3600  # seconds; a build takes some ten
 
 # Follows the library in its file, and a SHA-256 of all before it follows this
 _SEAL = b"\0lightning_novograd sha256 "
+
+_VERSION = "include/torch/headeronly/version.h"  # in torch's folder
 
 
 class BuildError(LightningNovoGradError, RuntimeError):
@@ -51,10 +55,15 @@ def wish() -> str:
     return value
 
 
+def _sources(*patterns: str) -> list[Path]:
+    """The C++ files, without what editors leave beside them: backups (`loops.cpp~`) and locks (`.#loops.cpp`)."""
+    return sorted(path for pattern in patterns for path in FOLDER.glob(pattern) if not path.name.startswith("."))
+
+
 @functools.cache
 def sources_hash() -> str:
     """Of all that decides what the library does and how it ends; it is compiled in, and the loader compares it."""
-    parts = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*"))]
+    parts = [path.read_bytes() for path in _sources("*.cpp", "*.h")]
     parts += [_SEAL, " ".join(FLAGS).encode(), platform.machine().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -69,6 +78,11 @@ def is_whole(content: bytes) -> bool:
     return content == sealed(content.rpartition(_SEAL)[0])
 
 
+def is_of_these_sources(content: bytes) -> bool:
+    """Whether a library was built from the sources as they are."""
+    return f"lightning_novograd sources {sources_hash()}\0".encode() in content
+
+
 def compile_kernels(target: Path) -> Path:
     """Compile the library to `target`, which takes some seconds; `CXX` names another compiler.
 
@@ -78,17 +92,18 @@ def compile_kernels(target: Path) -> Path:
     """
     if sys.platform != "linux":
         raise BuildError(f"the CPU kernels are built on Linux only, not on {sys.platform}")
-    compiler, torch = _compiler(), _torch()
     try:
+        compiler, torch = _compiler(), _torch()
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=target.parent) as folder:
+            _remove_abandoned(Path(folder))
             library = Path(folder) / target.name
             command = [
                 *compiler,
                 *FLAGS,
                 f'-DNOVOGRAD_SOURCES="{sources_hash()}"',
                 *("-isystem", str(torch / "include")),
-                *map(str, sorted(FOLDER.glob("*.cpp"))),
+                *map(str, _sources("*.cpp")),
                 *("-o", str(library)),
                 *("-L" + str(torch / "lib"), "-ltorch_cpu"),
             ]
@@ -100,6 +115,21 @@ def compile_kernels(target: Path) -> Path:
     except OSError as error:
         raise BuildError(f"the CPU kernels could not be built to {target}: {error}") from error
     return target
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds have left: folders like `folder`, which is new, that are older by an hour.
+
+    Ages are those of the file system, whose clock may differ from this machine's.
+    """
+    now = folder.stat().st_mtime
+    for other in folder.parent.glob(f"{_BUILDING}*"):
+        try:
+            age = now - other.lstat().st_mtime
+        except OSError:  # gone in the meantime
+            continue
+        if age > _ABANDONED:
+            shutil.rmtree(other, ignore_errors=True)  # which follows no link
 
 
 def _compiler() -> list[str]:
@@ -123,13 +153,13 @@ def _torch() -> Path:
     spec = importlib.util.find_spec("torch")
     places = [*(spec.submodule_search_locations or [] if spec else [])]
     places += [os.path.join(sysconfig.get_path(name), "torch") for name in ("purelib", "platlib")]
-    found = [place for place in map(Path, places) if (place / "include/torch/csrc/stable/c/shim.h").exists()]
+    headers = ("include/torch/csrc/stable/c/shim.h", _VERSION)
+    found = [place for place in map(Path, places) if all((place / header).exists() for header in headers)]
     needed = ".".join(map(str, OLDEST_TORCH))
     if not found:
         raise BuildError(f"the CPU kernels need the headers of torch {needed} or later beside this Python")
-    numbers = re.findall(
-        r"define TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", (found[0] / "include/torch/headeronly/version.h").read_text()
-    )
+    numbers = re.findall(r"define TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", (found[0] / _VERSION).read_text())
     if tuple(map(int, numbers)) < OLDEST_TORCH:
-        raise BuildError(f"the CPU kernels need torch {needed} or later; {found[0]} is {'.'.join(numbers)}")
+        said = f"is {'.'.join(numbers)}" if numbers else "does not say which it is"
+        raise BuildError(f"the CPU kernels need torch {needed} or later; {found[0]} {said}")
     return found[0]

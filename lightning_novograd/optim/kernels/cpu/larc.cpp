@@ -38,6 +38,13 @@ Adam adam_of(const LarcAdam& options, double step) {
       options.maximize ? -1.0F : 1.0F};
 }
 
+// weight -= step, of which decay is a part: it leaves infinity as it is, and infinity less infinity would be NaN.
+void descend_from_infinity(float* weight, const float* step, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    weight[i] = std::isinf(weight[i]) && step[i] == weight[i] ? weight[i] : weight[i] - step[i];
+  }
+}
+
 }  // namespace
 
 std::vector<double> larc_sgd_step(
@@ -57,12 +64,12 @@ std::vector<double> larc_sgd_step(
     add_up(chunks, sums, weight_sq_norms, grad_sq_norms);
     for (int64_t i = begin; i < end; ++i) {
       factors[i] = larc.gradient_factor(
-          std::sqrt(weight_sq_norms[i]), std::sqrt(grad_sq_norms[i]), options.lr, options.weight_decay);
+          norm_of(weight_sq_norms[i]), norm_of(grad_sq_norms[i]), options.lr, options.weight_decay);
     }
     for_each_chunk(threads, chunks, [&](const Chunk& chunk, int64_t) {
       const LarcSgdLayer& layer = layers[chunk.layer];
       // A factor of 0 keeps a zero gradient free of decay, as in apex.
-      const float factor = grad_sq_norms[chunk.layer] == 0 ? 0.0F : static_cast<float>(factors[chunk.layer]);
+      const float factor = norm_of(grad_sq_norms[chunk.layer]) == 0 ? 0.0F : static_cast<float>(factors[chunk.layer]);
       if (layer.moment == nullptr) {
         cpu.sgd_without_momentum(layer.weight + chunk.begin, layer.grad + chunk.begin, chunk.size, sgd, factor);
       } else {
@@ -104,12 +111,15 @@ std::vector<double> larc_adam_step(
     });
     add_up(chunks, sums, weight_sq_norms, step_sq_norms);
     for (int64_t i = begin; i < end; ++i) {
-      factors[i] = larc.update_factor(std::sqrt(weight_sq_norms[i]), std::sqrt(step_sq_norms[i]), options.lr);
+      factors[i] = larc.update_factor(norm_of(weight_sq_norms[i]), norm_of(step_sq_norms[i]), options.lr);
     }
     for_each_chunk(threads, chunks, [&](const Chunk& chunk, int64_t) {
-      cpu.descend(
-          layers[chunk.layer].weight + chunk.begin, room + chunk.room, chunk.size,
-          static_cast<float>(factors[chunk.layer]));
+      float* weight = layers[chunk.layer].weight + chunk.begin;
+      if (std::isinf(norm_of(weight_sq_norms[chunk.layer]))) {  // then the factor is 1
+        descend_from_infinity(weight, room + chunk.room, chunk.size);
+      } else {
+        cpu.descend(weight, room + chunk.room, chunk.size, static_cast<float>(factors[chunk.layer]));
+      }
     });
   });
   return factors;
@@ -138,7 +148,7 @@ std::vector<double> larc_limit(
     });
     add_up(chunks, sums, sq_norms, sq_steps);
     for (int64_t i = begin; i < end; ++i) {
-      factors[i] = larc.update_factor(std::sqrt(sq_norms[i]), std::sqrt(sq_steps[i]), lr);
+      factors[i] = larc.update_factor(norm_of(sq_norms[i]), norm_of(sq_steps[i]), lr);
     }
     for_each_chunk(threads, chunks, [&](const Chunk& chunk, int64_t) {
       const SavedLayer& layer = layers[chunk.layer];

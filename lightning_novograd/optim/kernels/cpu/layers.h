@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -83,6 +84,11 @@ inline void add_up(
   }
 }
 
+// A layer's norm from the sum of its squares, which is rounded to float32 as the sums of all other workers are.
+inline double norm_of(double sum_of_squares) {
+  return std::sqrt(static_cast<double>(static_cast<float>(sum_of_squares)));
+}
+
 // Options of LARC; what they mean stands in larc/factors.py.
 struct Larc {
   double trust_coefficient;
@@ -91,8 +97,7 @@ struct Larc {
   double min_update;
 
   double gradient_factor(double weight_norm, double grad_norm, double lr, double weight_decay) const {
-    // Without decay there is none of infinite weights either, where 0 times infinity would be NaN.
-    const double length = grad_norm + (weight_decay == 0 ? 0 : weight_decay * weight_norm) + eps;
+    const double length = grad_norm + weight_decay * weight_norm + eps;
     return limited(ratio(trust_coefficient * weight_norm, clip ? lr * length : length), weight_norm, grad_norm);
   }
 
@@ -107,7 +112,7 @@ struct Larc {
   }
 
   double limited(double factor, double weight_norm, double norm) const {
-    if (norm == 0) {
+    if (norm == 0 || std::isinf(weight_norm)) {  // weights of infinite norm bound no step
       return 1;
     }
     if (weight_norm == 0) {

@@ -14,23 +14,37 @@ import ctypes
 import functools
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.kernels.cpu.compiler import FOLDER, BuildError, is_whole, sources_hash, wish
+from lightning_novograd.log import every_rank_logger
+from lightning_novograd.optim.kernels.cpu.compiler import (
+    FOLDER,
+    BuildError,
+    is_of_these_sources,
+    is_whole,
+    sources_hash,
+    wish,
+)
 
-log = rank_zero_logger(__name__)
+log = every_rank_logger(__name__)
 
 PACKAGED = FOLDER / "lib" / "kernels.so"  # by itself: a .so among modules looks like one
 
 _BUILD = "python -m lightning_novograd.optim.kernels.cpu.build"
 _LARGEST = 1 << 26  # bytes; it has some hundred kB
 
-# Once its operators are known to torch they cannot be taken back, nor can another library's take their place.
-_registered = False
+# The sources of the library whose operators torch knows, kept when this module is reloaded: operators cannot be taken
+# back, nor can another library's take their place.
+_registered: str | None = globals().get("_registered")
+_registering = threading.Lock()
+
+# What NOVOGRAD_KERNEL_INSTRUCTIONS may ask for (loops.cpp); where the processor lacks it, the next one is taken.
+_INSTRUCTIONS = ("avx512", "avx2", "portable")
 
 
 class UnusableLibraryError(Exception):
@@ -51,10 +65,27 @@ def library_path() -> Path:
             folder = (Path(cache) if cache else Path.home() / ".cache") / "lightning_novograd"
         except RuntimeError as error:
             raise BuildError(f"no folder for the CPU kernels: {error} Set NOVOGRAD_KERNEL_DIR.") from error
-    return Path(folder) / f"kernels_{sources_hash()}.so"
+    # for a name without a slash the system looks in other folders
+    return Path(os.path.abspath(os.path.expanduser(folder))) / f"kernels_{sources_hash()}.so"
 
 
-@functools.cache
+class _Once:
+    """A function without arguments that runs once, also when several threads ask for its result at the same time."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._cached, self._lock = functools.cache(function), threading.Lock()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            return self._cached()
+
+    def cache_clear(self) -> None:
+        """Let the next call run the function again."""
+        self._cached.cache_clear()
+
+
+@_Once
 def load() -> Any | None:
     """`torch.ops.lightning_novograd` with the kernels, or None; asked once per process.
 
@@ -67,6 +98,7 @@ def load() -> Any | None:
         log.warning("%s: the C++ kernels are used where they are found.", error)
     path, problems = _search()
     if path is not None:
+        _check_instructions()
         return torch.ops.lightning_novograd
     if problems:
         log.warning(
@@ -120,6 +152,17 @@ def _instructions(path: Path) -> str:
     return name().decode()
 
 
+def _check_instructions() -> None:
+    """Warn of a word that names no instructions: the kernels then use the best that the processor has."""
+    asked = os.environ.get("NOVOGRAD_KERNEL_INSTRUCTIONS")
+    if asked and asked not in _INSTRUCTIONS:
+        log.warning(
+            "NOVOGRAD_KERNEL_INSTRUCTIONS=%s is none of %s: the C++ kernels use the best that the processor has.",
+            asked,
+            ", ".join(_INSTRUCTIONS),
+        )
+
+
 def _open(path: Path) -> None:
     """Load the library at `path` and make its operators known to torch."""
     global _registered
@@ -128,13 +171,14 @@ def _open(path: Path) -> None:
     if os.path.exists(path) and not readable:
         raise UnusableLibraryError("it is not a library")
     check_library(path.read_bytes())
-    if _registered:
-        return
-    library = ctypes.CDLL(str(path))
-    library.lightning_novograd_register.restype = ctypes.c_bool
-    if not library.lightning_novograd_register():
-        raise UnusableLibraryError("torch refused its operators")
-    _registered = True
+    with _registering:
+        if _registered == sources_hash():
+            return
+        library = ctypes.CDLL(str(path))
+        library.lightning_novograd_register.restype = ctypes.c_bool
+        if not library.lightning_novograd_register():
+            raise UnusableLibraryError("torch refused its operators")
+        _registered = sources_hash()
 
 
 def check_library(content: bytes) -> None:
@@ -152,6 +196,8 @@ def check_library(content: bytes) -> None:
     if content[:6] != b"\x7fELF\x02\x01":
         raise UnusableLibraryError("it is not a library for this machine")
     if not is_whole(content):
-        raise UnusableLibraryError("it is damaged: the file ends too early, or has changed since it was built")
-    if f"lightning_novograd sources {sources_hash()}\0".encode() not in content:
+        raise UnusableLibraryError(
+            "it is damaged: the file ends too early, or has changed since it was built, as by strip"
+        )
+    if not is_of_these_sources(content):
         raise UnusableLibraryError("it was built from other sources")

@@ -53,12 +53,13 @@ bool has_avx512() {
 }
 
 Loops chosen() {
-  const char* asked = std::getenv("NOVOGRAD_KERNEL_INSTRUCTIONS");
-  const bool none = asked == nullptr;
-  if (has_avx512() && (none || std::strcmp(asked, "avx512") == 0)) {
+  const char* variable = std::getenv("NOVOGRAD_KERNEL_INSTRUCTIONS");
+  const auto asked = [variable](const char* word) { return variable != nullptr && std::strcmp(variable, word) == 0; };
+  // Any other word asks for nothing; the loader names it.
+  if (has_avx512() && !asked("avx2") && !asked("portable")) {
     return avx512::table("avx512");
   }
-  if (has_avx2() && (none || std::strcmp(asked, "portable") != 0)) {
+  if (has_avx2() && !asked("portable")) {
     return avx2::table("avx2");
   }
   return portable::table("portable");

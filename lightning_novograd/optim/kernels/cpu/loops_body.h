@@ -8,7 +8,14 @@ inline __attribute__((always_inline)) float decayed(float decay, float weight) {
 
 constexpr int kLanes = 64;
 
-// Sums of squares, element i to lane i % 64 in float32; what is left over at the end is added in float64.
+// The square in float32, as torch's sums of squares have it: what is zero or infinite in it must not depend on whether an
+// element lies in a lane or in the rest.
+inline __attribute__((always_inline)) double square(float x) {
+  const float result = x * x;
+  return result;
+}
+
+// Sums of squares, element i to lane i % 64 in float32; what is left over at the end is added up in float64.
 struct Squares {
   float lanes[kLanes] = {};
 
@@ -24,7 +31,7 @@ struct Squares {
       total += sum;
     }
     for (int64_t i = 0; i < size; ++i) {
-      total += static_cast<double>(rest[i]) * rest[i];
+      total += square(rest[i]);
     }
     return total;
   }
@@ -63,8 +70,8 @@ inline __attribute__((always_inline)) Sums sums_of_squares(int64_t size, const E
   }
   for (; i < size; ++i) {
     const Pair pair = element(i);
-    sums.first += static_cast<double>(pair.first) * pair.first;
-    sums.second += static_cast<double>(pair.second) * pair.second;
+    sums.first += square(pair.first);
+    sums.second += square(pair.second);
   }
   return sums;
 }

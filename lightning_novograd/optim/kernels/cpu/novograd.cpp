@@ -127,7 +127,7 @@ std::vector<double> novograd_step(
     });
     add_up(chunks, pairs, weight_sq_norms, moment_sq_norms);
     for (int64_t i = begin; i < end; ++i) {
-      const double weight_norm = std::sqrt(weight_sq_norms[i]), moment_norm = std::sqrt(moment_sq_norms[i]);
+      const double weight_norm = norm_of(weight_sq_norms[i]), moment_norm = norm_of(moment_sq_norms[i]);
       if (options.luc) {
         step_sizes[i] = options.luc->step_size(weight_norm, moment_norm, options.lr);
       }

@@ -101,10 +101,16 @@ class Tensor {
   }
 
   const float* read() const {
+    const float* data = read_unless_zeros();
+    check_address(data);
+    return data;
+  }
+
+  // The same; null where there never was any memory, as in the zeros of forward-mode differentiation.
+  const float* read_unless_zeros() const {
     check_memory();
     const void* data;
     CHECKED(torch_get_const_data_ptr(handle_, &data));
-    check_address(data);
     return static_cast<const float*>(data);
   }
 
@@ -120,7 +126,7 @@ class Tensor {
     }
   }
 
-  // Throws if there never was any, as in the zeros of forward-mode differentiation.
+  // Throws if there never was any.
   void check_address(const void* data) const {
     if (data == nullptr && numel() != 0) {
       throw_no_memory();

@@ -37,6 +37,7 @@ def fits(param: Tensor, grad: Tensor, moment: Tensor | None = None) -> bool:
         and moment.is_contiguous()
         and param.shape == grad.shape == moment.shape
         and not (param.is_neg() or grad.is_neg() or moment.is_neg())
+        and not grad._is_zerotensor()  # as forward-mode differentiation makes them, without memory
     )
 
 
