@@ -85,7 +85,7 @@ class Composite(TellsOfEvaluation, Optimizer):
 
     @property
     def param_groups(self) -> list[ParamGroup]:
-        """All parts' param groups; what is changed in the list is changed in the parts' by the next step or look at it."""
+        """All parts' param groups; by the next step or look at it, what is changed in the list is so in the parts'."""
         return self._groups.synced()
 
     @param_groups.setter
@@ -241,12 +241,14 @@ def check_parts(optimizers: Sequence[Optimizer]) -> tuple[Optimizer, ...]:
     parts: list[Optimizer] = []
     for index, one in enumerate(optimizers):
         if not isinstance(one, Optimizer):
-            raise TypeError(f"Composite is made of torch.optim.Optimizers, not of a {type(one).__name__} (part {index})")
+            raise TypeError(
+                f"Composite is made of torch.optim.Optimizers, not of a {type(one).__name__} (part {index})"
+            )
         for part in one.optimizers if isinstance(one, Composite) else [one]:
             if any(isinstance(inner, Composite) for inner in all_in(part)):
                 raise ValueError(
-                    f"part {index} of the Composite, {full_name(part)}, holds one itself; put the LARC around the parts "
-                    "of that, or around the whole"
+                    f"part {index} of the Composite, {full_name(part)}, holds one itself; put the LARC around the "
+                    "parts of that, or around the whole"
                 )
             if any(map(needs_closure, all_in(part))):
                 raise TypeError(

@@ -9,7 +9,7 @@ from lightning_novograd.optim.composite.groups import ParamGroups
 
 
 class State(MutableMapping[Any, Any]):
-    """What the parts remember of their parameters: read and written where it is kept, in the part that has the parameter.
+    """What the parts remember of their parameters: read and written in the part that has the parameter.
 
     As in an optimizer's own state, a parameter that has none yet gets an empty one when it is looked up. Of keys that
     are no parameters the first part that has them is meant.

@@ -45,7 +45,7 @@ PARTS: dict[str, Callable[[list[torch.nn.Parameter]], Parts]] = {
 }
 
 
-def RMSprop(params: list[torch.nn.Parameter]) -> Optimizer:  # noqa: N802
+def RMSprop(params: list[torch.nn.Parameter]) -> Optimizer:
     return torch.optim.RMSprop(params, lr=0.001, momentum=0.5)
 
 

@@ -13,7 +13,6 @@ from optim_db import DTYPES, WORKERS, layers, set_grads
 
 from lightning_novograd.optim import NovoGrad
 
-
 OPTIMIZERS = {"novograd": NovoGrad, "composite": in_two_parts(NovoGrad)}
 every_optimizer = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
