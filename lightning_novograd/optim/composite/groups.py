@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
+from lightning_novograd.optim.novograd.validation import known_shape
 from lightning_novograd.optim.wrapped import all_in, full_name
 
 ParamGroup = dict[str, Any]
@@ -38,7 +39,7 @@ def check_disjoint(groups: Sequence[ParamGroup], owners: Sequence[int], labels: 
             if owners[other] != owner:
                 names = [*groups[other].get("param_names", ())[other_position : other_position + 1]]
                 names += group.get("param_names", ())[position : position + 1]
-                what = repr(names[0]) if names else f"a parameter of shape {tuple(param.shape)}"
+                what = repr(names[0]) if names else f"a parameter of shape {tuple(known_shape(param) or '?')}"
                 raise ValueError(
                     f"{what} is number {other_position} of param group {other} ({labels[owners[other]]}) and number "
                     f"{position} of param group {index} ({labels[owner]}); a parameter belongs to one optimizer"
@@ -160,6 +161,6 @@ def _same(groups: Sequence[ParamGroup], others: Sequence[ParamGroup]) -> bool:
     return len(groups) == len(others) and all(one is other for one, other in zip(groups, others, strict=True))
 
 
-def _names(optimizer: Optimizer) -> set[str]:
+def _names(optimizer: Optimizer) -> list[str]:
     """What a part may be called: `"LARC(SGD)"`, `"LARC"`, `"SGD"`."""
-    return {name for one in all_in(optimizer) for name in (full_name(one), type(one).__name__)}
+    return [name for one in all_in(optimizer) for name in (full_name(one), type(one).__name__)]

@@ -218,6 +218,9 @@ class Composite(TellsOfEvaluation, Optimizer):
         Returns:
             What the closure returned, else None.
 
+        Raises:
+            Exception: what a part raises; the parts before it have made their steps then.
+
         """
         loss = None
         if closure is not None:

@@ -43,6 +43,23 @@ class State(MutableMapping[Any, Any]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
+    # The base class looks a key up to find whether it is there, and a look-up makes a state for the parameter.
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The state under a key; it is not made."""
+        return self._owner(key)[key] if key in self else default
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The state under a key, which is `default` if there was none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        """The state under a key, which is deleted."""
+        if key not in self:
+            return {}.pop(key, *default)
+        return self._owner(key).pop(key)
+
     def assign(self, state: Mapping[Any, Any]) -> None:
         """Put `state` in the place of all."""
         owners = {key: self._index(key) for key in state}

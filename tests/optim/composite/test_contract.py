@@ -8,11 +8,14 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import BaseFinetuning
 from optim.composite.composites import PARTS, SGD, AdamW, RMSprop, params_of
 from optim.larc.larc_cases import assert_same, assert_same_state, make_params, run, set_grads
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lightning_novograd.lr_scheduler import WarmupAnnealing
 from lightning_novograd.optim import LARC, Composite, NovoGrad
 
 BARE = [name for name in PARTS if "larc" not in name]
@@ -116,6 +119,17 @@ def test_the_closure_runs_once_with_gradients_enabled_before_any_part_steps(part
         assert_same(params, others)
     assert calls == [True, True]
     assert composite.step() is None
+
+
+def test_one_part_may_be_differentiable():
+    start = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    through, plain = start.clone(), torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    composite = Composite([SGD([through], lr=0.1, differentiable=True), AdamW([plain])])
+    through.grad, plain.grad = start.square(), torch.ones(2, dtype=torch.float64)
+    composite.step()
+    through.sum().backward()
+    torch.testing.assert_close(start.grad, 1 - 0.1 * 2 * start.detach())
+    assert plain.grad_fn is None
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -311,6 +325,40 @@ def test_a_scheduler_moves_each_group_from_its_own_lr(scheduler):
                 lrs[-1].append([group["lr"] for group in optimizer.param_groups])
     assert lrs[0] == lrs[1]
     assert [group["lr"] for part in composite.optimizers for group in part.param_groups] == lrs[0][-1]
+
+
+def test_fabric_drives_it():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    plain = copy.deepcopy(model)
+
+    def build(module):
+        return Composite([NovoGrad(module[0].parameters(), lr=0.05), AdamW(module[1].parameters(), lr=0.01)])
+
+    wrapped, optimizer = fabric.setup(model, build(model))
+    other = build(plain)
+    for _ in range(2):
+        fabric.backward(wrapped(torch.ones(4, 3)).square().mean())
+        plain(torch.ones(4, 3)).square().mean().backward()
+        for one in (optimizer, other):
+            one.step()
+            one.zero_grad()
+    assert_same(model.parameters(), plain.parameters())
+    assert [group["optimizer"] for group in optimizer.param_groups] == ["NovoGrad", "AdamW"]
+    assert isinstance(optimizer, Composite)
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_a_finetuning_callback_adds_a_group():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
+    composite = Composite([SGD(model[1].parameters(), lr=0.5), AdamW(model[2].parameters(), lr=0.1)])
+    sched = WarmupAnnealing(composite, warmup_steps=2, max_steps=10)
+    BaseFinetuning.unfreeze_and_add_param_group(model[0], composite, lr=0.25)
+    run(composite, params_of(composite), 1)
+    with pytest.warns(UserWarning, match="param group 2 was added after the schedule was built"):
+        sched.step()
+    assert [group["optimizer"] for group in composite.param_groups] == ["SGD", "AdamW", "SGD"]
+    assert sched.base_lrs == [0.5, 0.1, 0.25]
 
 
 def test_a_scheduler_of_one_part_moves_that_part():

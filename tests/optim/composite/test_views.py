@@ -87,6 +87,7 @@ def test_a_part_is_named_by_any_class_that_no_other_part_has(name):
         ({"optimizer": 3}, ValueError, r"names optimizer 3. Allowed: 0 \(SGD#0\), 1 \(SGD#1\), 2 \(AdamW\)"),
         ({"optimizer": -1}, ValueError, "names optimizer -1"),
         ({"optimizer": True}, ValueError, "unknown optimizer True"),
+        ({"optimizer": {"name": "adamw"}}, ValueError, "unknown optimizer {'name': 'adamw'}"),
         ({"optimizer": 2, "params": None}, TypeError, "not iterable"),
     ],
     ids=str,
@@ -249,6 +250,22 @@ def test_the_state_is_set_part_by_part():
     with pytest.raises(KeyError, match="no parameter of SGD or AdamW"):
         composite.state = {torch.ones(1): {}}
     assert len(composite.state) > 2
+
+
+def test_asking_for_a_state_makes_none():
+    params, composite = two_parts()
+    state = composite.state
+    assert state.get(params[0]) is None
+    assert state.get(params[1], {}) == {}
+    assert state.pop(params[0], 3) == 3
+    with pytest.raises(KeyError):
+        state.pop(params[0])
+    assert not state
+    assert state.setdefault(params[1], {"step": 1}) == {"step": 1}
+    assert state.setdefault(params[1], {"step": 2}) == state.get(params[1]) == {"step": 1}
+    assert composite.optimizers[1].state[params[1]] == {"step": 1}
+    assert state.pop(params[1]) == {"step": 1}
+    assert not composite.optimizers[1].state
 
 
 def test_state_of_strangers_is_refused_and_that_under_other_keys_is_found():
