@@ -10,7 +10,7 @@ from lightning_novograd.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from lightning_novograd.config import OptimConfig, build_optimizers, parse_optim
     from lightning_novograd.large_batch import BatchPlan, scale_lr, solve_batch_plan
-    from lightning_novograd.optim import LARC, NovoGrad
+    from lightning_novograd.optim import LARC, Composite, NovoGrad
     from lightning_novograd.registry import (
         available_optimizers,
         available_schedulers,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LARC",
     "BatchPlan",
+    "Composite",
     "ConfigError",
     "DataError",
     "NovoGrad",
@@ -44,6 +45,7 @@ __all__ = [
 _MODULES = {
     "LARC": "optim",
     "BatchPlan": "large_batch",
+    "Composite": "optim",
     "NovoGrad": "optim",
     "OptimConfig": "config",
     "OptimMixin": "training.mixin",

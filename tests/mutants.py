@@ -58,6 +58,8 @@ TESTS = {
     ],
     "lightning_novograd/optim/novograd/": ["tests/optim/novograd"],
     "lightning_novograd/optim/larc/": ["tests/optim/larc"],
+    "lightning_novograd/optim/composite/": ["tests/optim/composite"],
+    "lightning_novograd/optim/wrapped.py": ["tests/optim/composite", "tests/optim/larc/test_refusals.py"],
     "lightning_novograd/optim/pytorch.py": ["tests/test_registry.py", "tests/config"],
     "lightning_novograd/optim/": ["tests/optim/test_norms.py", "tests/optim/test_param_groups.py", "tests/optim/larc"],
     "lightning_novograd/lr_scheduler/pytorch.py": ["tests/lr_scheduler", "tests/config", "tests/training"],

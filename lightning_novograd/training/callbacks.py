@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_novograd.optim.larc.optimizer import LARC
 from lightning_novograd.optim.norms import placed_like, squared_norms
+from lightning_novograd.optim.wrapped import all_in
 from lightning_novograd.training.amp import loss_scale, skipped_on_device
 
 __all__ = ["LayerMonitor"]
@@ -144,8 +145,9 @@ class LayerMonitor(pl.Callback):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if isinstance(optimizer, LARC):
-            self._factors += optimizer.factors
+        larcs = [one for one in all_in(optimizer) if isinstance(one, LARC)]
+        if larcs:
+            self._factors += [factors for larc in larcs for factors in larc.factors]
             self._uncounted += 1
             if self._uncounted == _MAX_UNCOUNTED:
                 self._count_factors()

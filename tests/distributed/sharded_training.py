@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import Composite, NovoGrad
 
 STEPS = 5
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "amsgrad": {"amsgrad": True, "betas": (0.9, 0.25)},
     "luc": {"luc": True, "luc_trust": 0.05},
+    "composite": {"composite": True},
 }
 
 
@@ -43,11 +44,12 @@ def make_model(extra_layers: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), *middle, nn.Linear(5, 3, bias=False))
 
 
-def make_optimizer(model: nn.Module, **options: Any) -> NovoGrad:
-    """Two param groups: a group has no all-reduce of its own."""
+def make_optimizer(model: nn.Module, composite: bool = False, **options: Any) -> NovoGrad | Composite:
+    """Two param groups: a group has no all-reduce of its own. Or two optimizers, which ought to make the same steps."""
     params = list(model.parameters())
     groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.0}]
-    return NovoGrad(groups, lr=0.05, weight_decay=0.01, **options)
+    options = {"lr": 0.05, "weight_decay": 0.01, **options}
+    return Composite([NovoGrad([group], **options) for group in groups]) if composite else NovoGrad(groups, **options)
 
 
 def batch(step: int, part: int = 0, parts: int = 1) -> Tensor:
@@ -154,20 +156,20 @@ def bad_gradient(mesh: DeviceMesh) -> list[bool]:
     return [bool(full(p).isfinite().all()) for p in model.parameters()]
 
 
-def save_half_way(mesh: DeviceMesh, folder: Path) -> None:
+def save_half_way(mesh: DeviceMesh, folder: Path, **options: Any) -> None:
     model = fsdp2(mesh)
-    optimizer = make_optimizer(model, amsgrad=True)
+    optimizer = make_optimizer(model, amsgrad=True, **options)
     train(model, optimizer, steps=3, part=mesh.get_local_rank(), parts=mesh.size())
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
 
 
-def resume_half_way(mesh: DeviceMesh, folder: Path) -> dict[str, list[Tensor]]:
+def resume_half_way(mesh: DeviceMesh, folder: Path, **options: Any) -> dict[str, list[Tensor]]:
     model = fsdp2(mesh)
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()
-    optimizer = make_optimizer(model, amsgrad=True)
+    optimizer = make_optimizer(model, amsgrad=True, **options)
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -183,6 +185,33 @@ def zero_redundancy(rank: int, size: int, **options: Any) -> list[Tensor]:
     )
     train(parallel, optimizer, part=rank, parts=size)
     return [full(p) for p in model.parameters()]
+
+
+def zero_redundancy_parts(rank: int, size: int) -> list[list[Tensor]]:
+    """A Composite of such optimizers: the weights after training at a stretch, and with a state dict in between."""
+    results = []
+    for saved in (False, True):
+        model = make_model()
+        parallel = nn.parallel.DistributedDataParallel(model)
+
+        def make_parts(params: list[nn.Parameter]) -> Composite:
+            halves = (params[:2], params[2:])
+            return Composite(
+                [ZeroRedundancyOptimizer(half, optimizer_class=NovoGrad, lr=0.05, weight_decay=0.01) for half in halves]
+            )
+
+        optimizer = make_parts(list(parallel.parameters()))
+        train(parallel, optimizer, 2, part=rank, parts=size)
+        if saved:
+            for part in optimizer.optimizers:
+                part.consolidate_state_dict()
+            state_dict = [optimizer.state_dict() if rank == 0 else None]
+            dist.broadcast_object_list(state_dict)
+            optimizer = make_parts(list(parallel.parameters()))
+            optimizer.load_state_dict(state_dict[0])
+        train(parallel, optimizer, STEPS - 2, first=2, part=rank, parts=size)
+        results.append([full(p) for p in model.parameters()])
+    return results
 
 
 def fsdp1(use_orig_params: bool) -> str:
@@ -262,12 +291,14 @@ def main(rank: int, size: int, folder: Path) -> None:
         "all-reduces fsdp2 luc": lambda: all_reduces(fsdp2(mesh, 6), rank, size, luc=True),
         "all-reduces tensor parallel": lambda: all_reduces(tensor_parallel(mesh), 0, 1),
         "zero redundancy": lambda: zero_redundancy(rank, size),
+        "zero redundancy composite": lambda: zero_redundancy_parts(rank, size),
     }
     if size == 2:
         cases |= {
             "hsdp default": lambda: sharded(fsdp2(init_device_mesh("cpu", (2, 1), mesh_dim_names=("r", "s")))),
             "fsdp1": lambda: [fsdp1(use_orig_params) for use_orig_params in (False, True)],
             "save": lambda: save_half_way(mesh, folder / "checkpoint"),
+            "save composite": lambda: save_half_way(mesh, folder / "checkpoint of parts", composite=True),
             "zero redundancy bucket view": lambda: zero_redundancy(rank, size, parameters_as_bucket_view=True),
             "lightning": lambda: lightning_model_parallel(size, folder),
         }
@@ -284,6 +315,7 @@ def main(rank: int, size: int, folder: Path) -> None:
             "all-reduces hsdp": lambda: all_reduces(fsdp2(rows), rank, size),
             "all-reduces fsdp2 and tensor parallel": lambda: all_reduces(fsdp2_and_tensor_parallel(rows), dp, 2),
             "resume": lambda: resume_half_way(mesh, folder / "checkpoint"),
+            "resume composite": lambda: resume_half_way(mesh, folder / "checkpoint of parts", composite=True),
         }
     results = {name: case() for name, case in cases.items()}
     if rank == 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.sharded_training import OPTIONS, one_process
+from distributed.sharded_training import OPTIONS, make_model, one_process, train
 from torch import Tensor
 
 from lightning_novograd.optim import NovoGrad
@@ -45,6 +45,12 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == e.shape
         assert (a - e).abs().max() <= 1e-6 * e.abs().max(), f"layer {index}"
+
+
+def one_process_without_groups() -> list[Tensor]:
+    model = make_model()
+    train(model, NovoGrad(model.parameters(), lr=0.05, weight_decay=0.01))
+    return [p.detach() for p in model.parameters()]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +92,9 @@ def test_a_bad_shard_spoils_its_own_layer_alone(results, world_size):
     assert results[world_size]["bad gradient"] == [True, True, False, True, True]
 
 
-def test_checkpoint_of_two_ranks_resumes_on_four(results):
-    actual, expected = results[4]["resume"], one_process(amsgrad=True)
+@pytest.mark.parametrize("case", ["resume", "resume composite"])
+def test_checkpoint_of_two_ranks_resumes_on_four(results, case):
+    actual, expected = results[4][case], one_process(amsgrad=True)
     assert len(expected) > 1
     assert actual.keys() == expected.keys()
     for key, tensors in expected.items():
@@ -102,11 +109,14 @@ def test_lightning_model_parallel_strategy_trains_and_resumes(results):
     ("world_size", "case"), [(2, "zero redundancy"), (2, "zero redundancy bucket view"), (4, "zero redundancy")]
 )
 def test_zero_redundancy_optimizer(results, world_size, case):
-    from distributed.sharded_training import make_model, train
+    assert_close(results[world_size][case], one_process_without_groups())
 
-    model = make_model()
-    train(model, NovoGrad(model.parameters(), lr=0.05, weight_decay=0.01))
-    assert_close(results[world_size][case], [p.detach() for p in model.parameters()])
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_composite_of_zero_redundancy_optimizers(results, world_size):
+    expected = one_process_without_groups()
+    for actual in results[world_size]["zero redundancy composite"]:
+        assert_close(actual, expected)
 
 
 def test_fsdp1_says_what_to_use_instead(results):

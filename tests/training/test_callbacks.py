@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import Composite, NovoGrad
 from lightning_novograd.optim.larc.optimizer import LARC
 from lightning_novograd.training.callbacks import METRICS, LayerMonitor, draw_layers
 
@@ -97,8 +97,11 @@ def test_values_are_those_of_a_plain_loop(tmp_path):
         assert row == pytest.approx(wanted, rel=1e-4)
 
 
-def test_clip_fraction_counts_all_steps_since_the_last_record(tmp_path):
+@pytest.mark.parametrize("around", ["all", "a part"])
+def test_clip_fraction_counts_all_steps_since_the_last_record(tmp_path, around):
     def build(params):
+        if around == "a part":
+            return Composite([LARC(torch.optim.SGD(params[:2], lr=0.1)), torch.optim.SGD(params[2:], lr=0.1)])
         return LARC(torch.optim.SGD([{"params": params[:2]}, {"params": params[2:], "larc": False}], lr=0.1))
 
     module = Net(build)

@@ -43,6 +43,7 @@ from lightning_novograd.optim.norms import is_sharded
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
 from lightning_novograd.optim.novograd.options import Options
 from lightning_novograd.optim.novograd.validation import listed_params, refuse_unfused
+from lightning_novograd.optim.wrapped import TellsOfEvaluation, all_in
 
 # A step of one param group's layers: their factors, and the layers that it leaves to others
 FusedStep = Callable[[], tuple[Factors, list[Tensor]]]
@@ -68,7 +69,7 @@ _UNDO_GRADIENT_SCALE = (
 _LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
 
 
-class LARC(Optimizer):
+class LARC(TellsOfEvaluation, Optimizer):
     r"""Layer-wise adaptive rate control: keeps every layer's step small against the layer's weights.
 
     A layer is one parameter tensor :math:`w` with gradient :math:`g`; :math:`\gamma` and :math:`\lambda` are its
@@ -148,9 +149,10 @@ class LARC(Optimizer):
         check_optimizer(optimizer)
         if target not in TARGETS:
             raise ValueError(f"Invalid target: {target!r}{choices(target, TARGETS)}")
-        if target == "gradient" and isinstance(optimizer, _UNDO_GRADIENT_SCALE):
+        undoing = [type(one).__name__ for one in all_in(optimizer) if isinstance(one, _UNDO_GRADIENT_SCALE)]
+        if target == "gradient" and undoing:
             warnings.warn(
-                f"LARC(target='gradient') does not bound the steps of {type(optimizer).__name__}, which divides by the "
+                f"LARC(target='gradient') does not bound the steps of {undoing[0]}, which divides by the "
                 "size of its own gradients; use target='update' or 'auto'",
                 stacklevel=2,
             )

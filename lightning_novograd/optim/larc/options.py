@@ -1,6 +1,5 @@
 """What LARC can be asked for: its options, under OpenSeq2Seq's names too, and which optimizers it wraps."""
 
-import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
+from lightning_novograd.optim.wrapped import all_in, needs_closure
 from lightning_novograd.ranges import LARGEST_FLOAT32
 
 TARGETS = ("auto", "gradient", "update")
@@ -82,11 +82,14 @@ def check_optimizer(optimizer: Optimizer) -> None:
     kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"LARC wraps a torch.optim.Optimizer, not a {kind}")
-    if "larc" in optimizer.defaults:
-        raise ValueError(f"this {kind} is under LARC already; set larc_* in its groups, or wrap a new optimizer")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise TypeError(f"LARC needs one gradient per step, but {kind} evaluates its closure several times")
+    for one in all_in(optimizer):
+        if "larc" in one.defaults:
+            name = type(one).__name__
+            raise ValueError(f"this {name} is under LARC already; set larc_* in its groups, or wrap a new optimizer")
+        if needs_closure(one):
+            raise TypeError(
+                f"LARC needs one gradient per step, but {type(one).__name__} evaluates its closure several times"
+            )
     for index, group in enumerate(optimizer.param_groups):
         check_group(kind, index, group, group["params"])
 

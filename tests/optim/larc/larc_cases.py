@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import Composite, NovoGrad
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 INNER = {
@@ -13,6 +13,9 @@ INNER = {
     "adamw": lambda params: AdamW(params, lr=1e-2),
     "adamw_fused": lambda params: AdamW(params, lr=1e-2, fused=True),
     "novograd": lambda params: NovoGrad(params, lr=1e-2, betas=(0.9, 0.5), weight_decay=1e-3),
+    "composite": lambda params: Composite(
+        [NovoGrad(params[:1], lr=1e-2, weight_decay=1e-3), SGD(params[1:], lr=0.1, momentum=0.9)]
+    ),
 }
 every_inner = pytest.mark.parametrize("inner", INNER)
 SHAPES = [(4, 3), (2, 3, 2), (7,)]

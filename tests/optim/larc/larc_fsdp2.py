@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import Composite, NovoGrad
 from lightning_novograd.optim.larc.optimizer import LARC
 
 CASES = {
@@ -20,6 +20,9 @@ CASES = {
     "gradient, foreach": lambda params: LARC(torch.optim.SGD(params, lr=0.1, foreach=True), 0.01, clip=False),
     "update": lambda params: LARC(torch.optim.AdamW(params, lr=0.01), 0.01),
     "update, novograd": lambda params: LARC(NovoGrad(params, lr=0.05, weight_decay=0.01), 0.01),
+    "update, composite": lambda params: LARC(
+        Composite([NovoGrad(params[::2], lr=0.05, weight_decay=0.01), torch.optim.AdamW(params[1::2], lr=0.01)]), 0.01
+    ),
     "excluded": lambda params: LARC(
         torch.optim.SGD([{"params": [p], "larc": p.ndim > 1} for p in params], lr=0.1, weight_decay=0.01), 0.01
     ),

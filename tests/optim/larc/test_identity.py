@@ -63,7 +63,7 @@ def test_copies_are_independent_and_continue_alike(inner, duplicate):
     other = duplicate(larc)
     assert_shares(other)
     assert (other.target, type(other.optimizer)) == (larc.target, type(larc.optimizer))
-    other_params = other.param_groups[0]["params"]
+    other_params = [p for group in other.param_groups for p in group["params"]]
     assert not {id(p) for p in params} & {id(p) for p in other_params}
     before = [p.detach().clone() for p in params]
     run(other, other_params, 3, first=2)

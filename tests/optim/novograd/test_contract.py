@@ -1,14 +1,21 @@
-"""NovoGrad keeps the contract of torch.optim: what AdamW does with closures, hooks, copies, scalers and bad input."""
+"""NovoGrad keeps the contract of torch.optim: what AdamW does with closures, hooks, copies, scalers and bad input.
+
+So does a Composite of NovoGrads, to which most of the table is applied as well.
+"""
 
 import copy
 import pickle
 
 import pytest
 import torch
+from optim.composite.composites import in_two_parts
 from optim_db import DTYPES, WORKERS, layers, set_grads
 
 from lightning_novograd.optim import LARC, NovoGrad
 from lightning_novograd.optim.novograd import functional
+
+OPTIMIZERS = {"novograd": NovoGrad, "composite": in_two_parts(NovoGrad)}
+every_optimizer = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 def parameter(*shape, dtype=torch.float32):
@@ -26,10 +33,11 @@ def assert_equal(left, right):
         assert torch.equal(left[kind], right[kind]), kind
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
-def test_closure_runs_once_with_gradients_enabled(worker):
+def test_closure_runs_once_with_gradients_enabled(build, worker):
     param = parameter(3)
-    optimizer = NovoGrad([param], lr=0.1, **WORKERS[worker])
+    optimizer = build([param], lr=0.1, **WORKERS[worker])
     calls = []
 
     def closure():
@@ -46,9 +54,10 @@ def test_closure_runs_once_with_gradients_enabled(worker):
     assert not torch.equal(param, parameter(3))
 
 
-def test_hooks_run_around_the_step():
+@every_optimizer
+def test_hooks_run_around_the_step(build):
     param, events = parameter(3), []
-    optimizer = NovoGrad([param])
+    optimizer = build([param])
     optimizer.register_step_pre_hook(lambda *_: events.append(("pre", param.detach().clone())))
     optimizer.register_step_post_hook(lambda *_: events.append(("post", param.detach().clone())))
     param.grad = torch.ones(3)
@@ -59,14 +68,15 @@ def test_hooks_run_around_the_step():
     assert not torch.equal(events[0][1], events[1][1])
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
 )
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_copy_continues_alike(copied, worker, after):
+def test_a_copy_continues_alike(build, copied, worker, after):
     params = layers(torch.float32, ["matrix", "vector", "long"])
-    optimizer = NovoGrad(params.values(), lr=0.1, amsgrad=True, **WORKERS[worker])
+    optimizer = build(params.values(), lr=0.1, amsgrad=True, **WORKERS[worker])
     train(optimizer, params, range(after))
     params2, optimizer2 = copied((params, optimizer))
     train(optimizer, params, range(after, after + 3))
@@ -87,12 +97,13 @@ def test_a_copy_leaves_unscaling_to_whom_the_original_leaves_it(copied, wrap, un
     assert getattr(twin, "optimizer", twin)._step_supports_amp_scaling == unscales
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["0-dim", "one-element"])
-def test_lr_as_a_tensor_is_the_same_as_a_float(worker, shape):
+def test_lr_as_a_tensor_is_the_same_as_a_float(build, worker, shape):
     left, right = layers(torch.float32), layers(torch.float32)
     lr = torch.full(shape, 0.25)
-    by_tensor = NovoGrad(left.values(), lr=lr, **WORKERS[worker])
+    by_tensor = build(left.values(), lr=lr, **WORKERS[worker])
     by_float = NovoGrad(right.values(), lr=0.25, **WORKERS[worker])
     train(by_tensor, left, range(2))
     train(by_float, right, range(2))
@@ -104,10 +115,11 @@ def test_lr_as_a_tensor_is_the_same_as_a_float(worker, shape):
         torch.testing.assert_close(left[kind], right[kind], rtol=1e-6, atol=1e-7)
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
-def test_a_layer_frozen_and_unfrozen(worker):
+def test_a_layer_frozen_and_unfrozen(build, worker):
     frozen, other = parameter(4, 3), parameter(5)
-    optimizer = NovoGrad([frozen, other], lr=0.1, weight_decay=0.1, **WORKERS[worker])
+    optimizer = build([frozen, other], lr=0.1, weight_decay=0.1, **WORKERS[worker])
 
     def step(trained):
         for param in (frozen, other):
@@ -126,9 +138,10 @@ def test_a_layer_frozen_and_unfrozen(worker):
     assert not torch.equal(frozen, before)
 
 
-def test_a_group_added_in_mid_training():
+@every_optimizer
+def test_a_group_added_in_mid_training(build):
     first, second = parameter(3), parameter(2)
-    optimizer = NovoGrad([first], lr=0.1)
+    optimizer = build([first], lr=0.1)
     first.grad, second.grad = torch.ones(3), torch.ones(2)
     optimizer.step()
     optimizer.add_param_group({"params": [second], "lr": 1.0, "luc": True})
@@ -137,24 +150,26 @@ def test_a_group_added_in_mid_training():
     assert not torch.equal(second, parameter(2))
 
 
-def test_nothing_to_do():
+@every_optimizer
+def test_nothing_to_do(build):
     param = parameter(3)
-    optimizer = NovoGrad([param])
+    optimizer = build([param])
     optimizer.step()
     assert optimizer.step(lambda: 1.5) == 1.5
     assert not optimizer.state
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", ["single", "default"])
 @pytest.mark.parametrize(
     "options", [{}, {"amsgrad": True, "weight_decay": 0.1}, {"luc": True, "luc_trust": 0.5}], ids=str
 )
-def test_differentiable(worker, options):
+def test_differentiable(build, worker, options):
     """The gradient of a weight after two steps, with respect to all that went in, against finite differences."""
 
     def two_steps(param, grad, exp_avg, exp_avg_sq):
         param = param.clone()
-        optimizer = NovoGrad([param], lr=0.1, eps=0.1, differentiable=True, **WORKERS[worker], **options)
+        optimizer = build([param], lr=0.1, eps=0.1, differentiable=True, **WORKERS[worker], **options)
         optimizer.state[param] = {"exp_avg": exp_avg.clone(), "exp_avg_sq": exp_avg_sq.clone()}
         for _ in range(2):
             param.grad = grad
@@ -194,10 +209,11 @@ def test_compiled_step_equals_eager(options):
         torch.testing.assert_close(left[kind], right[kind], rtol=1e-5, atol=1e-6)
 
 
+@every_optimizer
 @pytest.mark.slow
-def test_step_compiled_by_inductor():
+def test_step_compiled_by_inductor(build):
     left, right = (layers(torch.float32, ["matrix", "vector"]) for _ in range(2))
-    eager, compiled = NovoGrad(left.values(), lr=0.1), NovoGrad(right.values(), lr=0.1)
+    eager, compiled = NovoGrad(left.values(), lr=0.1), build(right.values(), lr=0.1)
     torch._dynamo.reset()
     step = torch.compile(compiled.step)
     for index in (2, 4):
@@ -209,12 +225,13 @@ def test_step_compiled_by_inductor():
         torch.testing.assert_close(left[kind], right[kind], rtol=1e-5, atol=1e-6)
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
 @pytest.mark.parametrize("bad", [False, True], ids=["finite", "inf"])
-def test_grad_scaler(worker, bad):
+def test_grad_scaler(build, worker, bad):
     """Unscaled steps equal those without a scaler; a skipped step changes nothing."""
     scaled, plain = (layers(torch.float32, ["conv", "vector", "long"]) for _ in range(2))
-    optimizer = NovoGrad(scaled.values(), lr=0.1, weight_decay=0.01, **WORKERS[worker])
+    optimizer = build(scaled.values(), lr=0.1, weight_decay=0.01, **WORKERS[worker])
     reference = NovoGrad(plain.values(), lr=0.1, weight_decay=0.01, foreach=False)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     train(reference, plain, [1])
@@ -239,11 +256,12 @@ def test_grad_scaler(worker, bad):
     assert not hasattr(optimizer, "grad_scale")
 
 
+@every_optimizer
 @pytest.mark.parametrize("options", [{}, {"luc": True}, {"amsgrad": True, "maximize": True}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_fused_unscales_without_writing_the_gradients(dtype, options):
+def test_fused_unscales_without_writing_the_gradients(build, dtype, options):
     scaled, plain = layers(dtype), layers(dtype)
-    optimizer = NovoGrad(scaled.values(), lr=0.1, fused=True, **options)
+    optimizer = build(scaled.values(), lr=0.1, fused=True, **options)
     assert optimizer._step_supports_amp_scaling
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
     set_grads(scaled, 2)
@@ -302,9 +320,10 @@ def test_workers_that_exclude_each_other(options, message):
         NovoGrad([parameter(2)], **options)
 
 
-def test_capturable_needs_an_accelerator():
+@every_optimizer
+def test_capturable_needs_an_accelerator(build):
     param = parameter(2)
-    optimizer = NovoGrad([param], capturable=True)
+    optimizer = build([param], capturable=True)
     param.grad = torch.ones(2)
     with pytest.raises(AssertionError, match="If capturable=True, params must be on supported devices"):
         optimizer.step()
@@ -350,9 +369,10 @@ def test_a_later_group_that_is_refused_leaves_the_first_as_it_was(case, monkeypa
     assert not any(value.any() for state in optimizer.state.values() for value in state.values())
 
 
-def test_fused_refuses_complex_parameters():
+@every_optimizer
+def test_fused_refuses_complex_parameters(build):
     param = parameter(2, dtype=torch.complex64)
-    optimizer = NovoGrad([param], fused=True)
+    optimizer = build([param], fused=True)
     param.grad = torch.ones_like(param)
     with pytest.raises(RuntimeError, match="fused=True"):
         optimizer.step()
@@ -369,9 +389,10 @@ def test_pieces_of_layers_are_refused():
         NovoGrad([zero3])
 
 
-def test_a_partition_in_the_place_of_layers_is_refused():
+@every_optimizer
+def test_a_partition_in_the_place_of_layers_is_refused(build):
     """DeepSpeed's ZeRO puts one flat tensor per group into an optimizer that was built on layers."""
-    optimizer = NovoGrad([parameter(4, 3), parameter(4)])
+    optimizer = build([parameter(4, 3), parameter(4)])
     partition = torch.zeros(8, requires_grad=True)
     partition.grad = torch.ones(8)
     optimizer.param_groups[0]["params"] = [partition]
@@ -389,9 +410,10 @@ def test_fsdp1_marks_what_is_refused():
         NovoGrad([param])
 
 
-def test_one_cycle_moves_the_first_beta():
+@every_optimizer
+def test_one_cycle_moves_the_first_beta(build):
     param = parameter(3)
-    optimizer = NovoGrad([param], lr=0.1)
+    optimizer = build([param], lr=0.1)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
     first = optimizer.param_groups[0]["betas"]
     param.grad = torch.ones(3)

@@ -5,10 +5,12 @@ import io
 
 import pytest
 import torch
+from optim.composite.composites import in_two_parts
 from optim_db import DTYPES, WORKERS, layers, set_grads
 
 from lightning_novograd.optim import NovoGrad
 
+every_optimizer = pytest.mark.parametrize("build", [NovoGrad, in_two_parts(NovoGrad)], ids=["novograd", "composite"])
 KINDS = ["matrix", "conv", "vector", "scalar", "channels-last", "empty", "long"]
 
 
@@ -25,16 +27,17 @@ def through_a_file(state_dict):
     return torch.load(buffer, weights_only=True)
 
 
+@every_optimizer
 @pytest.mark.parametrize("worker", WORKERS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_reloaded_state_continues_bit_for_bit(worker, dtype, after):
+def test_a_reloaded_state_continues_bit_for_bit(build, worker, dtype, after):
     options = {"lr": 0.1, "amsgrad": True, "weight_decay": 0.01, **WORKERS[worker]}
     params = layers(dtype, KINDS)
-    optimizer = NovoGrad(params.values(), **options)
+    optimizer = build(params.values(), **options)
     train(optimizer, params, range(after))
     params2 = copy.deepcopy(params)
-    optimizer2 = NovoGrad(params2.values(), lr=9.0, **WORKERS[worker])
+    optimizer2 = build(params2.values(), lr=9.0, **WORKERS[worker])
     optimizer2.load_state_dict(through_a_file(optimizer.state_dict()))
 
     train(optimizer, params, range(after, after + 3))
@@ -47,16 +50,17 @@ def test_a_reloaded_state_continues_bit_for_bit(worker, dtype, after):
     assert optimizer2.param_groups[0]["lr"] == 0.1
 
 
+@every_optimizer
 @pytest.mark.parametrize(
     ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)], ids=str
 )
-def test_second_moments_keep_their_precision(dtype, expected):
+def test_second_moments_keep_their_precision(build, dtype, expected):
     param = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
-    optimizer = NovoGrad([param], amsgrad=True)
+    optimizer = build([param], amsgrad=True)
     param.grad = torch.full((4,), 1.23456789, dtype=torch.float64)
     optimizer.step()
     narrow = torch.nn.Parameter(torch.ones(4, dtype=dtype))
-    loaded = NovoGrad([narrow], amsgrad=True)
+    loaded = build([narrow], amsgrad=True)
     loaded.load_state_dict(optimizer.state_dict())
     state = loaded.state[narrow]
     assert state["exp_avg"].dtype == dtype
