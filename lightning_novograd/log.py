@@ -1,14 +1,38 @@
-"""Loggers that speak once, however many processes train."""
+"""Loggers that speak once, however many processes train, and are heard in a script that sets up no logging."""
 
 import logging
+import os
+import sys
 
 import torch
+
+# Where launchers say which process this is, before there is a process group; SLURM's may be set without SLURM starting
+# the processes, so it comes last
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 class _RankZero(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         distributed = torch.distributed
-        return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank() == 0
+        return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to stderr what no handler of the application's will write, whenever that sets up its logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_handled(logging.getLogger(record.name)):
+            self.stream = sys.stderr  # which may not be what it was
+            super().emit(record)
+
+    def _is_handled(self, logger: logging.Logger | None) -> bool:
+        while logger is not None:
+            if any(handler is not self and not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
 
 
 def rank_zero_logger(name: str) -> logging.Logger:
@@ -16,3 +40,17 @@ def rank_zero_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.addFilter(_RankZero())
     return logger
+
+
+def _be_heard(package: str) -> None:
+    """Give the package's logger the level INFO and the console, as Lightning gives its own."""
+    logger = logging.getLogger(package)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        console = _Console()
+        console.addFilter(_RankZero())
+        logger.addHandler(console)
+
+
+_be_heard("lightning_novograd")
