@@ -19,7 +19,7 @@ class _RankZero(logging.Filter):
         return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
-class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+class _Console(logging.StreamHandler):
     """Writes to stderr what no handler of the application's will write, whenever that sets up its logging."""
 
     def emit(self, record: logging.LogRecord) -> None:
