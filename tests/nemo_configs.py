@@ -224,7 +224,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mutations", type=int, default=0, help="how many changed blocks to try")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    logging.getLogger("lightning_novograd").setLevel(logging.ERROR)  # a line for every third block
     findings, originals = Findings(), []
     for file, path, block in blocks(options.checkout):
         examine(file, path, block, findings)
@@ -246,4 +245,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("lightning_novograd").setLevel(logging.ERROR)  # or there is a line for every third block
     sys.exit(min(1, main()))

@@ -52,15 +52,15 @@ def test_counts(checkout, capsys):
     assert nemo_configs.main([str(checkout), "--mutations", "20"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[:6] == [
-        "5  blocks",
-        "4  built",
-        "1  with a constant LR",
-        "2  with NeMo's LR curve, to 1e-09 of it",
-        "1  with another LR curve: StepLR is stepped per epoch, NeMo's per step (the log says so)",
-        "1  refused: optim.name: unknown optimizer 'lamb'",
+        "5 blocks",
+        "4 built",
+        "1 with a constant LR",
+        "2 with NeMo's LR curve, to 1e-09 of it",
+        "1 with another LR curve: StepLR is stepped per epoch, NeMo's per step (the log says so)",
+        "1 refused: optim.name: unknown optimizer 'lamb'",
     ]
-    assert lines[7] == "20  mutations, seed 0"
-    assert lines[-1] == "0  violations"
+    assert lines[7] == "20 mutations, seed 0"
+    assert lines[-1] == "0 violations"
 
 
 def test_a_curve_that_is_not_nemos_and_an_exception_are_violations(checkout, capsys, monkeypatch):
