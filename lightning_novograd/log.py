@@ -48,9 +48,7 @@ def _be_heard(package: str) -> None:
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        console = _Console()
-        console.addFilter(_RankZero())
-        logger.addHandler(console)
+        logger.addHandler(_Console())
 
 
 _be_heard("lightning_novograd")
