@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -117,6 +117,13 @@ $(NEMO_VENV)/.installed: pyproject.toml
 
 test-nemo: $(NEMO_VENV)/.installed
 	OMP_NUM_THREADS=1 $(NEMO_PYTHON) -m pytest tests/nemo
+
+# Every optim block of a NeMo checkout, and as many mutations of them; not part of CI
+MUTATIONS ?= 20000
+
+test-nemo-configs: $(VENV)/.installed
+	@test -d "$(NEMO)" || { echo "make test-nemo-configs NEMO=PATH, the folder of a NeMo checkout" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python tests/nemo_configs.py "$(NEMO)" --mutations $(MUTATIONS)
 
 # The fused CUDA worker's kernels in Triton's interpreter, over the table of inputs: no GPU needed, 700 MB of Triton
 test-triton: $(VENV)/.installed

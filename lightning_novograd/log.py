@@ -1,8 +1,17 @@
-"""Loggers for many processes that train together: what is alike in all is said once, the rest with the rank."""
+"""Loggers for many processes that train together: what is alike in all is said once, the rest with the rank.
+
+They are heard in a script that sets up no logging, as Lightning's are.
+"""
 
 import logging
+import os
+import sys
 
 import torch
+
+# Where launchers say which process this is, before there is a process group; SLURM's may be set without SLURM starting
+# the processes, so it comes last
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 class _RankZero(logging.Filter):
@@ -21,11 +30,30 @@ class _NamedRank(logging.Filter):
 def _rank() -> int | None:
     """Of this process; None where it trains alone."""
     distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else None
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
+    said = next((os.environ[name] for name in _RANKS if name in os.environ), "")
+    return int(said) if said.isdecimal() else None
 
 
 # One each: a logger keeps no filter twice
 _RANK_ZERO, _NAMED_RANK = _RankZero(), _NamedRank()
+
+
+class _Console(logging.StreamHandler):
+    """Writes to stderr what no handler of the application's will write, whenever that sets up its logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_handled(logging.getLogger(record.name)):
+            self.stream = sys.stderr  # which may not be what it was
+            super().emit(record)
+
+    def _is_handled(self, logger: logging.Logger | None) -> bool:
+        while logger is not None:
+            if any(handler is not self and not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
 
 
 def rank_zero_logger(name: str) -> logging.Logger:
@@ -42,3 +70,15 @@ def _with_filter(name: str, rule: logging.Filter) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.addFilter(rule)
     return logger
+
+
+def _be_heard(package: str) -> None:
+    """Give the package's logger the level INFO and the console, as Lightning gives its own."""
+    logger = logging.getLogger(package)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        logger.addHandler(_Console())
+
+
+_be_heard("lightning_novograd")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_module
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from lightning_novograd.config import parse_optim
@@ -68,6 +69,26 @@ def test_a_preset_keeps_its_own_schedule():
 def test_a_chosen_schedule_replaces_the_default():
     assert compose("asr", overrides=["sched=polynomial"]).optim.sched.name == "PolynomialDecayAnnealing"
     assert compose("asr", overrides=["sched=constant"]).optim.sched is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_chosen_schedule_replaces_that_of_a_preset(order):
+    overrides = ["optim=paper/jasper_8k", "sched=cosine"][::order]
+    sched = compose("asr", overrides=overrides).optim.sched
+    assert sched == OmegaConf.load(CONF / "sched" / "cosine.yaml").sched
+    assert parse_optim(compose("asr", overrides=overrides).optim).sched.name == "CosineAnnealing"
+
+
+def test_no_choice_of_a_schedule_that_is_not_there():
+    with pytest.raises(MissingConfigException, match="Could not find 'sched/cosin'"):
+        compose("asr", overrides=["sched=cosin"])
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS if name.startswith("optim/")])
+def test_every_preset_has_a_schedule_of_its_own(name):
+    alone = compose(overrides=[f"+{name.replace('/', '=', 1)}"]).optim
+    assert parse_optim(alone).sched is not None
+    assert compose("asr", overrides=[name.replace("/", "=", 1)]).optim == alone
 
 
 def test_yaml_files_hold_plain_data():

@@ -1,6 +1,9 @@
 """Log lines come from rank 0 only, or say from which rank they come."""
 
 import logging
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,3 +37,96 @@ def test_a_rank_that_steps_in_another_way_says_so(logger, monkeypatch, caplog):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 3)
     logger.warning("cannot be used")
     assert [record.getMessage() for record in caplog.records] == ["[rank 3] cannot be used"]
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_the_rank_is_known_before_there_is_a_process_group(variable, monkeypatch, caplog):
+    for rank, speaks in (("1", False), ("0", True)):
+        monkeypatch.setenv(variable, rank)
+        with caplog.at_level(logging.INFO):
+            rank_zero_logger("lightning_novograd.tests").info("rank %s", rank)
+        assert (f"rank {rank}" in caplog.text) is speaks
+
+
+BUILD = """
+import logging, os, sys
+from torch import nn
+from lightning_novograd import build_optimizers
+
+def build():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    build_optimizers({"name": "sgd", "lr": 0.1, "sched": {"name": "cosine"}}, module, max_steps=70)
+"""
+SCHEDULE = r"Schedule CosineAnnealing, stepped every step; the run has 70 optimizer steps: .*\n"
+
+# What an application does after the package was imported, what undoes it, and how a line then begins (None: not at all)
+STAGES = [
+    ("pass", "pass", ""),
+    ("ours.addHandler(mine)", "ours.removeHandler(mine)", "mine "),
+    ("ours.setLevel('WARNING')", "ours.setLevel('INFO')", None),
+    ("root.addHandler(logging.NullHandler())", "root.handlers.clear()", ""),
+    ("os.environ['RANK'] = '1'", "del os.environ['RANK']", None),
+    ("sys.stderr = sys.stdout", "sys.stderr = sys.__stderr__", None),
+    ("logging.basicConfig(format='app %(message)s')", "root.handlers.clear()", "app "),
+    ("ours.propagate = False; root.addHandler(mine)", "ours.propagate = True; root.handlers.clear()", ""),
+]
+
+
+def run(script, *arguments, cwd):
+    (cwd / "main.py").write_text(script)
+    done = subprocess.run([sys.executable, "main.py", *arguments], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def seen_once(begin, text):
+    return (
+        len(re.findall(f"^{begin}{SCHEDULE}", text, re.MULTILINE))
+        == text.count("Schedule")
+        == text.count("frozen")
+        == 1
+    )
+
+
+def test_a_line_is_seen_once_whoever_sets_up_logging(tmp_path):
+    script = f"""{BUILD}
+root, ours, mine = logging.getLogger(), logging.getLogger("lightning_novograd"), logging.StreamHandler()
+mine.setFormatter(logging.Formatter("mine %(message)s"))
+for before, after, _ in {STAGES}:
+    exec(before)
+    build()
+    exec(after)
+    print("---", file=sys.stderr)
+"""
+    done = run(script, cwd=tmp_path)
+    *stages, rest = done.stderr.split("---\n")
+    for (doing, _, begin), text in zip(STAGES, stages, strict=True):
+        assert not text if begin is None else seen_once(begin, text), (doing, text)
+    assert not rest
+    assert seen_once("", done.stdout)  # of sys.stderr elsewhere
+
+
+@pytest.mark.parametrize(
+    ("before", "begin"),
+    [
+        ("import logging; logging.basicConfig(format='app %(message)s', level='WARNING')", "app "),
+        ("import lightning.pytorch", ""),
+        ("from absl import logging; logging.use_absl_handler(); logging.set_verbosity('info')", "I.*] "),
+    ],
+    ids=["logging", "Lightning", "absl"],
+)
+def test_nor_is_it_lost_when_logging_was_set_up_before(before, begin, tmp_path):
+    if "absl" in before:
+        pytest.importorskip("absl")
+    done = run(f"{before}\n{BUILD}\nbuild()\n", cwd=tmp_path)
+    assert seen_once(begin, done.stderr), done.stderr
+    assert "Schedule" not in done.stdout
+
+
+def test_under_hydra_it_is_in_hydras_log(tmp_path):
+    main = "import hydra\n@hydra.main(version_base='1.3', config_path=None)\ndef main(cfg): build()\nmain()\n"
+    done = run(BUILD + main, "hydra.run.dir=out", cwd=tmp_path)
+    for text in (done.stdout, (tmp_path / "out" / "main.log").read_text()):
+        assert seen_once(r"\[.*\]\[lightning_novograd.config.build\]\[INFO\] - ", text), text
+    assert not done.stderr

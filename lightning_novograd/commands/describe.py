@@ -46,7 +46,8 @@ optim:
     min_lr: 0.0
 ```
 
-- Names are looked up in the registry only, without regard to case. `_target_`, Python objects, YAML tags are refused.
+- Names are looked up in the registry only, without regard to case. A `_target_` is compared with the paths of the
+  registered classes (`torch.optim.AdamW`), nothing is imported; others, Python objects and YAML tags are refused.
 - An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.
 - Numbers are in range in float32 too: 1e39 is infinite there, and 0.99999999 is 1. Where the weights are float16
   (`precision: 16-true`), torch's Adam and its kin need an `eps` that float16 holds (1.0e-4).
@@ -89,8 +90,8 @@ optim:
 To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
 `layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; `layers` says how
 layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in
-the order in which they were registered), a list of globs from input to output, or the name of a method of the module that
-takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
+the order in which they were registered), a list of globs from input to output, or the name of a method of the module
+that takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
 """
 
 _SEVERAL = """\
@@ -115,7 +116,8 @@ epochs x batches / accumulation, whichever is less. The log shows the length and
 not fit is an error that shows both, and so is a length that cannot be known (an iterable dataset without `max_steps`).
 
 - Our schedulers, `OneCycleLR` and `CyclicLR` are stepped with the optimizer, torch's others once per epoch; `interval`
-  changes that. NeMo steps `StepLR` with the optimizer: say `interval: step` there.
+  changes that. NeMo steps `StepLR` with the optimizer: say `interval: step` there. Without an `interval` a line in the
+  log warns of it.
 - `OneCycleLR.total_steps` and `CosineAnnealingLR.T_max` are filled in like `max_steps`.
 - `SequentialLR` and `ChainedScheduler` take a list of blocks like this one as `schedulers`.
 - A step that a GradScaler skipped (fp16) does not advance the schedule.
@@ -126,8 +128,10 @@ _NEMO = """\
 
 NeMo's blocks parse as they are: lower-case names, `sched` inline, `args: {name: auto, params: {...}}` in `optim` and in
 `sched`, `t_max_epochs`, `max_steps: -1` (from the trainer), `last_epoch: -1`, and `iters_per_batch`,
-`t_accumulate_grad_batches`, `t_limit_train_batches`, `t_num_workers` as null (the trainer knows them). OpenSeq2Seq's
-`larc_eta`, `larc_mode` and `epsilon` are taken in `larc`.
+`t_accumulate_grad_batches`, `t_limit_train_batches`, `t_num_workers` as null (the trainer knows them; a number in
+`iters_per_batch` has no effect beside `args`, as in NeMo). `fused_adam` is torch's AdamW with `fused: true` and apex's
+defaults (`weight_decay: 0`; `adam_w_mode: false` makes it Adam), unless a class of that name is registered.
+`lr_decay` of `ExponentialLR` is `gamma`. OpenSeq2Seq's `larc_eta`, `larc_mode` and `epsilon` are taken in `larc`.
 """
 
 # Arguments that the policies share and explain together at PhasedLR

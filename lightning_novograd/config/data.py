@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml.constructor import ConstructorError
 
 from lightning_novograd.config.arguments import LARGEST_INTEGER
+from lightning_novograd.config.targets import name_for, registered_at
 from lightning_novograd.errors import ConfigError
 
 # Hydra's instantiate, and NeMo's older `cls`, run whatever import path they are given
@@ -32,8 +33,8 @@ def to_plain(value: Any, path: str) -> Any:
     """`value` with interpolations resolved, as dict, list, str, int, float, bool and None only.
 
     Raises:
-        ConfigError: a `_target_`, a Python object, a key that is no text, NaN or infinity, an interpolation that does
-            not resolve, a missing value (`???`).
+        ConfigError: a `_target_` that is no registered class, a Python object, a key that is no text, NaN or infinity,
+            an interpolation that does not resolve, a missing value (`???`).
 
     """
     if isinstance(value, Container):
@@ -62,8 +63,9 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(path, f"key {key!r} is not a text")
-            if key in _CODE_KEYS:
-                raise ConfigError(f"{path}.{key}", f"{value[key]!r} is refused: a config cannot name code; {_REGISTRY}")
+            if key in _CODE_KEYS and not (key == "_target_" and registered_at(value[key])):
+                problem = f"{value[key]!r} is refused: a config cannot name code; {_REGISTRY}"
+                raise ConfigError(f"{path}.{key}", f"{problem}{name_for(value[key]) if key == '_target_' else ''}")
         return {str(key): _plain(item, f"{path}.{key}", depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_novograd.config import nemo
 from lightning_novograd.config.arguments import REQUIRED, Argument, entry_arguments
 from lightning_novograd.config.schema import (
     LARC_ARGUMENTS,
@@ -19,15 +20,13 @@ from lightning_novograd.config.schema import (
     SchedConfig,
     SchedulerSpec,
 )
+from lightning_novograd.config.targets import registered_at
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.layer_decay import LayerDecay
 from lightning_novograd.optim.param_groups import SHORTHANDS
 from lightning_novograd.ranges import NOT_NEGATIVE, POSITIVE_SHARE, Range
-from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
+from lightning_novograd.registry import Entry, Kind, get_optimizer, get_scheduler
 
-# NeMo's names -> ours; NeMo fills the runtime keys itself, in YAML they are null
-_SCHED_ALIASES = {"t_max_epochs": "max_epochs"}
-_NEMO_RUNTIME_KEYS = ("iters_per_batch", "t_accumulate_grad_batches", "t_limit_train_batches", "t_num_workers")
 # OpenSeq2Seq's names -> ours
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
 _CLIP = Range("above 0, or null for no clipping", lambda value: value > 0)
@@ -46,8 +45,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
 
     """
     block = _Block.of(values, path)
-    entry = get_optimizer(block.take_name("optimizer"), f"{path}.name")
-    block.unpack_legacy_args(entry.name)
+    entry = _optimizer_entry(block)
     arguments = entry_arguments(entry)
     fields, args = block.split(OPTIM_KEYS, arguments)
     _check_arguments(entry, args, path)
@@ -59,7 +57,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
     for key, value in clip.items():
         _CLIP.check(f"{path}.{key}", value)
     _check_clipping(clip, larc, path)
-    sched = _sched(fields["sched"], f"{path}.sched")
+    sched = _sched(nemo.used_schedule(fields["sched"], f"{path}.sched"), f"{path}.sched")
     _check_one_larc(larc, rules)
     _check_stepped_together(sched, rules)
     return OptimConfig(
@@ -74,6 +72,15 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         path=path,
         **clip,
     )
+
+
+def _optimizer_entry(block: "_Block") -> Entry:
+    """The optimizer that a block names; its arguments are then where they belong."""
+    name = block.take_name("optimizer")
+    is_fused_adam = nemo.is_fused_adam(name, block.path)
+    entry = get_optimizer("AdamW" if is_fused_adam else name, f"{block.path}.name")
+    block.unpack_legacy_args(entry.name)
+    return get_optimizer(nemo.fused_adam(block.values, block.paths, block.path)) if is_fused_adam else entry
 
 
 def _check_arguments(entry: Entry, args: Mapping[str, Any], path: str) -> None:
@@ -105,8 +112,14 @@ class _Block:
             raise ConfigError(path, f"expected a mapping, got {value!r}")
         return cls(dict(value), path, {key: f"{path}.{key}" for key in value})
 
-    def take_name(self, kind: str) -> str:
+    def take_name(self, kind: Kind) -> str:
         name = self.values.pop("name", None)
+        if (target := self.values.pop("_target_", None)) is not None:
+            if name is not None:
+                raise ConfigError(self.paths["_target_"], f"{target!r}, but {self.path}.name is {name!r}; give one")
+            if (entry := registered_at(target, kind)) is None:
+                raise ConfigError(self.paths["_target_"], f"{target!r} is no {kind}")
+            return entry.name
         if not isinstance(name, str):
             given = "missing" if name is None else f"expected a text, got {name!r}"
             raise ConfigError(f"{self.path}.name", f"{given}; which {kind}?")
@@ -163,12 +176,12 @@ def _sched(value: Any, path: str) -> SchedConfig | None:
         return None
     block = _Block.of(value, path)
     entry = get_scheduler(block.take_name("scheduler"), f"{path}.name")
+    legacy = block.values.get("args") is not None
     block.unpack_legacy_args(entry.name)
-    block.rename(_SCHED_ALIASES)
-    for key in _NEMO_RUNTIME_KEYS:
-        if block.values.pop(key, None) is not None:
-            raise ConfigError(block.paths[key], "NeMo fills this in at run time, here the trainer is asked; remove it")
+    block.rename(nemo.sched_aliases(entry.name))
+    nemo.drop_runtime_keys(block.values, block.paths, path, legacy=legacy)
     fields, args = _scheduler_args(block, entry, SCHED_KEYS)
+    nemo.warn_of_interval(entry.name, fields["interval"], path)
     sched = SchedConfig(
         name=entry.name,
         args=args,
@@ -274,7 +287,7 @@ def _optimizer(value: Any, path: str) -> OptimizerSpec | None:
     if value is None:
         return None
     block = _Block.of({"name": value} if isinstance(value, str) else value, path)
-    entry = get_optimizer(block.take_name("optimizer"), f"{path}.name")
+    entry = _optimizer_entry(block)
     fields, args = block.split({"larc": OPTIM_KEYS["larc"]}, entry_arguments(entry))
     _check_arguments(entry, args, path)
     return OptimizerSpec(name=entry.name, args=args, larc=_larc(fields["larc"], f"{path}.larc"), path=path)

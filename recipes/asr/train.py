@@ -5,15 +5,18 @@ curves.png and results.json. ``conf/asr.yaml`` lists what can be set.
 """
 
 import gc
+import re
 import sys
 from pathlib import Path
 
 import hydra
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 
-from lightning_novograd.errors import LightningNovoGradError
+import lightning_novograd.conf
+from lightning_novograd.errors import LightningNovoGradError, closest
 from lightning_novograd.recipes.asr.training.run import run
 
 
@@ -25,6 +28,20 @@ def main(cfg: DictConfig) -> None:
     except LightningNovoGradError as error:
         # what a user did wrong is said in one line; a stack trace would only hide it
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def nearest(error: BaseException | None) -> str | None:
+    """What was most likely meant where Hydra found no such group or option."""
+    conf = Path(lightning_novograd.conf.__path__[0])
+    if isinstance(error, MissingConfigException):
+        group, _, option = (error.missing_cfg_file or "").partition("/")
+        options = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
+        best = closest(option, (path.as_posix() for path in options))
+        return best and f"{group}={best}"
+    if isinstance(error, ConfigCompositionException):
+        key = re.match(r"Could not override '([^']+)'", str(error))
+        return key and closest(key[1], {path.parent.name for path in conf.glob("*/*.yaml")})
+    return None
 
 
 def leave() -> None:
@@ -39,6 +56,11 @@ def leave() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if best := nearest(end.__context__):  # Hydra has said what is wrong
+            print(f"Did you mean {best}?", file=sys.stderr)
+        raise
     if dist.is_initialized() and dist.get_backend() == "gloo":
         leave()

@@ -172,6 +172,22 @@ def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("sched=cosin", "sched=cosine"),
+        ("optim=papr/jasper_8k", "optim=paper/jasper_8k"),
+        ("trainer=ddp-cpu", "trainer=ddp_cpu"),
+        ("shed=cosine", "sched"),
+    ],
+)
+def test_a_misspelt_choice_is_refused_with_the_nearest(override, meant, tmp_path):
+    done = command(override, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(("In 'asr': Could not find", "Could not override"))
+    assert done.stderr.endswith(f"Did you mean {meant}?\n")
+
+
+@pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
         (["optim.name=novagrad"], ConfigError, r"^optim\.name: unknown optimizer 'novagrad'; did you mean 'NovoGrad'"),
