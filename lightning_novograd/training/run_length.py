@@ -1,12 +1,12 @@
 """How many optimizer steps a Trainer's run will make."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
-from lightning_novograd.config.schema import OptimConfig
+from lightning_novograd.config.schema import OptimConfig, SchedulerSpec
 
 
 def run_length(trainer: Any, config: OptimConfig) -> RunLength:
@@ -106,7 +106,19 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
     (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
-    args = config.sched.args if config.sched is not None else {}
-    numbers_in_block = [value for value in args.values() if isinstance(value, int | float) and value >= 1]
-    steps = 1_000_000 + sum(map(math.ceil, numbers_in_block))
+    numbers_in_block = _numbers(vars(config.sched)) if config.sched is not None else ()
+    steps = 1_000_000 + sum(math.ceil(value) for value in numbers_in_block if value >= 1)
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a schedule, those in lists and of its members too."""
+    if isinstance(value, SchedulerSpec):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
