@@ -14,6 +14,7 @@ from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import why_not_plain
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
+from lightning_novograd.training.block import built_by_cli, parse_assigned
 from lightning_novograd.training.hparams import arguments_of_init, store_plain
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
@@ -89,12 +90,12 @@ class OptimMixin(_LightningModule):
             if "optim" not in hparams:
                 problem = "no optim block: assign self.optim_config, or save it as hparams.optim"
                 raise ConfigError("optim", f"{type(self).__name__} has {problem}")
-            self._optim_config = parse_optim(hparams["optim"])
+            self._optim_config = parse_assigned(hparams["optim"], by_cli="_instantiator" in hparams)
         return self._optim_config
 
     @optim_config.setter
     def optim_config(self, cfg: Any) -> None:
-        self._optim_config = parse_optim(cfg)
+        self._optim_config = parse_assigned(cfg, by_cli=built_by_cli(lightning_of(self)))
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook: the optimizer and the LR scheduler of the block."""

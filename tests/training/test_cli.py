@@ -145,3 +145,51 @@ def test_lightnings_own_cli_takes_the_optimizer(fit):
     model = fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05")
     assert isinstance(model.optimizers().optimizer, NovoGrad)
     assert model.lrs == [0.05] * 16
+
+
+class NetWithPlainDict(OptimMixin, Net):
+    def __init__(self, optim: dict):
+        super().__init__()
+        self.optim_config = optim
+
+
+class NetWithSavedBlock(OptimMixin, Net):
+    def __init__(self, optim: dict):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+NUMBERS = ["--model.optim.name=sgd", "--model.optim.lr", "0.01", "--model.optim.nesterov=true"]
+NUMBERS += ["--model.optim.momentum=9e-1", "--model.optim.sched={name: cosine, warmup_steps: 3}"]
+
+
+@pytest.mark.parametrize("cli", [LightningCLI, OptimCLI])
+@pytest.mark.parametrize("model", [NetWithPlainDict, NetWithSavedBlock])
+def test_numbers_in_a_plain_dict_are_numbers(fit, cli, model):
+    """jsonargparse leaves them as text where the annotation does not say `dict[str, Any]`."""
+    (group,) = fit(cli, model, *NUMBERS).optimizers().param_groups
+    assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (0.01, 0.9, True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.optim.lr=fast", "optim.lr: expected a number, got the text 'fast'"),
+        ("--model.optim.lr=nan", "optim.lr: expected a number, got the text 'nan'"),
+        ("--model.optim.lr=true", "optim.lr: expected a number, got the text 'true'"),
+    ],
+)
+def test_what_is_no_number_is_still_refused(fit, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(LightningCLI, NetWithPlainDict, "--model.optim.name=sgd", argument)
+
+
+def test_text_in_code_is_still_text():
+    with pytest.raises(ConfigError, match="YAML reads 1e-3 as text"):
+        NetWithPlainDict({"name": "sgd", "lr": "1e-3"})
+
+
+def test_lightnings_own_cli_steps_schedules_once_per_epoch_and_that_is_said(fit):
+    arguments = ["--lr_scheduler=CosineAnnealing", "--lr_scheduler.max_steps=48", "--trainer.max_epochs=6"]
+    with pytest.warns(UserWarning, match="CosineAnnealing counts optimizer steps, but .*OptimCLI"):
+        fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05", *arguments)
