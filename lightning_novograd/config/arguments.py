@@ -55,7 +55,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 @contextmanager
 def of_command_line() -> Iterator[None]:
-    """Inside, a text is a number, true, false or null where one is wanted: jsonargparse leaves a `dict`'s as they are."""
+    """Inside, a text is a number, true, false or null where one is wanted: jsonargparse leaves them in a `dict`."""
     token = _OF_COMMAND_LINE.set(True)
     try:
         yield

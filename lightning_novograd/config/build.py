@@ -238,9 +238,7 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
         raise ConfigError(where, f"{entry.name} refuses it: {_said(error)}{given}") from error
 
 
-def _new_members(
-    spec: SchedulerSpec, optimizer: Optimizer, length: int | None, explained: str
-) -> dict[str, list[Any]]:
+def _new_members(spec: SchedulerSpec, optimizer: Optimizer, length: int | None, explained: str) -> dict[str, list[Any]]:
     """The schedulers that `spec`'s scheduler is made of, by its argument; those of a sequence do not see each other."""
     if not spec.members:
         return {}

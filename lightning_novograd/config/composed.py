@@ -133,11 +133,13 @@ def warmup_length(sched: SchedConfig, length: int | None, run: Callable[[], RunL
 
 
 def with_warmup(sched: SchedConfig, steps: int) -> SchedulerSpec:
-    """`sched`'s scheduler after a linear warmup of so many steps: `base * (s+1) / (W+1)`, as NeMo's policies have it."""
+    """`sched`'s scheduler after a linear warmup of so many steps, `base * (s+1) / (W+1)` as in NeMo's policies."""
     own = SchedulerSpec(name=sched.name, args=sched.args, path=sched.path)
     if steps == 0:
         return own
-    warmup = SchedulerSpec(name="WarmupPolicy", args={"warmup_steps": steps, "max_steps": steps}, path=f"{sched.path}.{sched.warmup}")
+    warmup = SchedulerSpec(
+        name="WarmupPolicy", args={"warmup_steps": steps, "max_steps": steps}, path=f"{sched.path}.{sched.warmup}"
+    )
     members, milestones = [own], []
     if own.is_sequence:
         members, milestones = own.members, own.args["milestones"]

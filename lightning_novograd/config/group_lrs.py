@@ -61,7 +61,9 @@ def check_lr_is_said(sched: SchedulerSpec, args: Mapping[str, Any], rules_set_lr
         check_lr_is_said(member, args, rules_set_lr)
     for name in own_lrs(sched.entry.cls):
         if rules_set_lr and "lr" not in args and isinstance(sched.args.get(name), int | float):
-            problem = f"{sched.args[name]:g}, in proportion to the lr of each param group, but the block itself has none"
+            problem = (
+                f"{sched.args[name]:g}, in proportion to the lr of each param group, but the block itself has none"
+            )
             raise ConfigError(f"{sched.path}.{name}", f"{problem}; give it, or a list here, a value for each group")
 
 

@@ -55,11 +55,11 @@ class StepWatch:
         if self._behind >= _MANY and made > steps_apart:
             self._warned = True
             warnings.warn(
-                f"{name} counts optimizer steps, but the optimizer made {made} between two of the schedule's own, as if "
-                "those were epochs: the learning rate changes too slowly. Step the schedule after every optimizer step. "
-                "An optim block does so by itself; in configure_optimizers return 'lr_scheduler': {'scheduler': ..., "
-                "'interval': 'step'}; in place of LightningCLI use lightning_novograd.training.cli.OptimCLI. If it is "
-                "meant to count something else than steps, set scheduler.steps_apart = None",
+                f"{name} counts optimizer steps, but the optimizer made {made} between two of the schedule's own, as "
+                "if those were epochs: the learning rate changes too slowly. Step the schedule after every optimizer "
+                "step. An optim block does so by itself; in configure_optimizers return 'lr_scheduler': {'scheduler': "
+                "..., 'interval': 'step'}; in place of LightningCLI use lightning_novograd.training.cli.OptimCLI. If "
+                "it is meant to count something else than steps, set scheduler.steps_apart = None",
                 UserWarning,
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""The optim block as a module is given it: in code, or by LightningCLI, which leaves numbers in a plain `dict` as text."""
+"""The optim block as a module is given it: in code, or by LightningCLI, which may leave numbers in it as text."""
 
 import sys
 from typing import Any

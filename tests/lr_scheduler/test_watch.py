@@ -153,7 +153,7 @@ def test_a_block_says_what_is_meant(sched, every):
 
 
 def test_a_compiled_step_is_not_compiled_anew():
-    optimizer, scheduler = make()
+    optimizer, _scheduler = make()
     compiled = []
 
     def backend(graph, inputs):
