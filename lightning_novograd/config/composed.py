@@ -64,9 +64,10 @@ def check_members(spec: SchedulerSpec) -> None:
         milestones = spec.args.get("milestones", [])
         if len(milestones) != len(members) - 1:
             problem = f"{milestones} for {len(members)} schedulers; each begins at one, but the first"
-            if (member := next((m for m in members if m.takes_length), None)) is not None:
-                problem = f"missing, and cannot be taken from the milestones: {problem}"
-                raise ConfigError(f"{member.path}.{member.entry.length}", problem)
+            for member in members:
+                if member.takes_length:
+                    problem = f"missing, and cannot be taken from the milestones: {problem}"
+                    raise ConfigError(f"{member.path}.{member.entry.length}", problem)
             raise ConfigError(f"{spec.path}.milestones", problem)
         cycles = [member for member in members if issubclass(member.entry.cls, OneCycleLR)]
         if len(cycles) > 1:

@@ -66,9 +66,10 @@ def plot_schedule(
     axes.set(xlabel=xlabel, ylabel="learning rate", title=title or type(scheduler).__name__, xlim=(0, steps))
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     _scale(axes, [max(curve) for curve in curves], _mark(axes, phases, steps))
-    legend = figure.legend(loc="outside lower right", ncols=columns)
-    for handle in legend.legend_handles:
-        handle.set_linestyle("-")  # too short for the stripes
+    handles, _ = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower right", ncols=columns)
+    for line in legend.get_lines():
+        line.set_linestyle("-")  # too short for the stripes
     return figure
 
 

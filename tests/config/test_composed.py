@@ -1,10 +1,13 @@
 """Schedules made of several: their unit, the length of each member, a warmup before any, and what is refused."""
 
 import logging
+import re
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from torch import nn
 
 from lightning_novograd.config import RunLength, build_optimizers, parse_optim
@@ -293,3 +296,22 @@ def test_a_resumed_run_has_the_lrs_of_an_uninterrupted_one(sched, saved_at):
     rest = lrs(after, 20 - saved_at)
     assert rest == [curve[saved_at:] for curve in lrs(whole, 20)]
     assert isinstance(after["lr_scheduler"]["scheduler"]._schedulers[0], WarmupPolicy)
+
+
+# ---------------------------------------------------------------------------------------------- docs/schedules.md
+
+COMPOSING = (ROOT / "docs" / "schedules.md").read_text().split("## Composing")[1].split("\n## ")[0]
+BLOCKS = [text for part in re.findall(r"```yaml\n(.*?)```", COMPOSING, re.DOTALL) for text in part.split("sched:")[1:]]
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_the_blocks_of_the_page_are_built(text):
+    run = RunLength(10_000, "100 epochs x 100 batches", epochs=100, steps_per_epoch=100)
+    built = build_optimizers(block(yaml.safe_load(text)), nn.Linear(2, 2), max_steps=run)["lr_scheduler"]
+    if "MultiStepLR" in text:
+        curve = lrs({"optimizer": built["scheduler"].optimizer, "lr_scheduler": built}, 100)[0]
+        assert [step for step in range(6, 100) if curve[step] != curve[step - 1]] == [30, 60]
+
+
+def test_the_page_has_blocks():
+    assert len(BLOCKS) == 4

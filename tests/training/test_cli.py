@@ -1,11 +1,14 @@
 """LightningCLI: optimizers and schedules by class name, and the optim block as an argument of the model."""
 
+import re
+import shlex
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import ROOT
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -193,3 +196,20 @@ def test_lightnings_own_cli_steps_schedules_once_per_epoch_and_that_is_said(fit)
     arguments = ["--lr_scheduler=CosineAnnealing", "--lr_scheduler.max_steps=48", "--trainer.max_epochs=6"]
     with pytest.warns(UserWarning, match="CosineAnnealing counts optimizer steps, but .*OptimCLI"):
         fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05", *arguments)
+
+
+# ---------------------------------------------------------------------------------------------- docs/lightning_cli.md
+
+COMMANDS = re.findall(r"^python main\.py fit (.*)$", (ROOT / "docs" / "lightning_cli.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_run(fit, command):
+    arguments = shlex.split(command)
+    model = fit(OptimCLI, NetWithBlock if "--model" in command else Net, *arguments)
+    assert len(model.lrs) == 16
+    assert len(set(model.lrs)) > 1
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) == 4
