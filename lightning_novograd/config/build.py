@@ -242,16 +242,20 @@ def _new_members(spec: SchedulerSpec, optimizer: Optimizer, length: int | None, 
     """The schedulers that `spec`'s scheduler is made of, by its argument; those of a sequence do not see each other."""
     if not spec.members:
         return {}
-    base_lrs, built = lrs_of(optimizer), {}
-    members = list(zip(spec.members, member_lengths(spec, length, explained), strict=True))
+    base_lrs, lengths = lrs_of(optimizer), member_lengths(spec, length, explained)
+    order = list(range(len(lengths)))
     if spec.is_sequence:  # OneCycleLR last, which leaves in the param groups what it will need
-        members.sort(key=lambda member: issubclass(member[0].entry.cls, OneCycleLR))
-    for member, its_length in members:
+        order.sort(key=lambda index: issubclass(spec.members[index].entry.cls, OneCycleLR))
+    built: dict[int, Any] = {}
+    for index in order:
         if spec.is_sequence:
             reset_lrs(optimizer, base_lrs)
-        built[member.path] = new_scheduler(member, optimizer, its_length, explained)
-    taking = [name for name, argument in entry_arguments(spec.entry).items() if argument.takes_schedulers]
-    return {name: [built[member.path] for member in spec.args[name]] for name in taking if name in spec.args}
+        built[index] = new_scheduler(spec.members[index], optimizer, lengths[index], explained)
+    in_order = (built[index] for index in sorted(built))
+    arguments = entry_arguments(spec.entry)
+    return {
+        name: [next(in_order) for _ in value] for name, value in spec.args.items() if arguments[name].takes_schedulers
+    }
 
 
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:

@@ -76,9 +76,12 @@ def sampled_curves(scheduler: LRScheduler, steps: int, edges: Iterable[int] = ()
     wanted = {round(point * (steps - 1) / _MOST_POINTS) for point in range(_MOST_POINTS + 1)}
     wanted |= {step for edge in edges for step in (edge - 1, edge) if 0 <= step < steps}
     positions = sorted(wanted)
-    start = 0 if isinstance(scheduler, ClosedFormLR) else scheduler.last_epoch
-    with _put_back(scheduler):
-        lrs = [_lrs_at(scheduler, start + step) for step in positions]
+    if isinstance(scheduler, ClosedFormLR):
+        lrs = [_lrs_at(scheduler, step) for step in positions]
+    else:
+        start = scheduler.last_epoch
+        with _put_back(scheduler):
+            lrs = [_lrs_at(scheduler, start + step) for step in positions]
     return positions, [list(curve) for curve in zip(*lrs, strict=True)]
 
 

@@ -26,7 +26,7 @@ def _count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # A compiled step would be compiled anew for each number. Under a GradScaler a fused optimizer is called for steps
     # that it then skips on the device, and only the device knows which.
     if not torch.compiler.is_compiling() and getattr(optimizer, "found_inf", None) is None:
-        setattr(optimizer, _COUNT, getattr(optimizer, _COUNT) + 1)
+        setattr(optimizer, _COUNT, getattr(optimizer, _COUNT, 0) + 1)
 
 
 class StepWatch:

@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT
 from torch import nn
 
-from lightning_novograd.config import RunLength, build_optimizers, parse_optim
+from lightning_novograd.config import RunLength, SchedConfig, build_optimizers, build_scheduler, parse_optim
+from lightning_novograd.config.schema import SchedulerSpec
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler import CosineAnnealing, WarmupPolicy
 
@@ -109,6 +110,14 @@ def test_members_in_the_middle_last_until_the_next_milestone():
     built = build_optimizers(block(sched), nn.Linear(2, 2), max_steps=RUN)
     members = built["lr_scheduler"]["scheduler"]._schedulers
     assert [member.arguments["max_steps"] for member in members] == [4, 11, 5]
+
+
+def test_members_in_code_need_no_paths():
+    members = [SchedulerSpec(name="ConstantLR", args={"factor": factor, "total_iters": 9}) for factor in (0.5, 0.25)]
+    sched = SchedConfig(name="SequentialLR", args={"schedulers": members, "milestones": [2]})
+    optimizer = sgd()
+    entry = build_scheduler(sched, optimizer, 10)
+    assert lrs({"optimizer": optimizer, "lr_scheduler": entry}, 4)[0] == [0.05, 0.05, 0.025, 0.025]
 
 
 def test_a_length_that_is_given_stays():

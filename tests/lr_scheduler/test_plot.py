@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -142,6 +143,11 @@ def test_a_group_that_was_added_after_the_schedule_was_built_is_drawn():
         (axes,) = plot_schedule(scheduler).axes
         assert [line.get_label() for line in axes.lines][2] == "added (lr 0.01)"
         assert axes.lines[2].get_ydata()[0] == 0.01
+    long = lr_scheduler.CosineAnnealing(optimizer, max_steps=50_000)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.01})
+    with warnings.catch_warnings(action="error"):
+        assert plot_schedule(long).axes[0].lines[3].get_ydata()[0] == 0.01
+    assert "initial_lr" not in optimizer.param_groups[3]
     optimizer.param_groups[2]["initial_lr"] = 0.05
     assert lr_curves(scheduler, 3)[2] == [scheduler.lr_at(step, 0.05) for step in range(3)]
 

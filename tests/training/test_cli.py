@@ -86,6 +86,21 @@ def test_torch_schedules_get_the_length_of_the_run_too(fit, schedule, arguments)
     assert {"CosineAnnealingLR": ("T_max", 2), "OneCycleLR": ("total_steps", 16)}[schedule] in state.items()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "moves"),
+    [
+        ([], True),
+        (["--optimizer.betas=[0.9, 0.25]"], False),
+        (["--optimizer.betas=[0.9, 0.25]", "--lr_scheduler.base_momentum=0.8"], True),
+    ],
+)
+def test_one_cycle_moves_no_beta_that_the_command_line_says(fit, arguments, moves):
+    cycle = ["--optimizer=NovoGrad", "--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
+    model = fit(OptimCLI, Net, *cycle, *arguments)
+    assert model.lr_schedulers().cycle_momentum == moves
+    assert (model.optimizers().param_groups[0]["betas"][0] == 0.9) == (not moves)
+
+
 def test_accumulation_shortens_the_schedule(fit):
     arguments = ["--optimizer=NovoGrad", "--optimizer.lr=0.05", "--lr_scheduler=CosineAnnealing"]
     model = fit(OptimCLI, Net, *arguments, "--trainer.accumulate_grad_batches=4")
