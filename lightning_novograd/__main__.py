@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_novograd.commands.convert_checkpoint import add_convert_checkpoint
 from lightning_novograd.commands.output import writes_to_stdout
-from lightning_novograd.errors import LightningNovoGradError
+from lightning_novograd.errors import ConfigError, LightningNovoGradError, choices
 
 
 @writes_to_stdout
@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _add_describe(commands: Any) -> None:
     command = commands.add_parser("describe", help="what the optim block takes")
-    command.add_argument("kind", nargs="?", choices=["optimizer", "scheduler"], help="all, without it")
+    command.add_argument(
+        "kind", nargs="?", metavar="optimizer|scheduler", help="all of the kind, or of both without it; may be left out"
+    )
     command.add_argument("name", nargs="?", help="a registered name: its arguments, defaults and paper")
     command.add_argument("--markdown", action="store_true", help="print docs/optim_block.md")
     command.set_defaults(run=_describe)
@@ -38,12 +40,17 @@ def _describe(args: argparse.Namespace) -> None:
     from lightning_novograd.commands import describe
     from lightning_novograd.registry import get_optimizer, get_scheduler
 
+    kinds = {"optimizer": get_optimizer, "scheduler": get_scheduler}
     if args.markdown:
         print(describe.markdown(), end="")
-    elif args.name is None:
+    elif args.kind in (None, *kinds) and args.name is None:
         print(describe.overview(args.kind))
+    elif args.name is None:
+        print(describe.details(describe.entry_of(args.kind)))
+    elif args.kind not in kinds:
+        raise ConfigError("", f"describe {args.kind} {args.name}: unknown kind{choices(args.kind, kinds)}")
     else:
-        print(describe.details((get_optimizer if args.kind == "optimizer" else get_scheduler)(args.name, "")))
+        print(describe.details(kinds[args.kind](args.name, "")))
 
 
 def _add_plot_schedule(commands: Any) -> None:
@@ -56,8 +63,8 @@ def _add_plot_schedule(commands: Any) -> None:
     command.add_argument(
         "config",
         type=Path,
-        help="YAML file with an optim block at its top, as optim, as model.optim or as model.init_args.optim; of a "
-        "Hydra program, what it prints with --cfg job --resolve",
+        help="YAML file with an optim block at its top, as optim, as model.optim or as model.init_args.optim, or with "
+        "a schedule alone, drawn for an lr of 1; of a Hydra program, what it prints with --cfg job --resolve",
     )
     command.add_argument("--out", type=Path, required=True, help="picture to write; the suffix is its format: lr.png")
     command.add_argument("--max-steps", type=int, metavar="N", help="optimizer steps of the run, as the Trainer's")

@@ -12,8 +12,9 @@ from lightning_novograd.config.schema import (
     OPTIM_KEYS,
     RULE_KEYS,
     SCHED_KEYS,
+    WARMUP_KEYS,
 )
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.registry import (
@@ -119,7 +120,20 @@ not fit is an error that shows both, and so is a length that cannot be known (an
   changes that. NeMo steps `StepLR` with the optimizer: say `interval: step` there. Without an `interval` a line in the
   log warns of it.
 - `OneCycleLR.total_steps` and `CosineAnnealingLR.T_max` are filled in like `max_steps`.
-- `SequentialLR` and `ChainedScheduler` take a list of blocks like this one as `schedulers`.
+- `warmup_steps`, `warmup_ratio` (of the schedule) or `warmup_epochs` put a linear warmup before any scheduler that
+  has none of its own: `{name: StepLR, interval: step, step_size: 3000, warmup_steps: 500}`. The LR rises as in NeMo's
+  policies, `lr * (s+1) / (W+1)`; then the scheduler begins, with what is left of the run. One that is stepped once
+  per epoch takes `warmup_epochs` or `warmup_ratio`; one that does not begin at the block's `lr` (`LinearLR`,
+  `OneCycleLR`) none.
+- `SequentialLR` and `ChainedScheduler` take a list of blocks like this one as `schedulers`. They are stepped as often
+  as their members; where these differ, `interval` must be given. Lengths that members leave out are filled in: from
+  milestone to milestone, for the last one what is left of the run. Our policies and other schedulers with the LR of a
+  step (`OneCycleLR`, `CyclicLR`) do not multiply in a `ChainedScheduler`; ours are refused there.
+- `max_lr` of `OneCycleLR`, `base_lr` and `max_lr` of `CyclicLR`: a number is for the block's `lr`, and a param group
+  with another `lr` gets it in proportion. A list has one value for each group.
+- `OneCycleLR` and `CyclicLR` leave `momentum` and `betas` alone where the block or a rule sets them, unless
+  `cycle_momentum`, `base_momentum` or `max_momentum` is given too. Where the block sets neither, they cycle, as in
+  torch.
 - A step that a GradScaler skipped (fp16) does not advance the schedule.
 """
 
@@ -153,6 +167,24 @@ def overview(kind: Kind | None = None) -> str:
     schedulers = ["Schedulers (optim.sched.name)", *_lines(available_schedulers(), get_scheduler)]
     shown = {"optimizer": [*optimizers, "", _kernels()], "scheduler": schedulers}
     return "\n\n".join("\n".join(lines) for key, lines in shown.items() if kind in (key, None))
+
+
+def entry_of(name: str) -> Entry:
+    """The optimizer or the scheduler registered as `name`.
+
+    Raises:
+        ConfigError: neither is known by that name, or its plugin does not import.
+
+    """
+    problems = []
+    for get in (get_optimizer, get_scheduler):
+        try:
+            return get(name, "")
+        except ConfigError as error:
+            problems.append(error)
+    broken = next((error for error in problems if not error.problem.startswith("unknown ")), None)
+    known = choices(name, [*available_optimizers(), *available_schedulers()])
+    raise broken or ConfigError("", f"unknown optimizer or scheduler {name!r}{known}")
 
 
 def details(entry: Entry) -> str:
@@ -192,7 +224,7 @@ def markdown() -> str:
         "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
         _table([*LARC_ARGUMENTS.values(), *LARC_KEYS.values()]),
         "## Schedules\n\n`name`, the arguments of the named scheduler, and:\n",
-        _table(SCHED_KEYS.values()),
+        _table([*SCHED_KEYS.values(), *WARMUP_KEYS.values()]),
         _SCHED,
         _NEMO,
         "## Optimizers\n",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from lightning_novograd.commands.describe import entry_of
 from lightning_novograd.commands.output import check_folder, whole_file
 from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_of_groups, some_groups
@@ -18,6 +19,8 @@ from lightning_novograd.lr_scheduler.plot import own_length, plot_schedule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What has no optim block around it is drawn with
+_OPTIMIZER = {"name": "sgd", "lr": 1.0, "momentum": 0.9}
 # Where a config may have its optim block; the last is LightningCLI's
 _PLACES = ("optim", "model.optim", "model.init_args.optim")
 
@@ -75,7 +78,8 @@ def draw(config: Path, out: Path, run: RunOptions) -> None:
     It is as long as the run; where `run` does not say how long that is, as the schedule.
 
     Args:
-        config: YAML file with the optim block at its top, as `optim`, `model.optim` or `model.init_args.optim`.
+        config: YAML file with the optim block at its top, as `optim`, `model.optim` or `model.init_args.optim`; or with
+            a schedule alone, which is drawn for an lr of 1.
         out: file to write; its suffix is the format.
         run: what a Trainer would say.
 
@@ -87,7 +91,9 @@ def draw(config: Path, out: Path, run: RunOptions) -> None:
     _check_output(out)
     document = load_yaml(config)
     try:
-        figure = _figure(find_optim(document), run)
+        optim = find_optim(document)
+        title = f"{optim.name}, " if _schedule_alone(document) is None else ""
+        figure = _figure(optim, run, title)
     except ConfigError as error:
         raise ConfigError(str(config), str(error)) from error
     with whole_file(out) as partial:
@@ -105,6 +111,8 @@ def find_optim(document: Any) -> OptimConfig:
         for path in _PLACES:
             if (block := select(document, path)) is not None:
                 return parse_optim(block, path)
+        if (schedule := _schedule_alone(document)) is not None:
+            return parse_optim({**_OPTIMIZER, "sched": schedule}, "optim")
         if "name" in document:
             return parse_optim(document, "optim")
         if "defaults" in document:
@@ -113,7 +121,19 @@ def find_optim(document: Any) -> OptimConfig:
     raise ConfigError("optim", f"missing; the file needs an optim block at its top, as {' or as '.join(_PLACES)}")
 
 
-def _figure(optim: OptimConfig, options: RunOptions) -> "Figure":
+def _schedule_alone(document: Any) -> Any:
+    """The schedule of a file that has no optimizer, at its top or as `sched`; None if it is no such file."""
+    if not isinstance(document, DictConfig) or any(select(document, path) is not None for path in _PLACES):
+        return None
+    if "name" not in document:
+        return select(document, "sched")
+    try:
+        return document if entry_of(str(select(document, "name"))).kind == "scheduler" else None
+    except ConfigError:
+        return None  # as what it is said to be unknown, the block of an optimizer
+
+
+def _figure(optim: OptimConfig, options: RunOptions, title: str) -> "Figure":
     sched, path = optim.sched, f"{optim.path}.sched"
     if sched is None:
         raise ConfigError(path, "missing; the learning rate is constant")
@@ -137,7 +157,7 @@ def _figure(optim: OptimConfig, options: RunOptions) -> "Figure":
         raise ConfigError(path, f"{sched.name} (interval: {sched.interval}) has no end of its own; {run.source}")
     xlabel = unit if sched.frequency == 1 else f"scheduler step, one every {sched.frequency} {unit}s"
     try:
-        return plot_schedule(scheduler, steps, title=f"{optim.name}, {sched.name}", xlabel=xlabel)
+        return plot_schedule(scheduler, steps, title=title + sched.name, xlabel=xlabel)
     except ValueError as error:
         raise ConfigError(path, f"{sched.name} cannot be stepped {steps} times ({run.source}): {error}") from error
 

@@ -6,7 +6,9 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -44,6 +46,21 @@ _SEQUENCES = (list, collections.abc.Iterable, collections.abc.Sequence)
 
 # Beyond it a float can overflow on the way, and no count of steps or epochs goes there
 LARGEST_INTEGER = 2**63 - 1
+
+
+# Whether texts may stand for numbers, as they do on a command line
+_OF_COMMAND_LINE: ContextVar[bool] = ContextVar("of_command_line", default=False)
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+@contextmanager
+def of_command_line() -> Iterator[None]:
+    """Inside, a text is a number, true, false or null where one is wanted: jsonargparse leaves them in a `dict`."""
+    token = _OF_COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _OF_COMMAND_LINE.reset(token)
 
 
 class _Mismatch(Exception):
@@ -194,6 +211,8 @@ def _convert(value: Any, hint: Any) -> Any:
             raise _Mismatch
         converted = [_convert(v, args[0]) for v in value]
         return tuple(converted) if origin is tuple else converted
+    if isinstance(value, str) and hint in (bool, int, float, type(None)) and _OF_COMMAND_LINE.get():
+        value = _read(value)
     if hint is int and isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_INTEGER:
         return int(value)  # YAML has no other way to write 1e5
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -203,6 +222,13 @@ def _convert(value: Any, hint: Any) -> Any:
             raise _Mismatch
         return value
     raise _Mismatch
+
+
+def _read(text: str) -> Any:
+    for read in (_WORDS.__getitem__, int, float):
+        with suppress(KeyError, ValueError):
+            return read(text)
+    return text
 
 
 def _hint(constructor: Callable[..., Any], parameter: inspect.Parameter) -> tuple[Any, bool]:

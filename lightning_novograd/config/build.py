@@ -5,15 +5,28 @@ Whatever a class refuses becomes a ConfigError with the key's path.
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import cycle, islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.composed import (
+    check_begin,
+    first_member_begins,
+    lrs_of,
+    member_lengths,
+    members_that_undo,
+    policies,
+    reset_lrs,
+    warmup_length,
+    with_warmup,
+)
+from lightning_novograd.config.group_lrs import keep_group_lrs
 from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
 from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
 from lightning_novograd.config.refusals import join, named, said
@@ -105,23 +118,52 @@ def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length 
     if length is not None:
         whose = "schedule" if source.startswith(sched.path) else "run"
         explained = f"the {whose} has {length} {'optimizer steps' if sched.interval == 'step' else 'epochs'}: {source}"
+    spec, scheduler = _new_schedule(sched, optimizer, length, run, explained)
+    for undone in members_that_undo(spec):
+        warnings.warn(
+            f"{sched.path}: {undone} sets the LR from the step alone and does not multiply in a ChainedScheduler: it "
+            "undoes what the schedulers before it did",
+            UserWarning,
+            stacklevel=2,
+        )
     entry: dict[str, Any] = {
-        "scheduler": new_scheduler(sched, optimizer, length, explained),
+        "scheduler": scheduler,
         "interval": sched.interval,
         "frequency": sched.frequency,
         "strict": sched.strict,
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
     if whose == "schedule":
-        refuse_longer_run(sched, entry["scheduler"], run)
+        refuse_longer_run(sched, spec, scheduler, run)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
         entry["monitor"] = sched.monitor
     if sched.log_name is not None:
         entry["name"] = sched.log_name
-    log.info("Schedule %s, stepped every %s%s", sched.name, sched.interval, f"; {explained}" if explained else "")
+    after = f" after {spec.args['milestones'][0]} of warmup" if spec.name != sched.name else ""
+    length_said = f"; {explained}" if explained else ""
+    log.info("Schedule %s%s, stepped every %s%s", sched.name, after, sched.interval, length_said)
     return entry
+
+
+def _new_schedule(
+    sched: SchedConfig,
+    optimizer: Optimizer,
+    length: int | None,
+    run: Callable[[], RunLength],
+    explained: str = "",
+) -> tuple[SchedulerSpec, Any]:
+    """`sched`'s scheduler on `optimizer`, after its warmup if it has one, and what it was built from."""
+    base_lrs = lrs_of(optimizer)
+    warmup = warmup_length(sched, length, run)
+    spec = keep_group_lrs(with_warmup(sched, warmup), optimizer, base_lrs)
+    scheduler = new_scheduler(spec, optimizer, length, explained)
+    if warmup:
+        check_begin(sched, scheduler, base_lrs)
+    for policy in policies(scheduler):
+        policy.steps_apart = sched.frequency if sched.interval == "step" else None
+    return spec, scheduler
 
 
 def dry_build(config: OptimConfig) -> None:
@@ -142,10 +184,11 @@ def dry_build(config: OptimConfig) -> None:
         optimizer = whole(config, parts)
         if not _has_own_schedules(config):
             parts = [Part([], config.sched, optimizer)]
+        some_run = RunLength(_SOME_LENGTH, "some run", _SOME_LENGTH, steps_per_epoch=1)
         for part in parts:
             if part.sched is not None:
                 length = part.sched.max_steps or _SOME_LENGTH if part.sched.needs_length else None
-                new_scheduler(part.sched, part.optimizer, length)
+                _new_schedule(part.sched, part.optimizer, length, lambda: some_run)
 
 
 def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:
@@ -206,18 +249,18 @@ def new_scheduler(spec: SchedulerSpec, optimizer: Optimizer, length: int | None 
 
     """
     entry = spec.entry
-    args, nested = dict(spec.args), False
-    for name, argument in entry_arguments(entry).items():
-        if argument.takes_schedulers and name in args:
-            nested = True
-            args[name] = [new_scheduler(inner, optimizer) for inner in args[name]]
-    if entry.length is not None and length is not None:
-        args[entry.length] = length
-    given = f" ({explained})" if explained else ""
+    args, given = dict(spec.args), f" ({explained})" if explained else ""
+    if spec.takes_length and length is not None:
+        args[str(entry.length)] = length
+    base_lrs, members = lrs_of(optimizer), _new_members(spec, optimizer, length, explained)
     try:
         entry.check_arguments(args)  # the length among them
-        # ChainedScheduler has its schedulers first
-        scheduler = entry.cls(optimizer=optimizer, **args) if nested else entry.cls(optimizer, **args)
+        if not members:
+            scheduler = entry.cls(optimizer, **args)
+        else:
+            args.update(members)
+            with first_member_begins(spec, optimizer, base_lrs):
+                scheduler = entry.cls(optimizer=optimizer, **args)  # ChainedScheduler has its schedulers first
         _check_lrs(optimizer)
         return scheduler
     except ConfigError as error:
@@ -236,3 +279,23 @@ def _check_lrs(optimizer: Optimizer) -> None:
                 "",
                 f"it begins with a learning rate of {group['lr']:.6g} in param group {index}, which {BEYOND_FLOAT32}",
             )
+
+
+def _new_members(spec: SchedulerSpec, optimizer: Optimizer, length: int | None, explained: str) -> dict[str, list[Any]]:
+    """The schedulers that `spec`'s scheduler is made of, by its argument; those of a sequence do not see each other."""
+    if not spec.members:
+        return {}
+    base_lrs, lengths = lrs_of(optimizer), member_lengths(spec, length, explained)
+    order = list(range(len(lengths)))
+    if spec.is_sequence:  # OneCycleLR last, which leaves in the param groups what it will need
+        order.sort(key=lambda index: issubclass(spec.members[index].entry.cls, OneCycleLR))
+    built: dict[int, Any] = {}
+    for index in order:
+        if spec.is_sequence:
+            reset_lrs(optimizer, base_lrs)
+        built[index] = new_scheduler(spec.members[index], optimizer, lengths[index], explained)
+    in_order = (built[index] for index in sorted(built))
+    arguments = entry_arguments(spec.entry)
+    return {
+        name: [next(in_order) for _ in value] for name, value in spec.args.items() if arguments[name].takes_schedulers
+    }

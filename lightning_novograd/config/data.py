@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml.constructor import ConstructorError
 
@@ -19,6 +20,9 @@ from lightning_novograd.errors import ConfigError
 _CODE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_", "cls")
 _REGISTRY = "classes are chosen by `name` from the registry (register_optimizer, register_scheduler)"
 _MAX_DEPTH = 20
+# Values of one block or file; more come of a text that repeats parts of itself, nine times nine times nine ...
+_MAX_VALUES = 100_000
+_TOO_MANY = f"holds more than {_MAX_VALUES} values, counting those behind aliases (*) and interpolations each time"
 _MISSING = "is '???', a mandatory value that nobody has set"
 # What PyYAML says -> what to do about it
 _CURES = {
@@ -38,12 +42,26 @@ def to_plain(value: Any, path: str) -> Any:
 
     """
     if isinstance(value, Container):
+        _count_down(value, path, iter(range(_MAX_VALUES)), _MAX_DEPTH)
         try:
             value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             where = path + _below(value, str(error.full_key or ""))
             raise ConfigError(where, f"does not resolve: {_said(error)}") from error
-    return _plain(value, path, _MAX_DEPTH)
+    return _plain(value, path, _MAX_DEPTH, iter(range(_MAX_VALUES)))
+
+
+def _count_down(container: Container, path: str, budget: Iterator[int], depth: int) -> None:
+    """Take one of `budget` for each value that `container` has once interpolations are resolved, before they are."""
+    keys: Any = range(len(container)) if isinstance(container, ListConfig) else container
+    for key in keys if depth and not container._is_none() and not container._is_missing() else ():
+        if next(budget, None) is None:
+            raise ConfigError(path, _TOO_MANY)
+        value = None
+        with suppress(OmegaConfBaseException):  # which whoever resolves it will be told
+            value = container[key]
+        if isinstance(value, Container):
+            _count_down(value, path, budget, depth - 1)
 
 
 def _below(container: Container, full_key: str) -> str:
@@ -52,7 +70,9 @@ def _below(container: Container, full_key: str) -> str:
     return tail if tail.startswith((".", "[")) or not tail else f".{tail}"
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:
+def _plain(value: Any, path: str, depth: int, budget: Iterator[int]) -> Any:
+    if next(budget, None) is None:
+        raise ConfigError(path, _TOO_MANY)
     if depth == 0:
         raise ConfigError(path, f"nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, Container):
@@ -66,9 +86,9 @@ def _plain(value: Any, path: str, depth: int) -> Any:
             if key in _CODE_KEYS and not (key == "_target_" and registered_at(value[key])):
                 problem = f"{value[key]!r} is refused: a config cannot name code; {_REGISTRY}"
                 raise ConfigError(f"{path}.{key}", f"{problem}{name_for(value[key]) if key == '_target_' else ''}")
-        return {str(key): _plain(item, f"{path}.{key}", depth - 1) for key, item in value.items()}
+        return {str(key): _plain(item, f"{path}.{key}", depth - 1, budget) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)]
+        return [_plain(item, f"{path}[{index}]", depth - 1, budget) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -92,12 +112,15 @@ def load_yaml(path: Path | str) -> Any:
     """The YAML file at `path` as an OmegaConf container.
 
     Raises:
-        ConfigError: no such file, not YAML, no mapping or list, a key given twice, an alias that holds itself, a value
-            that is not what its tag says, or tags that would build Python objects.
+        ConfigError: no such file, not YAML, no mapping or list, a key given twice, an alias that holds itself, aliases
+            that make too much of it, a value that is not what its tag says, or tags that would build Python objects.
 
     """
     try:
+        _check_aliases(path)
         return OmegaConf.load(path)
+    except ConfigError:
+        raise
     except OSError as error:
         # one without a reason is OmegaConf's own
         problem = f"cannot be read: {error.strerror}" if error.strerror else "holds a single value, not a mapping"
@@ -110,6 +133,26 @@ def load_yaml(path: Path | str) -> Any:
         raise ConfigError(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     except (*_VALUE_ERRORS, RecursionError) as error:
         raise ConfigError(str(path), _located(path, error)) from error
+
+
+def _check_aliases(path: Path | str) -> None:
+    """Refuse a file whose aliases stand for more values than a config has; OmegaConf would copy each of them."""
+    text = Path(path).read_bytes()
+    if b"*" not in text or b"&" not in text:
+        return
+    root = yaml.compose(text, yaml.SafeLoader)
+    if root is not None and _values(root, {}) > _MAX_VALUES:
+        raise ConfigError(str(path), _TOO_MANY)
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values `node` stands for; one that holds itself, which the loader refuses, counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        items = node.value if isinstance(node, yaml.SequenceNode) else [item for pair in pairs for item in pair]
+        known[id(node)] += sum(_values(item, known) for item in items)
+    return known[id(node)]
 
 
 def select(document: Any, path: str) -> Any:

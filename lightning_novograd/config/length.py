@@ -54,7 +54,7 @@ def schedule_length(sched: SchedConfig, run: Callable[[], RunLength]) -> tuple[i
         return sched.max_epochs, f"{sched.path}.max_epochs"
     asked = run()
     if sched.max_epochs is not None:
-        return _steps_of_epochs(sched, sched.max_epochs, asked)
+        return steps_of_epochs(sched, "max_epochs", asked)
     length = asked.steps if sched.interval == "step" else asked.epochs
     if length is None and _required(sched):
         raise ConfigError(
@@ -64,23 +64,40 @@ def schedule_length(sched: SchedConfig, run: Callable[[], RunLength]) -> tuple[i
     return length, asked.source
 
 
-def _steps_of_epochs(sched: SchedConfig, epochs: int, run: RunLength) -> tuple[int, str]:
-    source = f"{sched.path}.max_epochs={epochs}"
+def steps_of_epochs(sched: SchedConfig, key: str, run: RunLength) -> tuple[int, str]:
+    """The optimizer steps of as many epochs as `sched` has at `key`, and where that comes from.
+
+    Raises:
+        ConfigError: the length of an epoch is unknown.
+
+    """
+    epochs = getattr(sched, key)
+    source = f"{sched.path}.{key}={epochs}"
     if run.steps_per_epoch is None:
-        raise ConfigError(f"{sched.path}.max_epochs", f"the length of an epoch is unknown: {run.source}")
+        raise ConfigError(f"{sched.path}.{key}", f"the length of an epoch is unknown: {run.source}")
     if callable(run.steps_per_epoch):
         return sum(map(run.steps_per_epoch, range(epochs))), f"{source} with a changing accumulation"
     return epochs * run.steps_per_epoch, f"{source} x {run.steps_per_epoch} steps per epoch"
 
 
-def _required(sched: SchedConfig) -> bool:
+def _required(sched: SchedulerSpec) -> bool:
     """Whether the scheduler cannot do without a length: it has no default, or only one that refuses to work."""
+    if isinstance(sched, SchedConfig) and sched.warmup_ratio is not None:
+        return True
+    if not sched.takes_length:
+        return any(_required(member) for member in sched.members if member.needs_length)
     entry = sched.entry
     return entry_arguments(entry)[str(entry.length)].required or entry.length != "max_steps"
 
 
-def refuse_longer_run(sched: SchedConfig, scheduler: Any, run: Callable[[], RunLength]) -> None:
+def refuse_longer_run(sched: SchedConfig, spec: SchedulerSpec, scheduler: Any, run: Callable[[], RunLength]) -> None:
     """Where other schedulers stay at their last LR, torch's OneCycleLR raises: better now than in the middle.
+
+    Args:
+        sched: the block.
+        spec: what `scheduler` was built from, `sched`'s own scheduler or that after a warmup.
+        scheduler: to be stepped in the run.
+        run: its length.
 
     Raises:
         ConfigError: the run steps a OneCycleLR, on its own or inside another scheduler, beyond its end.
@@ -95,9 +112,9 @@ def refuse_longer_run(sched: SchedConfig, scheduler: Any, run: Callable[[], RunL
     for place, total_steps, steps in one_cycles(scheduler, length // sched.frequency):
         if steps <= total_steps:
             continue
-        spec: SchedulerSpec = reduce(lambda outer, index: outer.args["schedulers"][index], place, sched)
-        own = next((name for name in ("total_steps", "epochs") if spec.args.get(name) is not None), None)
+        cycle: SchedulerSpec = reduce(lambda outer, index: outer.args["schedulers"][index], place, spec)
+        own = next((name for name in ("total_steps", "epochs") if cycle.args.get(name) is not None), None)
         key = own or ("max_steps" if sched.max_steps is not None else "max_epochs")
         problem = f"OneCycleLR ends after {total_steps} {sched.interval}s, and the run has {length}: {asked.source}"
-        cure = "; leave it out and the cycle is as long as the run" if spec is sched else ""
-        raise ConfigError(f"{spec.path}.{key}", problem + cure)
+        cure = "; leave it out and the cycle is as long as the run" if cycle is spec else ""
+        raise ConfigError(f"{cycle.path}.{key}", problem + cure)

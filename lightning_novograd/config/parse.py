@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning_novograd.config import nemo
 from lightning_novograd.config.arguments import REQUIRED, Argument, entry_arguments
+from lightning_novograd.config.composed import check_members, own_interval
+from lightning_novograd.config.group_lrs import check_lr_is_said, keep_momentum
 from lightning_novograd.config.schema import (
     LARC_ARGUMENTS,
     LARC_KEYS,
@@ -13,6 +15,7 @@ from lightning_novograd.config.schema import (
     OPTIM_KEYS,
     RULE_KEYS,
     SCHED_KEYS,
+    WARMUP_KEYS,
     LarcConfig,
     OptimConfig,
     OptimizerSpec,
@@ -57,7 +60,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
     for key, value in clip.items():
         _CLIP.check(f"{path}.{key}", value)
     _check_clipping(clip, larc, path)
-    sched = _sched(nemo.used_schedule(fields["sched"], f"{path}.sched"), f"{path}.sched")
+    sched = _sched_of_block(nemo.used_schedule(fields["sched"], f"{path}.sched"), args, rules, f"{path}.sched")
     _check_one_larc(larc, rules)
     _check_stepped_together(sched, rules)
     return OptimConfig(
@@ -171,16 +174,29 @@ class _Block:
         return ours, theirs
 
 
-def _sched(value: Any, path: str) -> SchedConfig | None:
+def _sched_of_block(
+    value: Any, args: Mapping[str, Any], rules: Iterable[ParamGroupRule], path: str
+) -> SchedConfig | None:
+    """The schedule, which does not overrule what the rest of the block says."""
     if value is None:
         return None
+    sched = _sched(value, path)
+    said = {*args, *(key for rule in rules for key in rule.options)}
+    check_lr_is_said(sched, args, rules_set_lr=any("lr" in rule.options for rule in rules))
+    return keep_momentum(sched) if {"momentum", "betas"} & said else sched
+
+
+def _sched(value: Any, path: str) -> SchedConfig:
     block = _Block.of(value, path)
     entry = get_scheduler(block.take_name("scheduler"), f"{path}.name")
     legacy = block.values.get("args") is not None
     block.unpack_legacy_args(entry.name)
     block.rename(nemo.sched_aliases(entry.name))
     nemo.drop_runtime_keys(block.values, block.paths, path, legacy=legacy)
-    fields, args = _scheduler_args(block, entry, SCHED_KEYS)
+    has_warmup = not WARMUP_KEYS.keys().isdisjoint(entry_arguments(entry))
+    fields, args = _scheduler_args(block, entry, SCHED_KEYS if has_warmup else {**SCHED_KEYS, **WARMUP_KEYS})
+    spec = SchedulerSpec(name=entry.name, args=args, path=path)
+    check_members(spec)
     nemo.warn_of_interval(entry.name, fields["interval"], path)
     sched = SchedConfig(
         name=entry.name,
@@ -188,13 +204,15 @@ def _sched(value: Any, path: str) -> SchedConfig | None:
         path=path,
         max_steps=_length(fields["max_steps"], f"{path}.max_steps"),
         max_epochs=_length(fields["max_epochs"], f"{path}.max_epochs"),
-        interval=fields["interval"] or entry.interval,
+        interval=fields["interval"] or own_interval(spec),
         frequency=fields["frequency"],
         monitor=fields["monitor"],
         strict=fields["strict"],
         steps_per_batch=_in_range(_PACE, fields["steps_per_batch"], f"{path}.steps_per_batch"),
         log_name=fields["log_name"],
+        **{key: fields.get(key) for key in WARMUP_KEYS},
     )
+    _check_warmup(sched)
     _check_sched(sched, fields["reduce_on_plateau"])
     return sched
 
@@ -217,7 +235,7 @@ def _scheduler_args(
         del arguments[key]
     if entry.length is not None and entry.length not in fields and block.values.get(entry.length, 0) is None:
         del block.values[entry.length]
-    ours, theirs = block.split(fields, arguments, filled_in=entry.length if fields else None)
+    ours, theirs = block.split(fields, arguments, filled_in=entry.length)
     _check_arguments(entry, theirs, block.path)
     return ours, {**theirs, **inner}
 
@@ -227,6 +245,24 @@ def _inner_scheduler(value: Any, path: str) -> SchedulerSpec:
     entry = get_scheduler(block.take_name("scheduler"), f"{path}.name")
     block.unpack_legacy_args(entry.name)
     return SchedulerSpec(name=entry.name, args=_scheduler_args(block, entry, {})[1], path=path)
+
+
+def _check_warmup(sched: SchedConfig) -> None:
+    given = [key for key in WARMUP_KEYS if getattr(sched, key) is not None]
+    if not given:
+        return
+    key, value, path = given[0], getattr(sched, given[0]), f"{sched.path}.{given[0]}"
+    if len(given) > 1:
+        raise ConfigError(f"{sched.path}.{given[1]}", f"{key} is given too; give one")
+    if value < 0 or (key == "warmup_ratio" and value > 1):
+        must = "in 0..1" if key == "warmup_ratio" else "at least 0"
+        raise ConfigError(path, f"{value} is out of range; must be {must}")
+    if sched.reduce_on_plateau:
+        raise ConfigError(path, f"{sched.name} follows a metric and cannot come after a warmup")
+    if key == "warmup_steps" and sched.interval == "epoch":
+        problem = f"{value} counts optimizer steps, but {sched.name} is stepped once per epoch"
+        cure = "warmup_epochs, or interval: step, in which its other arguments count optimizer steps too"
+        raise ConfigError(path, f"{problem}; give {cure}")
 
 
 def _check_sched(sched: SchedConfig, said_plateau: bool | None) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch.optim.lr_scheduler import SequentialLR
+
 from lightning_novograd.config.arguments import REQUIRED, Argument, arguments_of
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.layer_decay import LayerDecay
@@ -32,7 +34,24 @@ class SchedulerSpec:
         return get_scheduler(self.name, f"{self.path}.name")
 
     @property
+    def members(self) -> list["SchedulerSpec"]:
+        """The schedulers that this one is made of, if it is."""
+        lists = (value for value in self.args.values() if isinstance(value, list))
+        return [member for value in lists for member in value if isinstance(member, SchedulerSpec)]
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the members follow each other; others run side by side."""
+        return issubclass(self.entry.cls, SequentialLR)
+
+    @property
     def needs_length(self) -> bool:
+        """Whether the class, or a member that runs to the end, takes the length of the run and the block has none."""
+        members = self.members[-1:] if self.is_sequence else self.members
+        return self.takes_length or any(member.needs_length for member in members)
+
+    @property
+    def takes_length(self) -> bool:
         """Whether the class takes the length of the run and the arguments leave it open."""
         entry = self.entry
         given = {name for name, value in self.args.items() if value is not None}
@@ -53,6 +72,9 @@ class SchedConfig(SchedulerSpec):
         strict: as in Lightning: a missing `monitor` is an error.
         steps_per_batch: under manual optimization: how often its optimizer steps for each batch; None: once.
         log_name: under which `LearningRateMonitor` logs it (Lightning's `name`).
+        warmup_steps: steps of a linear warmup before a scheduler that has none of its own.
+        warmup_ratio: the same as a share of the schedule.
+        warmup_epochs: the same in epochs.
 
     """
 
@@ -64,6 +86,19 @@ class SchedConfig(SchedulerSpec):
     strict: bool = True
     steps_per_batch: float | None = None
     log_name: str | None = None
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    warmup_epochs: int | None = None
+
+    @property
+    def warmup(self) -> str | None:
+        """The key that says how long the warmup is; None: there is none."""
+        return next((key for key in WARMUP_KEYS if getattr(self, key) is not None), None)
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the length of the run is asked for: by the scheduler, or for its warmup to fit."""
+        return super().needs_length or self.warmup is not None
 
     @property
     def reduce_on_plateau(self) -> bool:
@@ -215,6 +250,12 @@ SCHED_KEYS = {
         "steps_per_batch", float | None, None, "manual optimization: optimizer steps per batch"
     ),
     "log_name": Argument("log_name", str | None, None, "name for LearningRateMonitor (Lightning's `name`)"),
+}
+# Beside them, where the scheduler has no warmup of its own
+WARMUP_KEYS = {
+    "warmup_steps": Argument("warmup_steps", int | None, None, "steps of a linear warmup before the schedule"),
+    "warmup_ratio": Argument("warmup_ratio", float | None, None, "the same as a share of the schedule, 0..1"),
+    "warmup_epochs": Argument("warmup_epochs", int | None, None, "the same in epochs"),
 }
 RULE_KEYS = {
     "match": Argument("match", list[str] | str | None, None, "bias, norm, 1d, or globs over parameter names"),

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.lr_scheduler.watch import StepWatch
 
 
 class ScheduleError(ConfigError):
@@ -44,6 +45,9 @@ class ClosedFormLR(LRScheduler):
         last_epoch: step to continue from, -1 for a new run. Otherwise every group needs `initial_lr`.
         **arguments: keyword arguments of `formula`; plain Python values, they become part of the state.
 
+    Where the optimizer makes many more than `steps_apart` steps between two of the schedule's own, a warning says so
+    once: a host that steps it once per epoch. None is for a schedule that is meant to count something else.
+
     State: `last_epoch`, `_step_count`, `base_lrs`, `_last_lr`, `policy`, `arguments`, all plain Python values.
 
     Raises:
@@ -52,11 +56,14 @@ class ClosedFormLR(LRScheduler):
     """
 
     formula: ClassVar[Callable[..., float]]
+    uses_base_lr: ClassVar[bool] = True
+    steps_apart: int | None = 1
 
     def __init__(self, optimizer: Optimizer, *, last_epoch: int = -1, **arguments: Any) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
         self.arguments = arguments
+        self._watch = StepWatch()
         for index, group in enumerate(optimizer.param_groups):
             self.check_base_lr(index, float(group.get("initial_lr", group["lr"])))
         super().__init__(optimizer, last_epoch)
@@ -78,6 +85,20 @@ class ClosedFormLR(LRScheduler):
     def phases(self) -> list[Phase]:
         """The schedule's phases in order, without gaps, from step 0 to the last annealing step."""
         return []
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the LR of the next optimizer step."""
+        if epoch is None:
+            self._watch.on_step(self.optimizer, type(self).__name__, self.steps_apart)
+        else:
+            self._watch.restart()
+        super().step(epoch)
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        # a SequentialLR begins its members so, long after they were built
+        if epoch is not None:
+            self._watch.restart()
+        super()._update_lr(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each param group at `last_epoch`."""
@@ -128,15 +149,16 @@ class ClosedFormLR(LRScheduler):
         own_lrs = [float(lr) for lr in self._last_lr]
         changes = self._changes(state_dict, saved_base_lrs)
 
+        self._watch.restart()
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
         self.base_lrs.extend(saved_base_lrs[len(self.base_lrs) :])  # groups that the saved run had added
         lrs = [float(lr) for lr in self.get_lr()]
         self._last_lr = []
         for index, (group, lr) in enumerate(zip(self.optimizer.param_groups, lrs, strict=True)):
-            _set(group, "initial_lr", float(self.base_lrs[index]))
+            assign(group, "initial_lr", float(self.base_lrs[index]))
             if float(group["lr"]) in (*own_lrs[index : index + 1], *saved_lrs[index : index + 1]):
-                _set(group, "lr", lr)
+                assign(group, "lr", lr)
             old = group["lr"]
             self._last_lr.append(torch.full_like(old, lr) if isinstance(old, Tensor) else lr)
         if changes:
@@ -165,8 +187,8 @@ class ClosedFormLR(LRScheduler):
         return changes
 
 
-def _set(group: dict[str, Any], key: str, value: float) -> None:
-    """Assign, or fill in place: a captured graph reads its LR from that very tensor."""
+def assign(group: dict[str, Any], key: str, value: float) -> None:
+    """Set `group[key]`, a tensor in place: a captured graph reads its LR from that very tensor."""
     if isinstance(group.get(key), Tensor):
         group[key].fill_(value)
     else:

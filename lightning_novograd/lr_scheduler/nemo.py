@@ -291,6 +291,8 @@ class T5InverseSquareRootAnnealing(PhasedLR):
 
     """
 
+    uses_base_lr = False
+
     @staticmethod
     def formula(step: int, base_lr: float, *, max_steps: int, constant_steps: int, min_lr: float = 0.0) -> float:
         """`1 / sqrt(max(s, C))`, whatever the base LR; `min_lr` after `M`."""

@@ -1,73 +1,26 @@
 """Pictures of learning-rate schedules. matplotlib is imported when one is drawn."""
 
-import copy
 import math
-import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
-from lightning_novograd.lr_scheduler import pytorch
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase
+from lightning_novograd.lr_scheduler.curves import lr_curves, own_length, sampled_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINE_STYLES = ("-", "--", "-.", ":")
+__all__ = ["lr_curves", "own_length", "plot_schedule"]
+
 _LONGEST_NAME = 70  # of a param group, in the legend
-
-
-def lr_curves(scheduler: LRScheduler, steps: int) -> list[list[float]]:
-    """`curves[group][k]`: the LR that optimizer step `k = 0..steps-1` sees, from the scheduler's position on.
-
-    Closed forms start at step 0 and are evaluated; other schedulers are stepped, then put back with their optimizer.
-
-    Args:
-        scheduler: any torch scheduler that needs no metric.
-        steps: number of scheduler steps, at least 1.
-
-    Raises:
-        TypeError: a ReduceLROnPlateau, whose LR depends on the training.
-        ValueError: `steps` below 1, or more than the scheduler can be stepped (OneCycleLR).
-
-    """
-    if steps < 1:
-        raise ValueError(f"steps: {steps} is out of range; must be at least 1")
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise TypeError("ReduceLROnPlateau has no curve: its learning rate depends on the metric it monitors")
-    if isinstance(scheduler, ClosedFormLR):
-        return [[scheduler.lr_at(step, float(lr)) for step in range(steps)] for lr in scheduler.base_lrs]
-    groups = scheduler.optimizer.param_groups
-    saved_groups = [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
-    saved_state = copy.deepcopy(scheduler.state_dict())
-    curves: list[list[float]] = [[] for _ in groups]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            for _ in range(steps):
-                for curve, group in zip(curves, groups, strict=True):
-                    curve.append(float(group["lr"]))
-                scheduler.step()
-    finally:
-        scheduler.load_state_dict(saved_state)
-        for group, saved in zip(groups, saved_groups, strict=True):
-            for key, value in saved.items():
-                if isinstance(value, Tensor):
-                    group[key].copy_(value)  # a captured graph reads its LR from that very tensor
-                else:
-                    group[key] = value
-    return curves
-
-
-def own_length(scheduler: LRScheduler) -> int | None:
-    """Scheduler steps until a schedule has ended, by its own arguments; None if they do not say."""
-    if isinstance(scheduler, ClosedFormLR):
-        phases = scheduler.phases()
-        last_step = phases[-1].last_step if phases else None
-        return None if last_step is None else last_step + 1
-    return pytorch.own_length(scheduler)
+_LONGEST_MARK = 24  # of a phase or member, in the picture
+# Where the highest LRs of param groups are further apart, the axis is logarithmic
+_LINEAR_RATIO = 20
+# In points: what a letter of a mark takes, along and across; the axes, nearly; a stripe of curves that are equal
+_LETTER, _LINE, _WIDTH, _HEIGHT, _STRIPE = 5.5, 12, 470, 230, 6
 
 
 def plot_schedule(
@@ -95,48 +48,115 @@ def plot_schedule(
         steps = own_length(scheduler)
         if steps is None:
             raise ValueError(f"{type(scheduler).__name__} has no end of its own: say how many steps to draw")
+    phases = _phases(scheduler)
+    positions, curves = sampled_curves(scheduler, steps, (phase.first_step for phase in phases))
     groups = scheduler.optimizer.param_groups
-    labels = [_label(index, group) for index, group in enumerate(groups)]
+    labels = [_label(index, group, max(curve)) for index, (group, curve) in enumerate(zip(groups, curves, strict=True))]
     # about 100 characters fit beside each other
     columns = max(1, min(4, len(labels), 100 // (max(map(len, labels)) + 8)))
     figure = Figure(figsize=(8, 4.3 + 0.2 * math.ceil(len(labels) / columns)), layout="constrained")
     axes = figure.add_subplot()
-    curves = lr_curves(scheduler, steps)
-    for index, (curve, label) in enumerate(zip(curves, labels, strict=True)):
-        # step k lasts from k to k + 1, the last one too; there are ten colours
-        values, style = [*curve, curve[-1]], _LINE_STYLES[index // 10 % len(_LINE_STYLES)]
-        axes.plot(range(steps + 1), values, drawstyle="steps-post", linestyle=style, label=label)
-    for index, phase in enumerate(scheduler.phases() if isinstance(scheduler, ClosedFormLR) else ()):
-        _mark(axes, phase, index, steps)
+    equal, drawn = Counter(map(tuple, curves)), Counter[tuple[float, ...]]()
+    for color, curve, label in zip(_colors(len(curves)), curves, labels, strict=True):
+        # step k lasts from k to k + 1, the last one too
+        values, x = [*curve, curve[-1]], [*positions, steps]
+        style = _stripes(drawn[tuple(curve)], equal[tuple(curve)])
+        drawn[tuple(curve)] += 1
+        axes.plot(x, values, drawstyle="steps-post", linestyle=style, color=color, label=label)
     axes.set(xlabel=xlabel, ylabel="learning rate", title=title or type(scheduler).__name__, xlim=(0, steps))
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    highest = max(map(max, curves))
-    axes.set_ylim(0, 1.2 * highest or 1.0)  # room for the names of the phases
-    figure.legend(loc="outside lower right", ncols=columns)
+    _scale(axes, [max(curve) for curve in curves], _mark(axes, phases, steps))
+    handles, _ = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower right", ncols=columns)
+    for line in legend.get_lines():
+        line.set_linestyle("-")  # too short for the stripes
     return figure
 
 
-def _label(index: int, group: dict[str, Any]) -> str:
-    name = group.get("name", f"group {index}")
-    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
-    return f"{short} (lr {float(group.get('initial_lr', group['lr'])):g})"
+def _phases(scheduler: LRScheduler) -> list[Phase]:
+    """The phases of one of our schedules, or the members of a SequentialLR."""
+    if isinstance(scheduler, ClosedFormLR):
+        return scheduler.phases()
+    if not isinstance(scheduler, SequentialLR):
+        return []
+    starts = [0, *scheduler._milestones]
+    ends = [*(start - 1 for start in starts[1:]), None]
+    names = [type(member).__name__ for member in scheduler._schedulers]
+    return [Phase(name, start, end) for name, start, end in zip(names, starts, ends, strict=True)]
 
 
-def _mark(axes: "Axes", phase: Phase, index: int, steps: int) -> None:
-    """Shade a phase, neighbours differently, and write its name at the top."""
-    if phase.first_step >= steps:
-        return
-    left, right = phase.first_step, steps if phase.last_step is None else min(phase.last_step + 1, steps)
-    axes.axvspan(left, right, color="0.93" if index % 2 == 0 else "0.99", zorder=0)
-    axes.annotate(
-        phase.name,
-        ((left + right) / 2, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        rotation=90,  # a warmup is a narrow strip
-        ha="center",
-        va="top",
-        fontsize="small",
-        color="0.35",
-    )
+def _label(index: int, group: dict[str, Any], highest: float) -> str:
+    name = _short(group.get("name", f"group {index}"), _LONGEST_NAME)
+    return f"{name} (lr {highest:.4g})"
+
+
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."
+
+
+def _colors(count: int) -> list[str]:
+    """As many colours as there are curves; the usual ten if they suffice."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if count <= 10:
+        return [f"C{index}" for index in range(count)]
+    return [to_hex(colormaps["turbo"](index / (count - 1))) for index in range(count)]
+
+
+def _stripes(index: int, count: int) -> Any:
+    """The line style of the curve number `index` of `count` equal ones: each is seen for a while, then the next."""
+    return "-" if count == 1 else (-index * _STRIPE, (_STRIPE, (count - 1) * _STRIPE))
+
+
+def _scale(axes: "Axes", highest: list[float], room: float) -> None:
+    """The LR axis: logarithmic where groups are far apart, with the share `room` at its top free for marks."""
+    top, bottom = max(highest), min((lr for lr in highest if lr > 0), default=0.0)
+    if top > _LINEAR_RATIO * bottom > 0:
+        bottom /= 10  # where the lowest curve falls to
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(bottom, bottom * (top / bottom) ** (1 / (1 - room)))
+    else:
+        axes.set_ylim(0, top / (1 - room) or 1.0)
+
+
+def _mark(axes: "Axes", phases: list[Phase], steps: int) -> float:
+    """Shade phases, neighbours differently, and write their names at the top; the share of the height they take."""
+    shown = [(p, p.first_step, steps if p.last_step is None else min(p.last_step + 1, steps)) for p in phases]
+    shown = [(phase, left, right) for phase, left, right in shown if left < right]
+    names = [_short(phase.name, _LONGEST_MARK) for phase, _, _ in shown]
+    lies = [
+        (right - left) / steps * _WIDTH > _LETTER * len(name) + _LINE
+        for name, (_, left, right) in zip(names, shown, strict=True)
+    ]
+    widths = [(_LETTER * len(name) if lying else _LINE) / _WIDTH for name, lying in zip(names, lies, strict=True)]
+    centers = _apart([(left + right) / 2 / steps for _, left, right in shown], widths)
+    for index, (name, (_, left, right), lying, center) in enumerate(zip(names, shown, lies, centers, strict=True)):
+        axes.axvspan(left, right, color="0.93" if index % 2 == 0 else "0.99", zorder=0)
+        axes.annotate(
+            name,
+            (center, 1.0),
+            xycoords="axes fraction",
+            xytext=(0, -4),
+            textcoords="offset points",
+            rotation=0 if lying else 90,  # a warmup is a narrow strip
+            ha="center",
+            va="top",
+            fontsize="small",
+            color="0.35",
+        )
+    heights = [_LINE if lying else _LETTER * len(name) for name, lying in zip(names, lies, strict=True)]
+    return (max(heights, default=0) + _LINE) / _HEIGHT
+
+
+def _apart(centers: list[float], widths: list[float]) -> list[float]:
+    """`centers` moved so that what is so wide neither overlaps nor leaves 0..1, as far as there is room."""
+    centers, edge = list(centers), 0.0
+    for index, width in enumerate(widths):
+        centers[index] = max(centers[index], edge + width / 2)
+        edge = centers[index] + width / 2
+    edge = 1.0
+    for index, width in reversed(list(enumerate(widths))):
+        centers[index] = min(centers[index], edge - width / 2)
+        edge = centers[index] - width / 2
+    return centers

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim import lr_scheduler as torch
 
-from lightning_novograd.lr_scheduler.base import ScheduleError
+from lightning_novograd.lr_scheduler.base import ClosedFormLR, ScheduleError
 from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, FINITE, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Range
 from lightning_novograd.registry import SCHEDULERS, Entry
 
@@ -138,6 +138,32 @@ def one_cycles(scheduler: Any, steps: int, place: tuple[int, ...] = ()) -> Itera
             begin = ([0, *milestones])[index]
             end = min([steps, *(milestone - 1 for milestone in milestones[index : index + 1])])
         yield from one_cycles(member, max(0, end - begin), (*place, index))
+
+
+# LRs of their own, in which a number would stand for every param group
+_OWN_LRS: dict[type, tuple[str, ...]] = {torch.OneCycleLR: ("max_lr",), torch.CyclicLR: ("base_lr", "max_lr")}
+# Arguments by which a block says that it means the momentum, or beta1, to be moved
+MOMENTUM_CYCLE = ("cycle_momentum", "base_momentum", "max_momentum")
+# They set the LR from the step alone, as our policies do, and so undo what others did to it
+_CLOSED_FORMS = (
+    *(torch.OneCycleLR, torch.CyclicLR, torch.CosineAnnealingWarmRestarts, torch.LambdaLR),
+    torch.SequentialLR,  # at its milestones
+)
+
+
+def own_lrs(cls: type) -> tuple[str, ...]:
+    """Arguments of `cls` that are LRs in place of the param groups'."""
+    return next((names for base, names in _OWN_LRS.items() if issubclass(cls, base)), ())
+
+
+def cycles_momentum(cls: type) -> bool:
+    """Whether `cls` moves the momentum too, or beta1, unless it is told not to."""
+    return issubclass(cls, torch.OneCycleLR | torch.CyclicLR)
+
+
+def is_closed_form(cls: type) -> bool:
+    """Whether `cls` sets the LR from the step alone, whatever another scheduler made of it."""
+    return issubclass(cls, (ClosedFormLR, *_CLOSED_FORMS))
 
 
 # What schedulers put into param groups and leave there unchanged

@@ -1,11 +1,15 @@
 """LightningCLI with the registry's classes: ``--optimizer NovoGrad --lr_scheduler CosineAnnealing``."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from torch.optim import Optimizer
 
+from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.lr_scheduler.pytorch import MOMENTUM_CYCLE
+from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
 from lightning_novograd.training.mixin import attach_optimizers
 
 
@@ -48,14 +52,21 @@ class OptimCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """LightningCLI's hook: without ``--optimizer`` the model keeps its own ``configure_optimizers``."""
         config = self.config_init.get(str(self.subcommand), self.config_init)
-        optimizer, schedule = _block(config.get("optimizer")), _block(config.get("lr_scheduler"))
+        optimizer = _block(config.get("optimizer"), get_optimizer)
+        schedule = _block(config.get("lr_scheduler"), get_scheduler)
         if optimizer is not None:
             attach_optimizers(self.model, {**optimizer, "sched": schedule})
         elif schedule is not None:
             raise ConfigError("lr_scheduler", f"{schedule['name']} needs an --optimizer to go with it")
 
 
-def _block(chosen: Any) -> dict[str, Any] | None:
+def _block(chosen: Any, get: Callable[[str], Entry]) -> dict[str, Any] | None:
+    """A part of the optim block; jsonargparse gives defaults too, which say nothing of the momentum."""
     if not chosen:
         return None
-    return {"name": chosen["class_path"].rpartition(".")[2], **chosen.get("init_args", {}).as_dict()}
+    name = chosen["class_path"].rpartition(".")[2]
+    args = chosen.get("init_args", {}).as_dict()
+    for key, argument in entry_arguments(get(name)).items():
+        if key in ("momentum", "betas", *MOMENTUM_CYCLE) and args.get(key) == argument.default:
+            del args[key]
+    return {"name": name, **args}

@@ -17,10 +17,11 @@ from yaml import YAMLError
 
 from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
 from lightning_novograd.config.optimizers import learning_rate
-from lightning_novograd.config.several import build_blocks, parse_blocks, submodule
+from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import why_not_plain
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
+from lightning_novograd.training.block import built_by_cli, parse_assigned
 from lightning_novograd.training.hparams import arguments_of_init, store_plain
 from lightning_novograd.training.manual import check_pace, warn_of_other_pace
 from lightning_novograd.training.resume import ResumeCheck
@@ -98,7 +99,7 @@ class OptimMixin(_LightningModule):
 
     @optim_config.setter
     def optim_config(self, cfg: Any) -> None:
-        self._optim_configs = parse_blocks(cfg)
+        self._optim_configs = parse_assigned(cfg, by_cli=built_by_cli(lightning_of(self)))
 
     @property
     def optim_configs(self) -> dict[str, OptimConfig]:
@@ -108,7 +109,7 @@ class OptimMixin(_LightningModule):
             if "optim" not in hparams:
                 problem = "no optim block: assign self.optim_config, or save it as hparams.optim"
                 raise ConfigError("optim", f"{type(self).__name__} has {problem}")
-            self._optim_configs = parse_blocks(hparams["optim"])
+            self._optim_configs = parse_assigned(hparams["optim"], by_cli="_instantiator" in hparams)
         return self._optim_configs
 
     @property

@@ -1,13 +1,13 @@
 """How many optimizer steps a Trainer's run will make."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
-from lightning_novograd.config.schema import OptimConfig, own_sched
+from lightning_novograd.config.schema import OptimConfig, SchedulerSpec, own_sched
 from lightning_novograd.log import rank_zero_logger
 
 log = rank_zero_logger(__name__)
@@ -166,8 +166,20 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
     (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
-    scheds = (config.sched, *map(own_sched, config.param_groups))
-    values = (value for sched in scheds if sched is not None for value in sched.args.values())
-    numbers_in_block = [value for value in values if isinstance(value, int | float) and value >= 1]
-    steps = 1_000_000 + sum(map(math.ceil, numbers_in_block))
+    scheds = [sched for sched in (config.sched, *map(own_sched, config.param_groups)) if sched is not None]
+    numbers_in_block = (number for sched in scheds for number in _numbers(vars(sched)))
+    steps = 1_000_000 + sum(math.ceil(value) for value in numbers_in_block if value >= 1)
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a schedule, those in lists and of its members too."""
+    if isinstance(value, SchedulerSpec):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value

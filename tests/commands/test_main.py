@@ -12,7 +12,7 @@ from conftest import ROOT
 from lightning_novograd.__main__ import main
 from lightning_novograd.commands import describe
 from lightning_novograd.config.arguments import entry_arguments
-from lightning_novograd.config.schema import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS
+from lightning_novograd.config.schema import LARC_KEYS, OPTIM_KEYS, RULE_KEYS, SCHED_KEYS, WARMUP_KEYS
 from lightning_novograd.registry import available_optimizers, available_schedulers, get_optimizer, get_scheduler
 
 PINNED = f"torch=={torch.__version__.split('+')[0]}" in (ROOT / "constraints.txt").read_text()
@@ -71,6 +71,11 @@ def test_describe_a_scheduler(capsys):
     assert not [line for line in lines if "last_epoch" in line]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("novograd", "optimizer"), ("Cosine", "scheduler"), ("SGD", "optimizer")])
+def test_describe_finds_the_kind_of_a_name(name, kind, capsys):
+    assert lines_of(capsys, "describe", name) == lines_of(capsys, "describe", kind, name)
+
+
 @pytest.mark.parametrize("name", [n for n in available_schedulers() if "Annealing" in n or "Policy" in n])
 def test_every_argument_of_our_schedulers_has_its_line_of_help(name):
     rows = describe.details(get_scheduler(name)).split("\n\n")[1].splitlines()
@@ -82,6 +87,12 @@ def test_every_argument_of_our_schedulers_has_its_line_of_help(name):
     ("argv", "message"),
     [
         (["describe", "optimizer", "novagrad"], "error: unknown optimizer 'novagrad'; did you mean 'NovoGrad'?"),
+        (["describe", "novagrad"], "error: unknown optimizer or scheduler 'novagrad'; did you mean 'NovoGrad'?"),
+        (["describe", "cosin"], "error: unknown optimizer or scheduler 'cosin'; did you mean "),
+        (
+            ["describe", "schedular", "cosine"],
+            "error: describe schedular cosine: unknown kind; did you mean 'scheduler'?",
+        ),
         (["plot-schedule", "nowhere.yaml", "--out", "lr.png"], "nowhere.yaml: cannot be read: No such file"),
     ],
 )
@@ -146,7 +157,7 @@ def test_the_page_is_current():
 
 def test_the_page_has_every_key_and_is_well_formed(capsys):
     page = "\n".join(lines_of(capsys, "describe", "--markdown"))
-    for key in (*OPTIM_KEYS, *SCHED_KEYS, *RULE_KEYS, *LARC_KEYS):
+    for key in (*OPTIM_KEYS, *SCHED_KEYS, *WARMUP_KEYS, *RULE_KEYS, *LARC_KEYS):
         assert f"| `{key}` | " in page
     for line in page.splitlines():
         assert not line.startswith("| `") or line.count("|") == 5, line

@@ -10,6 +10,7 @@ from conftest import ROOT
 from lightning_novograd.__main__ import main
 from lightning_novograd.commands import plot_schedule as command
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.lr_scheduler import curves
 from lightning_novograd.registry import available_schedulers
 
 pytest.importorskip("matplotlib")
@@ -72,6 +73,75 @@ def test_where_the_block_may_be(text, plot, tmp_path):
     assert (status, out, err) == (0, "lr.png\n", "")
     assert axes.get_xlim() == (0, 40)
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{name: CosineAnnealing, warmup_steps: 5, max_steps: 40}",
+        "sched: {name: cosine, warmup_steps: 5, max_steps: 40}",
+        "{name: OneCycleLR, max_lr: 1, total_steps: 40}",
+        "{name: StepLR, step_size: 3, interval: step, warmup_steps: 5}",
+    ],
+)
+def test_a_schedule_alone_is_drawn_for_an_lr_of_1(text, plot):
+    status, _, err, axes = plot(text, "--max-steps", "40")
+    assert (status, err) == (0, "")
+    assert axes.get_title() in ("CosineAnnealing", "OneCycleLR", "StepLR")
+    assert max(axes.lines[0].get_ydata()) == pytest.approx(1.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [p for p in sorted((ROOT / "conf" / "sched").glob("*.yaml")) if "name:" in p.read_text()],
+    ids=lambda p: p.stem,
+)
+def test_the_recipes_schedules_are_drawn(config, plot):
+    status, _, err, _ = plot(config.read_text(), "--max-steps", "400")
+    assert (status, err) == (0, "")
+
+
+def test_a_schedule_alone_with_a_mistake(plot):
+    assert refused(plot("{name: cosine, warmup_stesp: 3}")).startswith(
+        "conf.yaml: optim.sched.warmup_stesp: unknown key"
+    )
+    assert refused(plot("{name: cosin}")).startswith("conf.yaml: optim.name: unknown optimizer 'cosin'")
+
+
+LONG = [
+    "cosine",
+    "StepLR",
+    "OneCycleLR",
+    "CyclicLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "SequentialLR",
+]
+
+
+@pytest.mark.parametrize("name", [*LONG, "ExponentialLR", "WarmupPolicy"])
+def test_very_long_runs_are_drawn_at_once(name, plot, monkeypatch):
+    """Fifty million steps, of which as many are looked at as a picture shows."""
+    looked_at = []
+    lrs_at = curves._lrs_at
+    monkeypatch.setattr(curves, "_lrs_at", lambda *args: looked_at.append(args[1]) or lrs_at(*args))
+    sched = {"name": name, "interval": "step", **(NEEDS.get(name) or {})}
+    text = json.dumps({"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": sched})
+    status, _, err, axes = plot(text, "--max-steps", "50000000")
+    assert (status, err, axes.get_xlim()) == (0, "", (0, 50_000_000))
+    assert 4000 <= len(looked_at) < 10_000
+
+
+def test_very_long_runs_that_would_have_to_be_stepped(plot):
+    text = block("ChainedScheduler", {**NEEDS["ChainedScheduler"], "interval": "step"})
+    assert "at most 200000 are drawn" in refused(plot(text, "--max-steps", "50000000"))
+
+
+def test_a_file_of_aliases_of_aliases_is_one_line(plot):
+    lines = ["l0: &l0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"] + [
+        f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 12)
+    ]
+    assert refused(plot("\n".join([*lines, "optim: *l11"]))).startswith("conf.yaml: holds more than 100000 values")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import datetime
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from lightning_novograd.config import parse_optim
@@ -104,3 +105,37 @@ def test_anchors_and_merges(tmp_path):
     text = "base: &base {lr: 0.1, momentum: 0.9}\noptim: {<<: *base, name: sgd, lr: 0.2}\n"
     (tmp_path / "config.yaml").write_text(text)
     assert parse_optim(load_yaml(tmp_path / "config.yaml").optim).args == {"lr": 0.2, "momentum": 0.9}
+
+
+def bomb(levels: int, again: str) -> str:
+    """A YAML text of a few lines that stands for 9**levels values."""
+    lines = [f"l0: &l0 {[1] * 9}"]
+    lines += [f"l{i}: &l{i} [{', '.join([again.format(i - 1)] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+MANY = "holds more than 100000 values, counting those behind aliases (*) and interpolations each time"
+
+
+@pytest.mark.parametrize("levels", [6, 12, 30])
+def test_aliases_that_make_too_much_of_a_file_are_refused_at_once(levels, tmp_path):
+    (tmp_path / "config.yaml").write_text(bomb(levels, "*l{}"))
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(tmp_path / "config.yaml")
+    assert caught.value.problem == MANY
+    with pytest.raises(ConfigError, match="holds more than 100000 values"):
+        to_plain(yaml.safe_load(bomb(levels, "*l{}")), "top")
+
+
+@pytest.mark.parametrize("levels", [6, 12, 30])
+def test_interpolations_that_make_too_much_of_a_config_are_refused_at_once(levels):
+    cfg = OmegaConf.create(bomb(levels, '"${{l{}}}"'))
+    with pytest.raises(ConfigError) as caught:
+        to_plain(cfg, "top")
+    assert (caught.value.path, caught.value.problem) == ("top", MANY)
+
+
+def test_as_many_values_as_a_config_may_have():
+    assert len(to_plain({"a": [1] * 99_990}, "")["a"]) == 99_990
+    with pytest.raises(ConfigError, match="holds more than"):
+        to_plain({"a": [1] * 100_000}, "top")

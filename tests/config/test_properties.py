@@ -59,6 +59,31 @@ BLOCKS: list[dict[str, Any]] = [
     },
     {
         "name": "sgd",
+        "lr": 0.1,
+        "momentum": 0.8,
+        "param_groups": [{"match": "decoder.*", "lr": 0.03}],
+        "sched": {"name": "OneCycleLR", "max_lr": 0.7, "pct_start": 0.4, "base_momentum": 0.6, "max_steps": 90},
+    },
+    {
+        "name": "sgd",
+        "sched": {"name": "StepLR", "interval": "step", "step_size": 7, "warmup_steps": 13, "max_steps": 90},
+    },
+    {
+        "name": "sgd",
+        "sched": {
+            "name": "SequentialLR",
+            "milestones": [5, 17],
+            "schedulers": [
+                {"name": "ConstantLR", "factor": 1.0},
+                {"name": "cosine"},
+                {"name": "StepLR", "step_size": 3},
+            ],
+            "interval": "step",
+            "warmup_ratio": 0.06,
+        },
+    },
+    {
+        "name": "sgd",
         "sched": {
             "name": "SequentialLR",
             "milestones": [5],

@@ -1,11 +1,14 @@
 """LightningCLI: optimizers and schedules by class name, and the optim block as an argument of the model."""
 
+import re
+import shlex
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import ROOT
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -83,6 +86,21 @@ def test_torch_schedules_get_the_length_of_the_run_too(fit, schedule, arguments)
     assert {"CosineAnnealingLR": ("T_max", 2), "OneCycleLR": ("total_steps", 16)}[schedule] in state.items()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "moves"),
+    [
+        ([], True),
+        (["--optimizer.betas=[0.9, 0.25]"], False),
+        (["--optimizer.betas=[0.9, 0.25]", "--lr_scheduler.base_momentum=0.8"], True),
+    ],
+)
+def test_one_cycle_moves_no_beta_that_the_command_line_says(fit, arguments, moves):
+    cycle = ["--optimizer=NovoGrad", "--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.1"]
+    model = fit(OptimCLI, Net, *cycle, *arguments)
+    assert model.lr_schedulers().cycle_momentum == moves
+    assert (model.optimizers().param_groups[0]["betas"][0] == 0.9) == (not moves)
+
+
 def test_accumulation_shortens_the_schedule(fit):
     arguments = ["--optimizer=NovoGrad", "--optimizer.lr=0.05", "--lr_scheduler=CosineAnnealing"]
     model = fit(OptimCLI, Net, *arguments, "--trainer.accumulate_grad_batches=4")
@@ -145,3 +163,68 @@ def test_lightnings_own_cli_takes_the_optimizer(fit):
     model = fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05")
     assert isinstance(model.optimizers().optimizer, NovoGrad)
     assert model.lrs == [0.05] * 16
+
+
+class NetWithPlainDict(OptimMixin, Net):
+    def __init__(self, optim: dict):
+        super().__init__()
+        self.optim_config = optim
+
+
+class NetWithSavedBlock(OptimMixin, Net):
+    def __init__(self, optim: dict):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+NUMBERS = ["--model.optim.name=sgd", "--model.optim.lr", "0.01", "--model.optim.nesterov=true"]
+NUMBERS += ["--model.optim.momentum=9e-1", "--model.optim.sched={name: cosine, warmup_steps: 3}"]
+
+
+@pytest.mark.parametrize("cli", [LightningCLI, OptimCLI])
+@pytest.mark.parametrize("model", [NetWithPlainDict, NetWithSavedBlock])
+def test_numbers_in_a_plain_dict_are_numbers(fit, cli, model):
+    """jsonargparse leaves them as text where the annotation does not say `dict[str, Any]`."""
+    (group,) = fit(cli, model, *NUMBERS).optimizers().param_groups
+    assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (0.01, 0.9, True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.optim.lr=fast", "optim.lr: expected a number, got the text 'fast'"),
+        ("--model.optim.lr=nan", "optim.lr: expected a number, got the text 'nan'"),
+        ("--model.optim.lr=true", "optim.lr: expected a number, got the text 'true'"),
+    ],
+)
+def test_what_is_no_number_is_still_refused(fit, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(LightningCLI, NetWithPlainDict, "--model.optim.name=sgd", argument)
+
+
+def test_text_in_code_is_still_text():
+    with pytest.raises(ConfigError, match="YAML reads 1e-3 as text"):
+        NetWithPlainDict({"name": "sgd", "lr": "1e-3"})
+
+
+def test_lightnings_own_cli_steps_schedules_once_per_epoch_and_that_is_said(fit):
+    arguments = ["--lr_scheduler=CosineAnnealing", "--lr_scheduler.max_steps=48", "--trainer.max_epochs=6"]
+    with pytest.warns(UserWarning, match="CosineAnnealing counts optimizer steps, but .*OptimCLI"):
+        fit(LightningCLI, Net, "--optimizer=NovoGrad", "--optimizer.lr=0.05", *arguments)
+
+
+# ---------------------------------------------------------------------------------------------- docs/lightning_cli.md
+
+COMMANDS = re.findall(r"^python main\.py fit (.*)$", (ROOT / "docs" / "lightning_cli.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_run(fit, command):
+    arguments = shlex.split(command)
+    model = fit(OptimCLI, NetWithBlock if "--model" in command else Net, *arguments)
+    assert len(model.lrs) == 16
+    assert len(set(model.lrs)) > 1
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) == 4

@@ -70,6 +70,10 @@ SCHEDULES = {
         milestones=[3],
         schedulers=[{"name": "LinearLR", "total_iters": 3}, {"name": "cosine", "max_steps": 9}],
     ),
+    "warmup, then StepLR": per_step("StepLR", step_size=2, warmup_steps=3),
+    "warmup, then a cosine": per_step("CosineAnnealingLR", warmup_ratio=0.25),
+    "warmup in epochs": {"name": "StepLR", "step_size": 1, "warmup_epochs": 1},
+    "ours to the end": per_step("SequentialLR", milestones=[4], schedulers=[{"name": "warmup"}, {"name": "cosine"}]),
     "ChainedScheduler": per_step(
         "ChainedScheduler", schedulers=[{"name": "LinearLR", "total_iters": 5}, {"name": "ExponentialLR", "gamma": 0.9}]
     ),

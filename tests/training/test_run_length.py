@@ -222,6 +222,14 @@ def test_a_warmup_longer_than_the_run_names_both_lengths():
         {"name": "WarmupHoldPolicy", "warmup_steps": 5, "hold_ratio": 0.5},
         {"name": "WarmupAnnealing", "interval": "epoch", "warmup_steps": 2},
         {"name": "T5InverseSquareRootAnnealing", "constant_steps": 10},
+        {
+            "name": "SequentialLR",
+            "milestones": [2_000_000],
+            "schedulers": [{"name": "warmup"}, {"name": "cosine", "warmup_steps": 3_000_000}],
+        },
+        {"name": "StepLR", "step_size": 3, "warmup_epochs": 5},
+        {"name": "ExponentialLR", "gamma": 0.9, "interval": "step", "warmup_epochs": 2},
+        {"name": "MultiStepLR", "milestones": [3], "interval": "step", "warmup_steps": 2_000_000},
     ],
     ids=lambda sched: sched["name"],
 )
