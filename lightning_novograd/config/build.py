@@ -15,7 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_novograd.config.arguments import entry_arguments
-from lightning_novograd.config.composed import (
+from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
+from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
+from lightning_novograd.config.refusals import join, named, said
+from lightning_novograd.config.report import group_table
+from lightning_novograd.config.schedules.composed import (
     check_begin,
     first_member_begins,
     lrs_of,
@@ -26,11 +30,7 @@ from lightning_novograd.config.composed import (
     warmup_length,
     with_warmup,
 )
-from lightning_novograd.config.group_lrs import keep_group_lrs
-from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
-from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
-from lightning_novograd.config.refusals import join, named, said
-from lightning_novograd.config.report import group_table
+from lightning_novograd.config.schedules.group_lrs import keep_group_lrs
 from lightning_novograd.config.schema import (
     RULE_KEYS,
     OptimConfig,

@@ -13,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml.constructor import ConstructorError
 
 from lightning_novograd.config.arguments import LARGEST_INTEGER
-from lightning_novograd.config.targets import name_for, registered_at
+from lightning_novograd.config.parse.targets import name_for, registered_at
 from lightning_novograd.errors import ConfigError
 
 # Hydra's instantiate, and NeMo's older `cls`, run whatever import path they are given

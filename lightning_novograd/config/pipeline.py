@@ -7,7 +7,7 @@ from torch import nn
 from lightning_novograd.config.build import dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
-from lightning_novograd.config.parse import parse_block
+from lightning_novograd.config.parse.optim import parse_block
 from lightning_novograd.config.schema import OptimConfig
 from lightning_novograd.config.several import build_blocks, parse_blocks
 

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_novograd.config.build import build, dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
-from lightning_novograd.config.parse import parse_block
+from lightning_novograd.config.parse.optim import parse_block
 from lightning_novograd.config.schema import OPTIM_KEYS, OptimConfig
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger

@@ -11,7 +11,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.optim.larc import LARC, cpu
-from lightning_novograd.optim.larc.optimizer import fused_step
+from lightning_novograd.optim.larc.fused import fused_step
 
 SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop
 INNER = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_novograd.config.targets import is_registered
+from lightning_novograd.config.parse.targets import is_registered
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import rank_zero_logger
 

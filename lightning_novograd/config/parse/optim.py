@@ -1,0 +1,183 @@
+"""Parsing of the optim block: plain data -> `OptimConfig`. Names, types and ranges; nothing is built here."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lightning_novograd.config.arguments import REQUIRED, entry_arguments
+from lightning_novograd.config.parse import nemo
+from lightning_novograd.config.parse.block import Block, check_arguments, in_range
+from lightning_novograd.config.parse.sched import sched_of_block
+from lightning_novograd.config.schema import (
+    LARC_ARGUMENTS,
+    LARC_KEYS,
+    LAYER_DECAY_KEYS,
+    OPTIM_KEYS,
+    RULE_KEYS,
+    LarcConfig,
+    OptimConfig,
+    OptimizerSpec,
+    RuleConfig,
+    SchedConfig,
+)
+from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.optim.layer_decay import LayerDecay
+from lightning_novograd.optim.param_groups import SHORTHANDS
+from lightning_novograd.ranges import NOT_NEGATIVE, POSITIVE_SHARE, Range
+from lightning_novograd.registry import Entry, get_optimizer
+
+# OpenSeq2Seq's names -> ours
+_LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
+_CLIP = Range("above 0, or null for no clipping", lambda value: value > 0)
+
+
+def parse_block(values: Any, path: str) -> OptimConfig:
+    """The optim block `values`, which are plain data (`to_plain`), with every key known and every value of its type.
+
+    Args:
+        values: the block.
+        path: of the block in the config, for errors.
+
+    Raises:
+        ConfigError: a key that is unknown or missing, a value of a wrong type or out of range, a contradiction.
+
+    """
+    block = Block.of(values, path)
+    entry = _optimizer_entry(block)
+    arguments = entry_arguments(entry)
+    fields, args = block.split(OPTIM_KEYS, arguments)
+    check_arguments(entry, args, path)
+    rules = tuple(
+        _rule(rule, f"{path}.param_groups[{i}]", entry, args) for i, rule in enumerate(fields["param_groups"] or ())
+    )
+    larc = _larc(fields["larc"], f"{path}.larc")
+    clip = {key: fields[key] for key in ("grad_clip_norm", "grad_clip_value")}
+    for key, value in clip.items():
+        _CLIP.check(f"{path}.{key}", value)
+    _check_clipping(clip, larc, path)
+    sched = sched_of_block(nemo.used_schedule(fields["sched"], f"{path}.sched"), args, rules, f"{path}.sched")
+    _check_one_larc(larc, rules)
+    _check_stepped_together(sched, rules)
+    return OptimConfig(
+        name=entry.name,
+        args=args,
+        sched=sched,
+        larc=larc,
+        no_decay=_texts(fields["no_decay"]),
+        layer_decay=_layer_decay(fields["layer_decay"], f"{path}.layer_decay"),
+        param_groups=rules,
+        module=fields["module"] or "",
+        path=path,
+        **clip,
+    )
+
+
+def _optimizer_entry(block: Block) -> Entry:
+    """The optimizer that a block names; its arguments are then where they belong."""
+    name = block.take_name("optimizer")
+    is_fused_adam = nemo.is_fused_adam(name, block.path)
+    entry = get_optimizer("AdamW" if is_fused_adam else name, f"{block.path}.name")
+    block.unpack_legacy_args(entry.name)
+    return get_optimizer(nemo.fused_adam(block.values, block.paths, block.path)) if is_fused_adam else entry
+
+
+def _check_clipping(clip: Mapping[str, float | None], larc: LarcConfig | None, path: str) -> None:
+    if None not in clip.values():
+        raise ConfigError(f"{path}.grad_clip_value", "grad_clip_norm is given too; Lightning clips one way, give one")
+    clipped = next((key for key, value in clip.items() if value is not None), None)
+    if larc is not None and clipped is not None and not larc.allow_grad_clip:
+        raise ConfigError(f"{path}.{clipped}", "LARC bounds the step already; larc.allow_grad_clip: true allows both")
+
+
+def _rule(value: Any, path: str, entry: Entry, args: Mapping[str, Any]) -> RuleConfig:
+    """A rule; `entry` and `args` are of the block's optimizer."""
+    block = Block.of(value, path)
+    arguments = {key: replace(argument, default=None) for key, argument in entry_arguments(entry).items()}
+    if block.values.get("optimizer") is not None:
+        arguments = {}  # which it has itself
+    fields, options = block.split(RULE_KEYS, arguments)
+    check_arguments(entry, options, path)
+    match, module_type = _texts(fields["match"]), _texts(fields["module_type"])
+    if not match and not module_type:
+        raise ConfigError(f"{path}.match", f"missing; which parameters? {', '.join(SHORTHANDS)}, globs, or module_type")
+    if not fields["larc"]:
+        options["larc"] = False
+    for factor, option in (("lr_mult", "lr"), ("wd_mult", "weight_decay")):
+        if fields[factor] is not None and option in options:
+            raise ConfigError(f"{path}.{factor}", f"{fields[factor]}, but {option} is given too; give one")
+    optimizer = _optimizer(fields["optimizer"], f"{path}.optimizer")
+    of_optimizer = {**args, **options} if optimizer is None else optimizer.args
+    return RuleConfig(
+        match=match,
+        module_type=module_type,
+        options=options,
+        lr_mult=in_range(NOT_NEGATIVE, fields["lr_mult"], f"{path}.lr_mult"),
+        wd_mult=in_range(NOT_NEGATIVE, fields["wd_mult"], f"{path}.wd_mult"),
+        name=fields["name"],
+        path=path,
+        optimizer=optimizer,
+        sched=sched_of_block(fields["sched"], of_optimizer, (), f"{path}.sched"),
+    )
+
+
+def _optimizer(value: Any, path: str) -> OptimizerSpec | None:
+    """The optimizer of a rule's own: a name, or a block of a name and arguments."""
+    if value is None:
+        return None
+    block = Block.of({"name": value} if isinstance(value, str) else value, path)
+    entry = _optimizer_entry(block)
+    fields, args = block.split({"larc": OPTIM_KEYS["larc"]}, entry_arguments(entry))
+    check_arguments(entry, args, path)
+    return OptimizerSpec(name=entry.name, args=args, larc=_larc(fields["larc"], f"{path}.larc"), path=path)
+
+
+def _check_one_larc(larc: LarcConfig | None, rules: Iterable[RuleConfig]) -> None:
+    for rule in rules:
+        if larc is not None and rule.optimizer is not None and rule.optimizer.larc is not None:
+            raise ConfigError(f"{rule.optimizer.path}.larc", "the whole block is under LARC already; give one")
+
+
+def _check_stepped_together(sched: SchedConfig | None, rules: Iterable[RuleConfig]) -> None:
+    """The schedules of rules are stepped with the block's, as one scheduler."""
+    scheds = [own for rule in rules if (own := rule.sched) is not None]
+    if scheds and sched is not None:
+        scheds.insert(0, sched)
+    for own in scheds:
+        if own.reduce_on_plateau and len(scheds) > 1:
+            raise ConfigError(f"{own.path}.name", f"{own.name} follows a metric, and another schedule is beside it")
+        for key in ("interval", "frequency"):
+            first, value = getattr(scheds[0], key), getattr(own, key)
+            if value != first:
+                problem = f"{value}, but {scheds[0].path}.{key} is {first}; both are stepped together, say {key} in one"
+                raise ConfigError(f"{own.path}.{key}", problem)
+
+
+def _layer_decay(value: Any, path: str) -> LayerDecay | None:
+    if value is None:
+        return None
+    block = Block.of({"decay": value} if isinstance(value, float) else value, path)
+    fields, _ = block.split(LAYER_DECAY_KEYS, {})
+    if fields["decay"] is REQUIRED:
+        raise ConfigError(f"{path}.decay", f"missing; {LAYER_DECAY_KEYS['decay'].wanted}")
+    POSITIVE_SHARE.check(f"{path}.decay", fields["decay"])
+    layers = fields["layers"]
+    return LayerDecay(decay=fields["decay"], layers=layers if isinstance(layers, str) else tuple(layers), path=path)
+
+
+def _larc(value: Any, path: str) -> LarcConfig | None:
+    if value is None or value is False:
+        return None
+    block = Block.of({} if value is True else value, path)
+    modes = {"clip": True, "scale": False}
+    if "larc_mode" in block.values:
+        mode = block.values["larc_mode"]
+        if mode not in ("clip", "scale"):
+            raise ConfigError(block.paths["larc_mode"], f"{mode!r} is unknown{choices(mode, modes)}")
+        block.values["larc_mode"] = modes[mode]
+    block.rename(_LARC_ALIASES)
+    fields, args = block.split(LARC_KEYS, LARC_ARGUMENTS)
+    return LarcConfig(args=args, allow_grad_clip=fields["allow_grad_clip"])
+
+
+def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
