@@ -82,8 +82,6 @@ class ParamGroups:
             self.assign(self._all)
         elif not _same(groups, self._agreed):
             self._agree(owners, groups)
-        else:
-            self._name()
         return self._all
 
     def assign(self, groups: Iterable[ParamGroup]) -> None:
@@ -149,12 +147,8 @@ class ParamGroups:
     def _agree(self, owners: list[int], groups: list[ParamGroup]) -> None:
         self._all[:] = groups
         self._agreed, self.owners = list(groups), owners
-        self._name()
-
-    def _name(self) -> None:
-        for owner, group in zip(self.owners, self._agreed, strict=True):
-            if group.get(PART) != self.labels[owner]:
-                group[PART] = self.labels[owner]
+        for owner, group in zip(owners, groups, strict=True):
+            group[PART] = self.labels[owner]
 
 
 def _same(groups: Sequence[ParamGroup], others: Sequence[ParamGroup]) -> bool:
