@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.config.composed import (
     check_begin,
+    check_members,
     first_member_begins,
     lrs_of,
     member_lengths,
@@ -110,6 +111,7 @@ def _new_schedule(
     explained: str = "",
 ) -> tuple[SchedulerSpec, Any]:
     """`sched`'s scheduler on `optimizer`, after its warmup if it has one, and what it was built from."""
+    check_members(sched)
     base_lrs = lrs_of(optimizer)
     warmup = warmup_length(sched, length, run)
     spec = keep_group_lrs(with_warmup(sched, warmup), optimizer, base_lrs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_novograd.config.arguments import Argument, entry_arguments
-from lightning_novograd.config.composed import check_members, own_interval
+from lightning_novograd.config.composed import own_interval
 from lightning_novograd.config.group_lrs import check_lr_is_said, keep_momentum
 from lightning_novograd.config.schema import (
     LARC_ARGUMENTS,
@@ -170,7 +170,6 @@ def _sched(value: Any, path: str) -> SchedConfig:
     has_warmup = not WARMUP_KEYS.keys().isdisjoint(entry_arguments(entry))
     fields, args = _scheduler_args(block, entry, SCHED_KEYS if has_warmup else {**SCHED_KEYS, **WARMUP_KEYS})
     spec = SchedulerSpec(name=entry.name, args=args, path=path)
-    check_members(spec)
     sched = SchedConfig(
         name=entry.name,
         args=args,
