@@ -33,6 +33,12 @@ def _add_describe(commands: Any) -> None:
     )
     command.add_argument("name", nargs="?", help="a registered name: its arguments, defaults and paper")
     command.add_argument("--markdown", action="store_true", help="print docs/optim_block.md")
+    command.add_argument(
+        "--model",
+        metavar="module:Class",
+        help="a model, or a function that returns one, made without arguments; before the YAML file of an optim block: "
+        "which of its parameters go into which param group",
+    )
     command.set_defaults(run=_describe)
 
 
@@ -41,7 +47,13 @@ def _describe(args: argparse.Namespace) -> None:
     from lightning_novograd.registry import get_optimizer, get_scheduler
 
     kinds = {"optimizer": get_optimizer, "scheduler": get_scheduler}
-    if args.markdown:
+    if args.model is not None:
+        from lightning_novograd.commands.model_groups import describe_model
+
+        if args.kind is None or args.name is not None:
+            raise ConfigError("--model", "give one YAML file with the optim block")
+        print(describe_model(args.model, Path(args.kind)))
+    elif args.markdown:
         print(describe.markdown(), end="")
     elif args.kind in (None, *kinds) and args.name is None:
         print(describe.overview(args.kind))

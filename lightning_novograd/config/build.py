@@ -21,6 +21,7 @@ from lightning_novograd.config.refusals import join, named, said
 from lightning_novograd.config.report import group_table
 from lightning_novograd.config.schedules.composed import (
     check_begin,
+    check_members,
     first_member_begins,
     lrs_of,
     member_lengths,
@@ -155,6 +156,7 @@ def _new_schedule(
     explained: str = "",
 ) -> tuple[SchedulerSpec, Any]:
     """`sched`'s scheduler on `optimizer`, after its warmup if it has one, and what it was built from."""
+    check_members(sched)
     base_lrs = lrs_of(optimizer)
     warmup = warmup_length(sched, length, run)
     spec = keep_group_lrs(with_warmup(sched, warmup), optimizer, base_lrs)

@@ -86,6 +86,9 @@ class ClosedFormLR(LRScheduler):
         """The schedule's phases in order, without gaps, from step 0 to the last annealing step."""
         return []
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_watch": StepWatch(), **state})  # which a schedule pickled by an older version lacks
+
     def step(self, epoch: int | None = None) -> None:
         """Set the LR of the next optimizer step."""
         if epoch is None:

@@ -116,6 +116,12 @@ def test_a_copy_watches_its_own_optimizer(copied, every, times):
     assert not train(*pair, every=1)
 
 
+def test_a_schedule_that_an_older_version_pickled():
+    optimizer, scheduler = make()
+    del scheduler._watch
+    assert len(train(*pickle.loads(pickle.dumps((optimizer, scheduler))))) == 1
+
+
 def test_the_turn_of_a_later_member_is_no_gap():
     optimizer, _ = make()
     members = [WarmupPolicy(optimizer, warmup_steps=20), CosineAnnealing(optimizer, max_steps=28)]

@@ -6,7 +6,7 @@ from typing import Any
 from lightning_novograd.config.arguments import Argument, entry_arguments
 from lightning_novograd.config.parse import nemo
 from lightning_novograd.config.parse.block import Block, check_arguments, in_range
-from lightning_novograd.config.schedules.composed import check_members, own_interval
+from lightning_novograd.config.schedules.composed import own_interval
 from lightning_novograd.config.schedules.group_lrs import check_lr_is_said, keep_momentum
 from lightning_novograd.config.schema import SCHED_KEYS, WARMUP_KEYS, RuleConfig, SchedConfig, SchedulerSpec
 from lightning_novograd.errors import ConfigError
@@ -48,7 +48,6 @@ def _sched(value: Any, path: str) -> SchedConfig:
     has_warmup = not WARMUP_KEYS.keys().isdisjoint(entry_arguments(entry))
     fields, args = _scheduler_args(block, entry, SCHED_KEYS if has_warmup else {**SCHED_KEYS, **WARMUP_KEYS})
     spec = SchedulerSpec(name=entry.name, args=args, path=path)
-    check_members(spec)
     nemo.warn_of_interval(entry.name, fields["interval"], path)
     sched = SchedConfig(
         name=entry.name,
