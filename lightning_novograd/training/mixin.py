@@ -17,6 +17,7 @@ from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import why_not_plain
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
+from lightning_novograd.training.files import refuse_foreign_files
 from lightning_novograd.training.hparams import arguments_of_init, plain_references, store_plain
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
@@ -137,8 +138,15 @@ class OptimMixin(_LightningModule):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`)."""
+        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`).
+
+        Raises:
+            DataError: training goes on, and a callback's state in it would have other files deleted.
+
+        """
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:  # before its callbacks load their states
+            refuse_foreign_files(self._trainer, checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
         self._saved_optimizer = checkpoint.get(_OPTIMIZER)
 
