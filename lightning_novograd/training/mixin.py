@@ -6,6 +6,8 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 import sys
 from argparse import ArgumentError
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -15,9 +17,11 @@ from lightning_novograd.config import OptimConfig, SchedConfig, build_optimizers
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import why_not_plain
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
-from lightning_novograd.training.hparams import arguments_of_init, store_plain
+from lightning_novograd.training.files import refuse_foreign_files
+from lightning_novograd.training.hparams import arguments_of_init, plain_references, store_plain
 from lightning_novograd.training.resume import ResumeCheck
 from lightning_novograd.training.run_length import run_length
+from lightning_novograd.training.snapshot import copy_hparams, read_checkpoint
 from lightning_novograd.training.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
 
 if TYPE_CHECKING:
@@ -134,8 +138,15 @@ class OptimMixin(_LightningModule):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`)."""
+        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`).
+
+        Raises:
+            DataError: training goes on, and a callback's state in it would have other files deleted.
+
+        """
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:  # before its callbacks load their states
+            refuse_foreign_files(self._trainer, checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
         self._saved_optimizer = checkpoint.get(_OPTIMIZER)
 
@@ -160,33 +171,39 @@ class OptimMixin(_LightningModule):
         """Lightning's; `__init__` gets OmegaConf objects again where it had them when the checkpoint was saved.
 
         Unless `weights_only` is False, nothing of the file's choice is called, nor of `hparams_file`'s; a URL counts as
-        any other file.
+        any other file. The file is read into memory once, and what was checked is what is loaded.
 
         Raises:
             DataError: the file is no checkpoint, names code, or has hyper-parameters that LightningCLI refuses.
 
         """
         saving = sys.modules[f"{lightning_of(cls)}.core.saving"]
-        if weights_only is None and str(checkpoint_path).startswith("http"):
-            weights_only = True  # Lightning's default is False there
-        start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
-        saved = _loaded(saving, checkpoint_path, weights_only)
-        if start is not None:
-            checkpoint_path.seek(start)
-        if hparams_file is not None:  # beside what checkpoints of old versions have
-            saved = {**saved, "hyper_parameters": _loaded_hparams(saving, hparams_file)}
         where = checkpoint_path if hparams_file is None else hparams_file
-        if weights_only is not False:
-            refuse_code(cls, where, saved, kwargs)
-        check_whole(checkpoint_path, saved)
-        if hparams_file is None:
-            kwargs = arguments_of_init(cls, where, saved, kwargs)
-        if weights_only is not None:
+        trusted = weights_only is False
+        with TemporaryDirectory() as folder:
+            if not trusted:
+                # said, because Lightning's default is False for a URL, and torch's is what the environment says
+                weights_only = True
+                checkpoint_path = read_checkpoint(saving, checkpoint_path)
+                if hparams_file is not None:
+                    hparams_file = copy_hparams(saving, hparams_file, Path(folder))
+            start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
+            saved = _loaded(saving, checkpoint_path, weights_only)
+            if start is not None:
+                checkpoint_path.seek(start)
+            if hparams_file is not None:  # beside what checkpoints of old versions have
+                hparams = _loaded_hparams(saving, hparams_file, where)
+                saved = {**saved, "hyper_parameters": hparams if trusted else plain_references(where, hparams)}
+            if not trusted:
+                refuse_code(cls, where, saved, kwargs)
+            check_whole(checkpoint_path, saved)
+            if hparams_file is None:
+                kwargs = arguments_of_init(cls, where, saved, kwargs, trusted)
             kwargs["weights_only"] = weights_only
-        try:
-            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
-        except ArgumentError as error:
-            raise misfit(cls, where, saved, error) from error
+            try:
+                return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
+            except ArgumentError as error:
+                raise misfit(cls, where, saved, error) from error
 
 
 def _loaded(saving: Any, file: Any, weights_only: bool | None) -> dict[str, Any]:
@@ -205,14 +222,14 @@ def _loaded(saving: Any, file: Any, weights_only: bool | None) -> dict[str, Any]
     return saved
 
 
-def _loaded_hparams(saving: Any, file: Any) -> Any:
+def _loaded_hparams(saving: Any, file: Any, where: Any) -> Any:
     """The hyper-parameters of a file of Lightning's; what is wrong with its name Lightning says."""
     try:
         if str(file).lower().endswith(".csv"):
             return saving.load_hparams_from_tags_csv(file)
         return saving.load_hparams_from_yaml(file) if str(file).lower().endswith((".yml", ".yaml")) else {}
     except YAMLError as error:
-        raise DataError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
+        raise DataError(f"{where} is not plain YAML: {' '.join(str(error).split())}") from error
 
 
 def attach_optimizers(module: Any, cfg: Any) -> Any:
