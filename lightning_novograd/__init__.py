@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         register_optimizer,
         register_scheduler,
     )
-    from lightning_novograd.training.mixin import OptimMixin, attach_optimizers, check_same_lightning
+    from lightning_novograd.training.attach import attach_optimizers
+    from lightning_novograd.training.mixin import OptimMixin
+    from lightning_novograd.training.packages import check_same_lightning
 
 __all__ = [
     "LARC",
@@ -49,11 +51,11 @@ _MODULES = {
     "NovoGrad": "optim",
     "OptimConfig": "config",
     "OptimMixin": "training.mixin",
-    "attach_optimizers": "training.mixin",
+    "attach_optimizers": "training.attach",
     "available_optimizers": "registry",
     "available_schedulers": "registry",
     "build_optimizers": "config",
-    "check_same_lightning": "training.mixin",
+    "check_same_lightning": "training.packages",
     "parse_optim": "config",
     "register_optimizer": "registry",
     "register_scheduler": "registry",

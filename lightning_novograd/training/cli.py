@@ -10,7 +10,7 @@ from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler.pytorch import MOMENTUM_CYCLE
 from lightning_novograd.registry import Entry, get_optimizer, get_scheduler
-from lightning_novograd.training.mixin import attach_optimizers
+from lightning_novograd.training.attach import attach_optimizers
 
 
 class OptimCLI(LightningCLI):

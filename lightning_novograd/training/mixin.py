@@ -7,27 +7,31 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache, partial
-from inspect import getattr_static
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
-from yaml import YAMLError
 
-from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
+from lightning_novograd.config import OptimConfig, SchedConfig
 from lightning_novograd.config.optimizers import learning_rate
 from lightning_novograd.config.several import build_blocks, submodule
-from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.optim.checkpoint.files import why_not_plain
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.block import built_by_cli, parse_assigned
-from lightning_novograd.training.hparams import arguments_of_init, store_plain
+from lightning_novograd.training.checkpoint.files import refuse_foreign_files
+from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
+from lightning_novograd.training.checkpoint.reading import loaded, loaded_hparams
+from lightning_novograd.training.checkpoint.resume import ResumeCheck
+from lightning_novograd.training.checkpoint.snapshot import copy_hparams, read_checkpoint
+from lightning_novograd.training.checkpoint.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
+from lightning_novograd.training.clipping import check_clipping
 from lightning_novograd.training.manual import check_pace, warn_of_other_pace
-from lightning_novograd.training.resume import ResumeCheck
+from lightning_novograd.training.packages import lightning_of, package_of
 from lightning_novograd.training.run_length import run_length
 from lightning_novograd.training.thawed import follow_rules, thawed_groups
-from lightning_novograd.training.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
@@ -46,7 +50,6 @@ else:
             raise TypeError(f"{self.__name__} returns a new module: call it on the class, not on an instance")
 
 
-_LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 # the key of checkpoints that has the name of the optimizer
 _OPTIMIZER = "lightning_novograd_optimizer"
 
@@ -89,7 +92,7 @@ class OptimMixin(_LightningModule):
         if (package := lightning_of(cls)) is not None:
             warn_of_unsafe_lightning(package)
         for base in cls.__mro__[: cls.__mro__.index(OptimMixin)]:
-            if _package(base) is not None and "configure_optimizers" in vars(base):
+            if package_of(base) is not None and "configure_optimizers" in vars(base):
                 raise TypeError(f"{cls.__name__}: OptimMixin must come before {base.__name__} in the list of bases")
 
     @property
@@ -139,7 +142,7 @@ class OptimMixin(_LightningModule):
             raise ConfigError("optim", f"{problem} and step {', '.join(configs)} in training_step")
         for config in configs.values():
             check_pace(config, self.automatic_optimization)
-            _check_clipping(config, trainer, self.automatic_optimization)
+            check_clipping(config, trainer, self.automatic_optimization)
         blocks = [*configs.values()]
         all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
         for index, (config, built) in enumerate(zip(blocks, all_built.values(), strict=True)):
@@ -207,8 +210,15 @@ class OptimMixin(_LightningModule):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`)."""
+        """Lightning's hook: note what is in there, for the comparison with the block (`ResumeCheck`).
+
+        Raises:
+            DataError: training goes on, and a callback's state in it would have other files deleted.
+
+        """
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:  # before its callbacks load their states
+            refuse_foreign_files(self._trainer, checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
         saved = checkpoint.get(_OPTIMIZER)
         self._saved_optimizers = [saved] if isinstance(saved, str) else saved
@@ -235,136 +245,39 @@ class OptimMixin(_LightningModule):
         """Lightning's; `__init__` gets OmegaConf objects again where it had them when the checkpoint was saved.
 
         Unless `weights_only` is False, nothing of the file's choice is called, nor of `hparams_file`'s; a URL counts as
-        any other file.
+        any other file. The file is read into memory once, and what was checked is what is loaded.
 
         Raises:
             DataError: the file is no checkpoint, names code, or has hyper-parameters that LightningCLI refuses.
 
         """
         saving = sys.modules[f"{lightning_of(cls)}.core.saving"]
-        if weights_only is None and str(checkpoint_path).startswith("http"):
-            weights_only = True  # Lightning's default is False there
-        start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
-        saved = _loaded(saving, checkpoint_path, weights_only)
-        if start is not None:
-            checkpoint_path.seek(start)
-        if hparams_file is not None:  # beside what checkpoints of old versions have
-            saved = {**saved, "hyper_parameters": _loaded_hparams(saving, hparams_file)}
         where = checkpoint_path if hparams_file is None else hparams_file
-        if weights_only is not False:
-            refuse_code(cls, where, saved, kwargs)
-        check_whole(checkpoint_path, saved)
-        if hparams_file is None:
-            kwargs = arguments_of_init(cls, where, saved, kwargs)
-        if weights_only is not None:
+        trusted = weights_only is False
+        with TemporaryDirectory() as folder:
+            if not trusted:
+                # said, because Lightning's default is False for a URL, and torch's is what the environment says
+                weights_only = True
+                checkpoint_path = read_checkpoint(saving, checkpoint_path)
+                if hparams_file is not None:
+                    hparams_file = copy_hparams(saving, hparams_file, Path(folder))
+            start = checkpoint_path.tell() if hasattr(checkpoint_path, "tell") else None
+            saved = loaded(saving, checkpoint_path, weights_only)
+            if start is not None:
+                checkpoint_path.seek(start)
+            if hparams_file is not None:  # beside what checkpoints of old versions have
+                hparams = loaded_hparams(saving, hparams_file, where)
+                saved = {**saved, "hyper_parameters": hparams if trusted else plain_references(where, hparams)}
+            if not trusted:
+                refuse_code(cls, where, saved, kwargs)
+            check_whole(checkpoint_path, saved)
+            if hparams_file is None:
+                kwargs = arguments_of_init(cls, where, saved, kwargs, trusted)
             kwargs["weights_only"] = weights_only
-        try:
-            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
-        except ArgumentError as error:
-            raise misfit(cls, where, saved, error) from error
-
-
-def _loaded(saving: Any, file: Any, weights_only: bool | None) -> dict[str, Any]:
-    """A checkpoint without its weights."""
-    try:
-        saved = saving.pl_load(file, map_location="meta", weights_only=weights_only)
-    except OSError:
-        raise
-    except Exception as error:
-        if weights_only is False:
-            raise
-        # torch's own message is a page, and ends in advice to run the code of the file
-        raise DataError(f"{file} is no checkpoint, or holds more than plain data{why_not_plain(error)}") from error
-    if not isinstance(saved, dict):
-        raise DataError(f"{file}: expected a dict of a checkpoint, found {type(saved).__name__}")
-    return saved
-
-
-def _loaded_hparams(saving: Any, file: Any) -> Any:
-    """The hyper-parameters of a file of Lightning's; what is wrong with its name Lightning says."""
-    try:
-        if str(file).lower().endswith(".csv"):
-            return saving.load_hparams_from_tags_csv(file)
-        return saving.load_hparams_from_yaml(file) if str(file).lower().endswith((".yml", ".yaml")) else {}
-    except YAMLError as error:
-        raise DataError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
-
-
-def attach_optimizers(module: Any, cfg: Any) -> Any:
-    """Give a LightningModule that is not yours the optimizer and schedule of `cfg`; returns the same module.
-
-    Its class becomes a subclass with `OptimMixin` in front, so `configure_optimizers` is ours and its other hooks run
-    as before. Pickling and copying keep that. Its own class loads its checkpoints: their hyper-parameters are as that
-    class saves them, except that `optim` becomes plain data.
-
-    Args:
-        module: a LightningModule of `lightning.pytorch` or `pytorch_lightning`.
-        cfg: whatever `parse_optim` takes.
-
-    Raises:
-        ConfigError: the block does not parse.
-        TypeError: not a LightningModule, or one with an attribute `optim_config` of its own.
-
-    """
-    config = parse_optim(cfg)
-    cls: Any = type(module)
-    if lightning_of(module) is None:
-        raise TypeError(f"attach_optimizers takes a LightningModule, not {cls.__name__}")
-    if not isinstance(module, OptimMixin):
-        if hasattr(module, "optim_config"):
-            raise TypeError(f"{cls.__name__} has an optim_config of its own, which attaching would hide; rename it")
-        module.__class__ = _with_mixin(cls)
-    module.optim_config = config
-    return module
-
-
-@cache
-def _with_mixin(cls: Any) -> Any:
-    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
-        return _new_attached, (cls,), self.__getstate__()
-
-    own = {"lr": getattr_static(cls, "lr")} if hasattr(cls, "lr") else {}  # which is not the block's
-    members = {
-        **own,
-        "_attached": True,
-        "__reduce_ex__": reduce,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-    }
-    return type(cls.__name__, (OptimMixin, cls), members)
-
-
-def _new_attached(cls: type) -> Any:
-    attached = _with_mixin(cls)
-    return attached.__new__(attached)
-
-
-def lightning_of(thing: Any) -> str | None:
-    """`"lightning.pytorch"` or `"pytorch_lightning"`, whichever a module, its class or a trainer is of, else None."""
-    cls = thing if isinstance(thing, type) else type(thing)
-    bases = (base for base in cls.__mro__ if base.__name__ in ("LightningModule", "Trainer"))
-    return next(filter(None, map(_package, bases)), None)
-
-
-def _package(cls: type) -> str | None:
-    return next((name for name in _LIGHTNING if cls.__module__.startswith(f"{name}.")), None)
-
-
-def check_same_lightning(trainer: Any, module: Any) -> None:
-    """Refuse a trainer and a module of the two packages that Lightning comes in; call it before `trainer.fit`.
-
-    Lightning itself says only that "`model` must be a `LightningModule`".
-
-    Raises:
-        TypeError: one is of `lightning.pytorch`, the other of `pytorch_lightning`.
-
-    """
-    of_trainer, of_module = lightning_of(trainer), lightning_of(module)
-    if of_trainer != of_module:
-        raise TypeError(
-            f"the Trainer is {of_trainer}'s and {type(module).__name__} is a LightningModule of {of_module}: two "
-            f"copies of Lightning, which do not mix; import both from {' or both from '.join(_LIGHTNING)}"
-        )
+            try:
+                return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, **kwargs)
+            except ArgumentError as error:
+                raise misfit(cls, where, saved, error) from error
 
 
 def _steps_of_schedule(trainer: Any, sched: SchedConfig | None) -> int:
@@ -377,20 +290,3 @@ def _steps_of_schedule(trainer: Any, sched: SchedConfig | None) -> int:
     epoch = trainer.fit_loop.epoch_progress.current
     batches_done = epoch.processed < epoch.started and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
     return (epoch.processed + batches_done) // sched.frequency
-
-
-def _check_clipping(config: OptimConfig, trainer: Any, automatic: bool) -> None:
-    key = next((k for k in ("grad_clip_norm", "grad_clip_value") if getattr(config, k) is not None), None)
-    if key is not None and trainer.gradient_clip_val == 0:
-        problem = f"Lightning clips by one bound, and the Trainer has gradient_clip_val={trainer.gradient_clip_val}"
-        raise ConfigError(f"{config.path}.{key}", f"{getattr(config, key)}, but {problem}; leave it out")
-    by_trainer = trainer.gradient_clip_val or None
-    if key is not None and by_trainer is not None:
-        problem = f"{getattr(config, key)}, but the Trainer clips too (gradient_clip_val={by_trainer}); give one"
-        raise ConfigError(f"{config.path}.{key}", problem)
-    if key is not None and not automatic:
-        problem = "Lightning does not clip under manual optimization; call self.clip_gradients in training_step"
-        raise ConfigError(f"{config.path}.{key}", problem)
-    if config.larc is not None and by_trainer is not None and not config.larc.allow_grad_clip:
-        problem = f"LARC bounds the step, and the Trainer clips gradients (gradient_clip_val={by_trainer})"
-        raise ConfigError(f"{config.path}.larc", f"{problem}; larc.allow_grad_clip: true allows both")

@@ -8,16 +8,17 @@ folder, as they did in training. Nothing is written unless --out is given.
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_novograd.commands.output import writes_to_stdout
+from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
 from lightning_novograd.recipes.asr.training.evaluation import count_errors, read_set, transcribe_set
-from lightning_novograd.recipes.asr.training.trained import TrainedRun, make_parser
+from lightning_novograd.recipes.asr.training.trained import TrainedRun, make_parser, shown
 
 
 @writes_to_stdout
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        if arguments.out is not None and not arguments.out.parent.is_dir():
-            raise ConfigError("--out", f"the folder of {arguments.out} does not exist")
+        if arguments.out is not None:
+            check_out(arguments.out)
         run = TrainedRun.read(arguments.run)
         checkpoint = run.checkpoint(arguments.checkpoint)
         recognizer = run.recognizer(checkpoint, arguments.device)
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(totals: dict[str, Any]) -> None:
     """Print the totals, a line each."""
-    print(f"checkpoint  {totals['checkpoint']}")
-    print(f"manifest    {totals['manifest']}")
+    print(f"checkpoint  {shown(totals['checkpoint'])}")
+    print(f"manifest    {shown(totals['manifest'])}")
     print(f"utterances  {totals['num_utterances']}")
     print(f"WER {100 * totals['wer']:11.2f} %   {totals['word_errors']} errors in {totals['words']} words")
     print(f"CER {100 * totals['cer']:11.2f} %   {totals['char_errors']} errors in {totals['chars']} characters")
@@ -69,10 +70,34 @@ def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses
         {"audio_filepath": str(u.audio), "offset": u.offset, "reference": u.text, "hypothesis": hypothesis}
         for u, hypothesis in zip(dataset.utterances, hypotheses, strict=True)
     ]
+    document = json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n"
+    content = document.encode("utf-8", "backslashreplace")  # a name that is not UTF-8: JSON has the same escapes
     try:
-        path.write_text(json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if path.exists() and not path.is_file():  # a pipe or a device
+            path.write_bytes(content)
+        else:
+            with whole_file(path) as partial:
+                partial.write_bytes(content)
     except OSError as error:
         raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError("--out", f"{path} {error.problem}") from None
+
+
+def check_out(path: Path) -> None:
+    """Before any work is done: whether a file can be there.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not os.path.isdir(path.parent):
+        raise ConfigError("--out", f"the folder of {path} does not exist")
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+    if is_folder:
+        raise ConfigError("--out", f"{path} cannot be written: Is a directory")
 
 
 def _positive(text: str) -> int:

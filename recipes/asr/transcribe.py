@@ -1,8 +1,8 @@
 """Write down what is said in recordings: ``python recipes/asr/transcribe.py RUN FILE ...``.
 
-One line per file on stdout: path, tab, text. A file that cannot be used is a line on stderr; the others are transcribed
-all the same. Files are read as the run read its data: any format of libsndfile, any sample rate, several channels
-where the run had data.downmix=true.
+One line per file on stdout: path, tab, text; bytes of a path that are not UTF-8 are escaped. A file that cannot be used
+is a line on stderr; the others are transcribed all the same. Files are read as the run read its data: any format of
+libsndfile, any sample rate, several channels where the run had data.downmix=true.
 """
 
 import sys
@@ -14,7 +14,7 @@ import torch
 from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.audio import load_audio
-from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser
+from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser, shown
 
 
 @writes_to_stdout
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         else:
-            print(file, text, sep="\t", flush=True)
+            print(shown(file), text, sep="\t", flush=True)
     return status
 
 

@@ -13,7 +13,9 @@ from torch import nn
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
-from lightning_novograd.training.mixin import OptimMixin, attach_optimizers, check_same_lightning
+from lightning_novograd.training.attach import attach_optimizers
+from lightning_novograd.training.mixin import OptimMixin
+from lightning_novograd.training.packages import check_same_lightning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 

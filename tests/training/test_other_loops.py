@@ -11,7 +11,8 @@ from tiny_fit import BLOCK, Net, Step, loader, trainer
 from torch import nn
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.training.mixin import OptimMixin, attach_optimizers
+from lightning_novograd.training.attach import attach_optimizers
+from lightning_novograd.training.mixin import OptimMixin
 
 RULES = {
     "name": "sgd",

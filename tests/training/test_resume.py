@@ -12,8 +12,8 @@ from tiny_fit import Net, Step, loader, trainer
 from lightning_novograd.config import build_optimizers, parse_optim
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import available_optimizers
+from lightning_novograd.training.checkpoint.resume import ResumeCheck
 from lightning_novograd.training.mixin import OptimMixin
-from lightning_novograd.training.resume import ResumeCheck
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*", "ignore:.*(dirpath has changed|callbacks used to create).*"

@@ -5,7 +5,7 @@ import torch
 from training.test_resume import SCHEDULES, per_step, resumed, sgd
 
 from lightning_novograd.config import build_optimizers, parse_optim
-from lightning_novograd.training.resume import ResumeCheck
+from lightning_novograd.training.checkpoint.resume import ResumeCheck
 
 __all__ = ["resumed"]  # a fixture
 pytestmark = pytest.mark.filterwarnings(

@@ -1,5 +1,6 @@
 """Audio files to samples at the model's rate."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +30,11 @@ def read_header(path: Path) -> Header:
     Raises:
         DataError: there is no such file, or no audio in it.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib would raise for a name that is too long
         raise DataError(f"audio file {path} does not exist")
     try:
-        info = soundfile.info(str(path))
+        # soundfile would encode a text, and fail at a name that is not UTF-8
+        info = soundfile.info(os.fsencode(path))
     except soundfile.LibsndfileError as error:
         raise DataError(f"audio file {path} cannot be read: {error.error_string}") from error
     if info.frames <= 0:
@@ -67,10 +69,10 @@ def load_audio(
     Raises:
         DataError: the file is missing, corrupt, shorter than it claims, or has several channels.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib would raise for a name that is too long
         raise DataError(f"audio file {path} does not exist")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             header = Header(file.frames, file.samplerate, file.channels)
             start = min(round(offset * header.sample_rate), header.samples)
             wanted = header.samples - start

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    if settings.resume_from is not None and Path(settings.resume_from).exists():
+    if settings.resume_from is not None and os.path.exists(settings.resume_from):
         # Lightning's own message is a stack trace that ends in torch's advice to run the file's code
         read_checkpoint(Path(settings.resume_from), map_location="meta")
     data_config = DataConfig.from_mapping(settings.data)

@@ -1,6 +1,8 @@
 """A run of ``train.py`` afterwards: its settings, its checkpoints, and the model in one of them."""
 
 import argparse
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -109,9 +111,9 @@ class TrainedRun:
             ConfigError: the config in it is not valid, here and now: it may name environment variables.
         """
         config = folder / ".hydra" / "config.yaml"
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DataError(f"run folder {folder} does not exist")
-        if not config.is_file():
+        if not os.path.isfile(config):
             raise DataError(f"{folder} is no run folder of train.py: it has no .hydra/config.yaml")
         try:
             settings = RunSettings.read(OmegaConf.load(config), "")
@@ -131,7 +133,10 @@ class TrainedRun:
         """
         which = which or self.settings.checkpoint.test
         if which not in ("best", "last"):
-            return Path(which).expanduser()
+            try:
+                return Path(which).expanduser()
+            except RuntimeError:  # pathlib's, for ~name
+                raise DataError(f"checkpoint {which} does not exist: there is no such user") from None
         folder = self.folder / "checkpoints"
         # a second run into the same folder leaves the first one's and writes last-v1.ckpt, last-v2.ckpt, ...
         last = max(folder.glob("last*.ckpt"), key=lambda path: (len(path.name), path.name), default=None)
@@ -141,13 +146,9 @@ class TrainedRun:
             raise DataError(f"there is no last.ckpt in {folder}{hint}")
         if which == "last":
             return last
-        by_dev_wer = [
-            Path(state["best_model_path"]).name
-            for state in read_checkpoint(last).get("callbacks", {}).values()
-            if state.get("monitor") == "dev_wer" and state["best_model_path"]
-        ]
-        best = folder / by_dev_wer[0] if by_dev_wer else None
-        if best is None or not best.is_file():
+        name = _best_by_dev_wer(last)
+        best = None if name is None else folder / name
+        if best is None or not os.path.isfile(best):
             missing = f"{best} is gone" if best else "the run kept none (checkpoint.save_top_k=0)"
             raise DataError(f"there is no best checkpoint in {folder}: {missing}")
         return best
@@ -172,7 +173,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     Raises:
         DataError: it is missing or more than plain data.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib would raise for a name that is too long
         raise DataError(f"checkpoint {path} does not exist")
     try:
         checkpoint = load_plain(path, map_location=map_location)
@@ -196,11 +197,32 @@ def load_model(path: Path) -> JasperCTC:
     if not isinstance(hyper_parameters, dict) or "model" not in hyper_parameters or not isinstance(weights, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it lacks hyper_parameters.model or state_dict")
     model = JasperCTC.from_config(hyper_parameters["model"])
+    names = [name for name in weights if isinstance(name, str) and name.startswith(_MODEL_PREFIX)]
     try:
-        model.load_state_dict(
-            {k.removeprefix(_MODEL_PREFIX): v for k, v in weights.items() if k.startswith(_MODEL_PREFIX)}
-        )
+        model.load_state_dict({name.removeprefix(_MODEL_PREFIX): weights[name] for name in names})
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"checkpoint {path} does not fit its own config: {reason[:200]}") from None
     return model
+
+
+def shown(name: object) -> str:
+    """The name of a file as it can be printed: bytes that are not UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _best_by_dev_wer(last: Path) -> str | None:
+    """The file name of the best checkpoint, which the last one knows; None if none was kept."""
+    states = read_checkpoint(last, map_location="meta").get("callbacks", {})
+    if not isinstance(states, Mapping):
+        found = type(states).__name__
+        raise DataError(f"{last} is no checkpoint of train.py: callbacks must be a mapping, not {found}")
+    for state in states.values():
+        if not isinstance(state, Mapping) or state.get("monitor") != "dev_wer":
+            continue
+        path = state.get("best_model_path")
+        if not isinstance(path, str):
+            raise DataError(f"{last} is no checkpoint of train.py: best_model_path must be a text, not {path!r}")
+        if path:
+            return Path(path).name
+    return None

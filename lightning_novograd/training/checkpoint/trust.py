@@ -1,22 +1,20 @@
 """What a checkpoint may not do when a module is loaded from it, have code of its choice run, and what it must have."""
 
-import contextlib
 import re
 import sys
 import types
 import typing
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
 from packaging.version import InvalidVersion, Version
 
-from lightning_novograd.config.arguments import Argument, arguments_of, expected
+from lightning_novograd.config.arguments import arguments_of, expected
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.training.checkpoint.code import is_plain, named_code
 
 OLDEST_SAFE_LIGHTNING = Version("2.6.6")
 _MALICIOUS = (Version("2.6.2"), Version("2.6.3"))
@@ -27,7 +25,6 @@ _HYPER_PARAMETERS = ("hparams", "module_arguments", "hyper_parameters")
 _INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 _VERSION = "pytorch-lightning_version"
 _SHOWN = 200  # characters of a value or a message
-_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 @cache
@@ -73,14 +70,15 @@ def refuse_code(cls: type, where: Any, checkpoint: Mapping[str, Any], given: Map
     if class_path is not None and not _is_imported_subclass(class_path, cls):
         known = f"a subclass of {cls.__name__} that is imported already"
         raise DataError(f"{where}: the class {class_path!r} would be imported and called; allowed: {known}")
-    arguments = arguments_of(cls if class_path is None else _imported(class_path), ())
-    for name, value in hparams.items():
-        found = next(_class_paths({name: value}), None)
-        if found is None and name in arguments and not _is_data(arguments[name], value):
-            found = next((text for text in _texts(value) if _IMPORT_PATH.fullmatch(text)), None)
-        if found is not None:
-            way_out = f"give {name}=... to load_from_checkpoint, or weights_only=False if you trust the file"
-            raise DataError(f"{where}: hyper-parameter {name!r} names code, {str(found)[:80]!r}; {way_out}")
+    try:
+        found = named_code(cls, cls if class_path is None else _imported(class_path), hparams)
+    except RecursionError as error:
+        raise DataError(f"{where}: hyper-parameters are nested too deeply") from error
+    if found is not None:
+        name, code = found
+        problem = "names code" if not isinstance(code, str) or is_plain(code) else "may be read as YAML that names code"
+        way_out = f"give {name}=... to load_from_checkpoint, or weights_only=False if you trust the file"
+        raise DataError(f"{where}: hyper-parameter {name!r} {problem}, {str(code)[:80]!r}; {way_out}")
 
 
 def check_whole(where: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -148,54 +146,6 @@ def _hyper_parameters(where: Any, checkpoint: Mapping[str, Any]) -> dict[str, An
             raise DataError(f"{where}: {key} must be a dict, found {type(saved).__name__}")
         hparams |= saved
     return hparams
-
-
-def _class_paths(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if "class_path" in str(key):  # or a dotted key that ends in it
-                yield item
-            else:
-                yield from _class_paths(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _class_paths(item)
-    elif isinstance(value, str):  # may be read as YAML, whose texts have escapes
-        with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
-            read = yaml.safe_load(value)
-            if isinstance(read, dict | list):
-                yield from _class_paths(read)
-        if "class_path" in value:
-            yield value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
-
-
-def _is_data(argument: Argument, value: Any) -> bool:
-    """Whether the argument takes the value as it is, so that nothing is imported for it."""
-    if argument.is_guessed or not _takes_data_only(argument.hint):
-        return False  # jsonargparse may try the import first, and know a type that we do not
-    if argument.hint is Path:
-        return isinstance(value, str)
-    try:
-        argument.convert(value, argument.name)
-    except ConfigError:
-        return False
-    return True
-
-
-def _takes_data_only(hint: Any) -> bool:
-    """Whether no text is a name to import for an argument of this type, for any member of a union."""
-    origin = typing.get_origin(hint)
-    if origin is None or origin is typing.Literal:
-        return hint is Path or bool(expected(hint))
-    return all(_takes_data_only(member) for member in typing.get_args(hint) if member is not ...)
 
 
 def _imported(class_path: Any) -> Any:

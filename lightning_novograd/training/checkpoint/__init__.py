@@ -1,0 +1,1 @@
+"""What checkpoints bring, and what they may not."""
