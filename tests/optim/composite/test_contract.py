@@ -228,6 +228,18 @@ def test_a_grad_scaler_unscales_once_and_skips_the_whole_step(parts, unscaled):
     assert scaler.get_scale() == 512.0
 
 
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+def test_a_copy_leaves_unscaling_to_whom_the_original_leaves_it(duplicate, unscales):
+    params = make_params()
+    composite = Composite([NovoGrad(params[:1], fused=True), AdamW(params[1:], fused=True)])
+    composite._step_supports_amp_scaling = unscales
+    twin = duplicate(duplicate(composite))
+    assert twin._unscales == unscales
+    twin.load_state_dict(twin.state_dict())
+    assert twin._unscales == unscales
+
+
 def test_a_part_that_fails_is_left_without_what_the_scaler_has_set():
     params = make_params()
     composite = Composite([NovoGrad(params[:1], fused=True), AdamW(params[1:], fused=True)])
