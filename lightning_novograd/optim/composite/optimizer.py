@@ -110,19 +110,19 @@ class Composite(TellsOfEvaluation, Optimizer):
     def _step_supports_amp_scaling(self, supports: bool) -> None:
         self._unscales = supports
 
-    _unscales = True  # as in NovoGrad: can be set to leave it to the GradScaler
-
     def __getstate__(self) -> dict[str, Any]:
         self._groups.synced()
         return {
             "optimizers": self.optimizers,
             "owners": list(self._groups.owners),
             "defaults": self.defaults,
+            "unscales": self._unscales,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._groups = ParamGroups(state["optimizers"], state["owners"])
         self._state = State(self._groups)
+        self._unscales = state.get("unscales", True)
         super().__setstate__({"optimizers": state["optimizers"], "defaults": state["defaults"]})
 
     def __repr__(self) -> str:

@@ -64,6 +64,8 @@ def test_the_format_is_torchs_with_indices_over_all_groups():
         group["params"] for group in plain.state_dict()["param_groups"]
     ]
     assert [group["optimizer"] for group in saved["param_groups"]] == ["SGD", "AdamW", "SGD"]
+    del composite.param_groups[1]["optimizer"]
+    assert composite.state_dict()["param_groups"][1]["optimizer"] == "AdamW"
     assert saved["state"][1]["exp_avg"] is composite.state[params[1]]["exp_avg"]
     assert saved["state"][3]["momentum_buffer"] is composite.state[new]["momentum_buffer"]
     before = copy.deepcopy(composite.state[new])
