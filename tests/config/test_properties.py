@@ -91,6 +91,21 @@ BLOCKS: list[dict[str, Any]] = [
         },
     },
 ]
+BLOCKS += [
+    {
+        "name": "adamw",
+        "lr": 0.001,
+        "module": "decoder",
+        "layer_decay": {"decay": 0.75, "layers": ["embed.*", "blocks.0.*"]},
+        "param_groups": [
+            {"match": "depthwise", "lr_mult": 0.25, "wd_mult": 2.5},
+            {"match": "body.*", "optimizer": {"name": "sgd", "lr": 0.3, "momentum": 0.85, "larc": {"eps": 1e-7}}},
+            {"match": "head.*", "sched": {"name": "polynomial", "power": 1.5, "steps_per_batch": 0.5}},
+        ],
+        "sched": {"name": "cosine", "min_lr": 1e-6, "steps_per_batch": 2.0},
+    },
+    {"name": "sgd", "layer_decay": 0.65, "param_groups": [{"match": "bias", "optimizer": "rmsprop"}]},
+]
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -103,7 +118,7 @@ VALUES = st.one_of(
     st.dictionaries(st.sampled_from(["name", "lr", "params", "x"]), st.integers(0, 3), max_size=2),
     st.builds(object),
 )
-NAMES = ("name", "_target_", "target", "larc")
+NAMES = ("name", "_target_", "target", "larc", "optimizer")
 WITHOUT_EFFECT = ("iters_per_batch",)
 KEYS = st.one_of(st.text(max_size=6), st.integers(), st.none(), st.just("_target_"))
 

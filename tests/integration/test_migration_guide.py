@@ -25,7 +25,7 @@ def built(optim, module=None):
 
 
 def test_every_project_has_a_section():
-    assert set(SECTIONS) == {"NeMo", "apex", "OpenSeq2Seq", "timm"}
+    assert set(SECTIONS) == {"NeMo", "apex", "OpenSeq2Seq", "timm", "torchtitan", "mmengine"}
 
 
 def test_nemo_registered_names_are_those_of_the_registry():
@@ -53,6 +53,26 @@ def test_timm_filters_bias_and_norm_parameters_alike():
     groups = built(block("timm"), model)["optimizer"].param_groups
     decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {model[0].weight, model[2].weight}
+
+
+def test_torchtitan_entries_are_rules():
+    model = torch.nn.ModuleDict({"layers": torch.nn.Sequential(torch.nn.Linear(2, 2)), "head": torch.nn.Linear(2, 2)})
+    optimizer = built(block("torchtitan"), model)["optimizer"]
+    assert [type(part).__name__ for part in optimizer.optimizers] == ["AdamW", "Muon"]
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups if (name := group["name"]) == "bias,norm"}
+    assert decay == {"bias,norm": 0.0}
+
+
+def test_mmengines_paramwise_cfg_is_no_decay_and_a_factor():
+    backbone = torch.nn.Sequential(
+        torch.nn.Conv1d(4, 4, 3, groups=4), torch.nn.BatchNorm1d(4), torch.nn.Conv1d(4, 4, 1)
+    )
+    model = torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(4, 2)})
+    groups = built(block("mmengine"), model)["optimizer"].param_groups
+    decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {backbone[2].weight, model["head"].weight}
+    slow = {p for group in groups if group["lr"] == pytest.approx(1e-4) for p in group["params"]}
+    assert slow == {*backbone.parameters()}
 
 
 ROWS = re.findall(r"^\| `(\{name: .*\})` \| .+ \| `(\{name: .*\})` \|$", GUIDE, re.MULTILINE)
