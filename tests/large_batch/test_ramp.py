@@ -1,6 +1,9 @@
 """A batch ramp is exact in every stage, or refused with the stage at fault."""
 
+import re
+
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +82,11 @@ def test_steps_of_an_epoch(gaps, sizes, batches, step):
     begins = [sum(gaps[:index]) for index in range(len(gaps) + 1)]
     ramp = solve_batch_ramp([*map(list, zip(begins, sizes, strict=False))], devices=1, per_device_batch_size=1)
     assert ramp.steps_of(batches, step) == counted(ramp, batches, step)
+
+
+def test_the_page_example():
+    page = (ROOT / "docs" / "large_batch.md").read_text("utf-8")
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    assert [plan.accumulate_grad_batches for plan in names["ramp"].plans] == [4, 16, 64]
+    assert any(getattr(callback, "lr_scaling", None) == "sqrt" for callback in names["trainer"].callbacks)

@@ -1,8 +1,14 @@
-"""A batch that grows inside of an epoch: what each optimizer step is made of, its LR, the schedule's length, resuming."""
+"""A batch that grows inside of an epoch: what each step is made of, its LR, the schedule's length, resuming."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import ROOT
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from tiny_fit import BLOCK, Net, Numbers, Stream, loader, trainer
 from torch.utils.data import DataLoader
@@ -50,7 +56,7 @@ def test_each_step_has_its_batch_wherever_in_an_epoch():
     run = fitted(net, 26, max_epochs=2)
     # 13 batches an epoch: 1 1 1 4 4 2; then accumulation 2, and at the end what is left
     assert [len(step) for step in net.steps] == [2, 2, 2, 8, 8, 4, *[4] * 6, 2]
-    assert sum(net.steps, []) == [*range(26)] * 2
+    assert [sample for step in net.steps for sample in step] == [*range(26)] * 2
     assert run.global_step == len(net.steps) == 13
     assert net.lrs[-1] == pytest.approx(0.1 / 13)  # WarmupAnnealing is linear, and 13 steps long
 
@@ -219,3 +225,26 @@ def test_two_fits_of_one_trainer():
     run.fit(net, loader(26))
     assert run.global_step == 13
     assert [len(step) for step in net.steps] == [*[4] * 6, 2]
+
+
+# ---------------------------------------------------------------------------------------------- two processes
+
+
+def run_alone(out, processes, *ckpt):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = str(Path(__file__).with_name("ddp_batch_ramp.py"))
+    command = [sys.executable, *(launcher if processes > 1 else []), script, str(out), str(processes), *map(str, ckpt)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return torch.load(out, weights_only=True)
+
+
+def test_two_processes_make_the_same_steps_and_resume(tmp_path):
+    one, two = run_alone(tmp_path / "one", 1), run_alone(tmp_path / "two", 2)
+    assert one["steps"] == one["length"] == len(one["lrs"]) == 13
+    assert {**two, "weights": None} == {**one, "weights": None}
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-5)
+    rest = run_alone(tmp_path / "rest", 2, tmp_path / "two-saved" / "epoch=0.ckpt")
+    assert rest["lrs"] == two["lrs"][6:]
+    torch.testing.assert_close(rest["weights"], two["weights"], rtol=0, atol=0)
