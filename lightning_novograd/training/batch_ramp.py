@@ -31,6 +31,9 @@ class Accumulation(int):
         self.first_batch = first_batch
         return self
 
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # that of int has one number
+        return int(self), self.first_batch
+
     def __rmod__(self, other: int) -> int:
         return (other - self.first_batch) % int(self)
 
@@ -67,7 +70,7 @@ class BatchRampScheduler(pl.Callback):
         self.ramp, self.lr_scaling = ramp, lr_scaling
         self._step, self._first_batch = -1, 0
         self._handles: list[RemovableHandle] = []
-        self._lrs: list[Any] | None = None
+        self._unscaled: tuple[Optimizer, list[Any]] | None = None  # in a step: the optimizer and its schedule's LRs
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lightning's hook: see whether the Trainer and the ramp go together."""
@@ -79,7 +82,8 @@ class BatchRampScheduler(pl.Callback):
         if given != 1 and not isinstance(given, Accumulation):
             problem = f"is {given}, but the batch ramp decides the accumulation; give one of them"
             raise ConfigError("trainer.accumulate_grad_batches", problem)
-        if any(hasattr(callback, "get_accumulate_grad_batches") for callback in trainer.callbacks):
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the Trainer's connector
+        if any(hasattr(callback, "get_accumulate_grad_batches") for callback in callbacks):
             raise ConfigError("trainer.callbacks", "GradientAccumulationScheduler and a batch ramp; give one of them")
         if trainer.strategy.handles_gradient_accumulation:
             name = type(trainer.strategy).__name__
@@ -113,7 +117,7 @@ class BatchRampScheduler(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log what the step had."""
-        if trainer.global_step != self._step and pl_module._trainer is not None:
+        if trainer.global_step != self._step:
             plan = self.ramp.plan_at(self._step)
             pl_module.log("global_batch_size", float(plan.global_batch_size), batch_size=1)
             if self.lr_scaling != "none":
@@ -142,8 +146,8 @@ class BatchRampScheduler(pl.Callback):
 
     def _scale(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         factor = self.ramp.lr_factor(self._step, self.lr_scaling)
-        self._optimizer = optimizer
-        self._lrs = [lr.clone() if isinstance(lr, Tensor) else lr for lr in (g["lr"] for g in optimizer.param_groups)]
+        lrs = [group["lr"] for group in optimizer.param_groups]
+        self._unscaled = optimizer, [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
         for group in optimizer.param_groups:
             assign(group, "lr", group["lr"] * factor)
 
@@ -151,10 +155,11 @@ class BatchRampScheduler(pl.Callback):
         self._restore()
 
     def _restore(self) -> None:
-        if self._lrs is not None:
-            for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
+        if self._unscaled is not None:
+            optimizer, lrs = self._unscaled
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 assign(group, "lr", lr)
-            self._lrs = None
+            self._unscaled = None
 
     def _let_go(self) -> None:
         self._restore()

@@ -48,10 +48,10 @@ def changed(code: str, changes: dict[str, str]) -> str:
     return code
 
 
-def run(folder, section: str, changes: dict[str, str] | None = None, processes: int = 1) -> dict:
-    """What `AFTER` notes of the page's example with `changes`, run in as many processes."""
+def run(folder, section: str, changes: dict[str, str] | None = None, processes: int = 1, block: str = "") -> dict:
+    """What `AFTER` notes of the page's example with `changes`, and with lines about its block, in as many processes."""
     script = folder / "example.py"
-    script.write_text(BEFORE + example("") + changed(example(section), changes or {}) + AFTER, "utf-8")
+    script.write_text(BEFORE + example("") + block + changed(example(section), changes or {}) + AFTER, "utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
     environment = {
@@ -187,6 +187,35 @@ def test_accelerate_resumes(plain, tmp_path):
 """
     changes = {"for epoch in range(epochs):\n": f"for epoch in range(epochs):\n    if epoch == 1:{restart}"}
     same(run(tmp_path, "Accelerate", changes), plain)
+
+
+COMPOSITE = """
+block["larc"] = {"allow_grad_clip": True}
+block["param_groups"] = [{"match": "layers.2.*", "optimizer": {"name": "adamw", "lr": 0.01}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def plain_composite(tmp_path_factory) -> dict:
+    return run(tmp_path_factory.mktemp("composite"), "Plain torch", block=COMPOSITE)
+
+
+@pytest.mark.parametrize(
+    ("section", "package", "changes"),
+    [
+        ("Fabric", "lightning", {}),
+        ("Hugging Face Trainer", "transformers", HUGGING_FACE),
+        ("Accelerate", "accelerate", {}),
+    ],
+)
+def test_two_optimizers_under_larc(plain, plain_composite, tmp_path, section, package, changes):
+    """What hosts wrap, copy and load is then a LARC around a Composite."""
+    needs(package)
+    assert plain_composite["weights"] != plain["weights"]
+    hosted = run(tmp_path, section, changes, block=COMPOSITE)
+    # the hook is on each optimizer, the parts too
+    assert hosted["lrs"] == pytest.approx(plain_composite["lrs"])
+    same(hosted, plain_composite)
 
 
 def test_what_the_page_says_of_accelerates_default(plain, tmp_path):

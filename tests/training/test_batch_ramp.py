@@ -1,6 +1,8 @@
 """A batch that grows inside of an epoch: what each step is made of, its LR, the schedule's length, resuming."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.large_batch import solve_batch_ramp
-from lightning_novograd.training.batch_ramp import BatchRampScheduler
+from lightning_novograd.training.batch_ramp import Accumulation, BatchRampScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|dirpath has changed|not resumable).*")
 STAGES = [[0, 2], [3, 8], [5, 4]]  # batches of 2: accumulation 1, 4, 2
@@ -81,6 +83,12 @@ def test_the_schedule_is_as_long_as_the_fit(samples, end):
     net = Watched(LINEAR)
     run = fitted(net, samples, **end)
     assert run.lr_scheduler_configs[0].scheduler.arguments["max_steps"] == run.global_step == len(net.lrs)
+
+
+def test_an_accumulation_counts_from_its_first_batch():
+    for four in (Accumulation(4, 3), copy.deepcopy(Accumulation(4, 3)), pickle.loads(pickle.dumps(Accumulation(4, 3)))):
+        assert [batch % four for batch in (3, 4, 7, 11)] == [0, 1, 0, 0]
+        assert (four, 8 / four, 9 // four) == (4, 2.0, 2)
 
 
 def test_a_stream_needs_no_length():
@@ -184,6 +192,25 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(tmp_path, step):
     assert rest.steps == whole.steps[step:]
     assert rest.lrs == whole.lrs[step:]
     torch.testing.assert_close(rest.layer.state_dict(), whole.layer.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_in_the_middle_of_a_step(tmp_path):
+    """Lightning saves no gradients: the step is made of the batches that are left, and ends where it would have."""
+
+    class SaveAt(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 0 and batch_idx == 4:  # the second of four
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    def fit(ckpt=None):
+        net = Watched(LINEAR)
+        run = trainer(callbacks=[BatchRampScheduler(ramp()), SaveAt()], max_epochs=2)
+        run.fit(net, Resumable(26), ckpt_path=ckpt, weights_only=True)
+        return net
+
+    whole, rest = fit(), fit(tmp_path / "half.ckpt")
+    assert rest.steps[0] == whole.steps[3][4:]
+    assert rest.steps[1:] == whole.steps[4:]
 
 
 # ---------------------------------------------------------------------------------------------- refusals
