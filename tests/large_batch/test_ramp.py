@@ -85,7 +85,7 @@ def test_steps_of_an_epoch(gaps, sizes, batches, step):
 
 
 def test_the_page_example():
-    page = (ROOT / "docs" / "large_batch.md").read_text("utf-8")
+    page = (ROOT / "docs" / "batch_ramp.md").read_text("utf-8")
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
     assert [plan.accumulate_grad_batches for plan in names["ramp"].plans] == [4, 16, 64]

@@ -137,7 +137,7 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
         raise ConfigError(
             "large_batch.global_batch_size",
             f"{problem}; give one number, and for stages use BatchRampScheduler with a loader of your own "
-            "(docs/large_batch.md)",
+            "(docs/batch_ramp.md)",
         )
     if size is None:
         size = per_device_batch_size * devices * nodes * accumulate
