@@ -9,7 +9,7 @@ from lightning_novograd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lightning_novograd.config import OptimConfig, build_optimizers, parse_optim
-    from lightning_novograd.large_batch import BatchPlan, scale_lr, solve_batch_plan
+    from lightning_novograd.large_batch import BatchPlan, BatchRamp, scale_lr, solve_batch_plan, solve_batch_ramp
     from lightning_novograd.optim import LARC, Composite, NovoGrad
     from lightning_novograd.registry import (
         available_optimizers,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LARC",
     "BatchPlan",
+    "BatchRamp",
     "Composite",
     "ConfigError",
     "DataError",
@@ -41,12 +42,14 @@ __all__ = [
     "register_scheduler",
     "scale_lr",
     "solve_batch_plan",
+    "solve_batch_ramp",
 ]
 
 # Imported when first used: torch takes a second to import, and the version or an error type should not
 _MODULES = {
     "LARC": "optim",
     "BatchPlan": "large_batch",
+    "BatchRamp": "large_batch",
     "Composite": "optim",
     "NovoGrad": "optim",
     "OptimConfig": "config",
@@ -61,6 +64,7 @@ _MODULES = {
     "register_scheduler": "registry",
     "scale_lr": "large_batch",
     "solve_batch_plan": "large_batch",
+    "solve_batch_ramp": "large_batch",
 }
 
 _moved.install()

@@ -47,6 +47,7 @@ optim:
     min_lr: 0.0
 ```
 
+- The block works in any training loop: [plain torch, Fabric, Hugging Face's Trainer, Accelerate](hosts.md).
 - Names are looked up in the registry only, without regard to case. A `_target_` is compared with the paths of the
   registered classes (`torch.optim.AdamW`), nothing is imported; others, Python objects and YAML tags are refused.
 - An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.

@@ -69,17 +69,36 @@ def build(config: OptimConfig, module: nn.Module, max_steps: Length = None) -> d
     """
     groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
     built = build_of_groups(config, groups, max_steps)
-    if len(groups) > 1:
-        log.info("Param groups:\n%s", group_table(built["optimizer"]))
+    _log_groups(built["optimizer"])
     return built
+
+
+def build_optimizer(config: OptimConfig, module: nn.Module) -> tuple[Optimizer, Callable[[Length], dict[str, Any]]]:
+    """The optimizer alone, for hosts that know the length of the run only once they have it.
+
+    Returns:
+        The optimizer, and a function of that length (`max_steps` of `build`) that returns the scheduler's dict as in
+        `build`, an empty one for a block without a schedule.
+
+    """
+    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
+    parts = build_parts(config, groups)
+    optimizer = whole(config, parts)
+    _log_groups(optimizer)
+    return optimizer, partial(_build_schedulers, config, parts, optimizer)
+
+
+def _log_groups(optimizer: Optimizer) -> None:
+    if len(optimizer.param_groups) > 1:
+        log.info("Param groups:\n%s", group_table(optimizer))
 
 
 def build_of_groups(config: OptimConfig, groups: Sequence[ParamGroup], max_steps: Length = None) -> dict[str, Any]:
     """The same of param groups, the model's or those of `some_groups`."""
     parts = build_parts(config, groups)
     built: dict[str, Any] = {"optimizer": whole(config, parts)}
-    if any(part.sched is not None for part in parts):
-        built["lr_scheduler"] = _build_schedulers(config, parts, built["optimizer"], max_steps)
+    if lr_scheduler := _build_schedulers(config, parts, built["optimizer"], max_steps):
+        built["lr_scheduler"] = lr_scheduler
     if config.clips:
         built["clip_gradients"] = partial(clip_gradients, config, built["optimizer"])
     return built
@@ -103,11 +122,13 @@ def clip_gradients(config: OptimConfig, optimizer: Optimizer) -> Tensor | None:
 def _build_schedulers(
     config: OptimConfig, parts: Sequence[Part], optimizer: Optimizer, max_steps: Length
 ) -> dict[str, Any]:
-    """One scheduler on the whole optimizer, or one of those of its parts where a rule has its own."""
+    """One scheduler on the whole optimizer, or one of those of its parts where a rule has its own; {} without any."""
     if config.sched is not None and not _has_own_schedules(config):
         return build_scheduler(config.sched, optimizer, max_steps)
     run = cache(lambda: RunLength.given(max_steps))
     entries = [build_scheduler(part.sched, part.optimizer, run) for part in parts if part.sched is not None]
+    if not entries:
+        return {}
     return {**entries[0], "scheduler": PartsLR(optimizer, [entry["scheduler"] for entry in entries])}
 
 

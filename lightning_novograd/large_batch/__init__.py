@@ -1,5 +1,6 @@
-"""What a large global batch needs: an exact split, and a learning rate that goes with it."""
+"""The global batch: how it is spread, how it grows, and what it does to the learning rate."""
 
 from lightning_novograd.large_batch.plan import BatchPlan, scale_lr, solve_batch_plan
+from lightning_novograd.large_batch.ramp import BatchRamp, solve_batch_ramp
 
-__all__ = ["BatchPlan", "scale_lr", "solve_batch_plan"]
+__all__ = ["BatchPlan", "BatchRamp", "scale_lr", "solve_batch_plan", "solve_batch_ramp"]

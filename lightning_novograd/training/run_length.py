@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_novograd.config.length import RunLength
 from lightning_novograd.config.schema import OptimConfig, SchedulerSpec, own_sched
+from lightning_novograd.large_batch import BatchRamp
 from lightning_novograd.log import rank_zero_logger
 
 log = rank_zero_logger(__name__)
@@ -90,8 +91,9 @@ def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunL
         per_epoch = partial(_manual_steps, batches * pace.per_batch)
         each = f"{batches} batches" + (f" x steps_per_batch={pace.per_batch:g}" if pace.per_batch != 1 else "")
     else:
-        steps_of_epoch = partial(_steps_of_epoch, trainer, batches)
-        per_epoch = steps_of_epoch if _accumulation_scheduler(trainer) else steps_of_epoch(0)
+        ramp = _batch_ramp(trainer)
+        steps_of_epoch = partial(_steps_of_epoch, trainer, batches) if ramp is None else _ramp_steps(ramp, batches)
+        per_epoch = steps_of_epoch if ramp is not None or _accumulation_scheduler(trainer) else steps_of_epoch(0)
         each = f"{batches} batches{_accumulation(trainer)}"
     if max_epochs is None and max_steps is None:
         return RunLength(None, endless, None, per_epoch)
@@ -142,6 +144,8 @@ def _endless(trainer: Any) -> str:
 
 def _accumulation(trainer: Any) -> str:
     """What batches are divided by, in words."""
+    if _batch_ramp(trainer) is not None:
+        return " / the accumulation of the batch ramp"
     if _accumulation_scheduler(trainer) is not None:
         return " / the accumulation of GradientAccumulationScheduler"
     accumulation = trainer.accumulate_grad_batches
@@ -153,6 +157,24 @@ def _steps_of_epoch(trainer: Any, batches: int, epoch: int) -> int:
     scheduler = _accumulation_scheduler(trainer)
     accumulation = scheduler.get_accumulate_grad_batches(epoch) if scheduler else trainer.accumulate_grad_batches
     return math.ceil(batches / accumulation)
+
+
+def _batch_ramp(trainer: Any) -> BatchRamp | None:
+    """That of our BatchRampScheduler."""
+    ramps = (getattr(callback, "ramp", None) for callback in trainer.callbacks)
+    return next((ramp for ramp in ramps if isinstance(ramp, BatchRamp)), None)
+
+
+def _ramp_steps(ramp: BatchRamp, batches: int) -> Callable[[int], int]:
+    """Optimizer steps of each epoch, by its index: what they are depends on the steps of all epochs before."""
+    ends = [0]
+
+    def steps_of_epoch(epoch: int) -> int:
+        while len(ends) < epoch + 2:
+            ends.append(ends[-1] + ramp.steps_of(batches, ends[-1]))
+        return ends[epoch + 1] - ends[epoch]
+
+    return steps_of_epoch
 
 
 def _accumulation_scheduler(trainer: Any) -> Any:

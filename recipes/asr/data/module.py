@@ -17,6 +17,7 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoa
 from lightning_novograd.recipes.asr.data.manifest import read_manifest
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.training.batch_ramp import BatchRampScheduler
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +123,10 @@ class SpeechDataModule(LightningDataModule):
         accumulate, shuffle = 1, True
         if (trainer := self.trainer) is not None:
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the Trainer's connector
-            if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-                raise ConfigError(
-                    "trainer.callbacks", "GradientAccumulationScheduler would change the global batch size"
-                )
+            for callback in callbacks:
+                if isinstance(callback, GradientAccumulationScheduler | BatchRampScheduler):
+                    problem = f"{type(callback).__name__} would change the global batch size"
+                    raise ConfigError("trainer.callbacks", problem)
             accumulate = trainer.accumulate_grad_batches
             shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer's set-up
         sampler = GlobalBatchSampler(

@@ -53,10 +53,11 @@ class LargeBatchSettings(Section):
     """The ``large_batch`` block.
 
     Args:
-        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to.
+        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to. A
+            list of stages is refused by :func:`plan_batches`.
     """
 
-    global_batch_size: int | None = key(None, low=1)
+    global_batch_size: int | list | None = key(None, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +125,20 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
         per_device_batch_size: utterances of one micro-batch.
 
     Raises:
-        ConfigError: it does not divide (the message names sizes that do), or the accumulation is given twice.
+        ConfigError: it does not divide (the message names sizes that do), it is a list of stages, or the accumulation
+            is given twice.
     """
     accumulate = settings.trainer.get("accumulate_grad_batches", 1)
     devices, nodes = count_devices(settings.trainer), settings.trainer.get("num_nodes", 1)
     size = settings.large_batch.global_batch_size
+    if isinstance(size, list):
+        # the number of batches in an epoch would change, and Lightning asks for it once
+        problem = "the recipe's epochs consist of whole global batches, equally many in each, so its batch cannot grow"
+        raise ConfigError(
+            "large_batch.global_batch_size",
+            f"{problem}; give one number, and for stages use BatchRampScheduler with a loader of your own "
+            "(docs/batch_ramp.md)",
+        )
     if size is None:
         size = per_device_batch_size * devices * nodes * accumulate
     elif accumulate != 1:

@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.large_batch import solve_batch_ramp
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.training.batch_ramp import BatchRampScheduler
 
 TRAIN, DEV = 14, 5
 ALPHABET = Alphabet(speech_files.LABELS)
@@ -188,6 +190,9 @@ def test_too_few_utterances_for_a_global_batch(make_data, tmp_path):
 def test_a_changing_accumulation_is_refused(make_data, tmp_path):
     with pytest.raises(ConfigError, match="GradientAccumulationScheduler would change the global batch size"):
         fit(make_data(), tmp_path, [GradientAccumulationScheduler({0: 1, 1: 2})])
+    ramp = solve_batch_ramp([[0, 4], [2, 8]], devices=1, per_device_batch_size=4)
+    with pytest.raises(ConfigError, match="BatchRampScheduler would change the global batch size"):
+        fit(make_data(), tmp_path, [BatchRampScheduler(ramp)])
 
 
 def test_no_test_set(make_data):

@@ -71,6 +71,12 @@ def test_plan_that_does_not_divide_names_sizes_that_work():
         plan_batches(settings(large_batch={"global_batch_size": 100}), 16)
 
 
+def test_a_batch_that_grows_is_refused():
+    chosen = settings(large_batch={"global_batch_size": [[0, 64], [100, 128]]})
+    with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: .*cannot grow; .*BatchRampScheduler"):
+        plan_batches(chosen, 16)
+
+
 def test_accumulation_is_decided_once():
     chosen = settings(trainer={"devices": 1, "accumulate_grad_batches": 2}, large_batch={"global_batch_size": 64})
     with pytest.raises(ConfigError, match=r"^trainer\.accumulate_grad_batches: is 2, but .*global_batch_size=64"):
