@@ -29,7 +29,7 @@ ROOMS = {
     "lr_scheduler": GROUND | {"ranges", "registry"},
     "config": GROUND | {"ranges", "registry", "optim", "lr_scheduler"},
     "large_batch": GROUND,
-    "training": GROUND | {"registry", "optim", "lr_scheduler", "config"},
+    "training": GROUND | {"registry", "optim", "lr_scheduler", "config", "large_batch"},
     "integrations": GROUND | {"registry", "optim", "config"},
     "commands": GROUND | {"registry", "optim", "optim/kernels", "lr_scheduler", "config"},
     "__main__": GROUND | {"registry", "commands"},

@@ -1,0 +1,6 @@
+"""Callbacks: what a run shows of its layers, how noisy its gradients are, and averaged weights."""
+
+from lightning_novograd.training.callbacks.layer_monitor import METRICS, LayerMonitor, draw_layers
+from lightning_novograd.training.callbacks.noise_scale import GradientNoiseScale
+
+__all__ = ["METRICS", "GradientNoiseScale", "LayerMonitor", "draw_layers"]
