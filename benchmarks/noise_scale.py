@@ -1,6 +1,6 @@
 """How much of a training step does GradientNoiseScale cost?
 
-Trains a QuartzNet on random features with Lightning and accumulation, and measures the time inside the callback's hooks,
+Trains a QuartzNet on random features with Lightning and accumulation; measures the time inside the callback's hooks,
 those of autograd and logging included, as a share of the whole. On a GPU every hook but autograd's waits for the device
 before and after, so its kernels count too; those of autograd's hooks count as the time of launching them.
 

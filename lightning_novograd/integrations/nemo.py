@@ -36,6 +36,7 @@ _NOT_HERE = {
     "param_groups": "NeMo makes the param groups; use model.optim_param_groups",
     "grad_clip_norm": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
     "grad_clip_value": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
+    "ema": "NeMo averages weights itself; use exp_manager.ema",
 }
 
 
