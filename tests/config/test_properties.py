@@ -27,6 +27,7 @@ BLOCKS: list[dict[str, Any]] = [
         "lr": 0.1,
         "momentum": 0.9,
         "grad_clip_norm": 1.0,
+        "ema": {"decay": 0.95, "update_every_n_steps": 4, "update_starting_at_step": 12, "use_buffers": False},
         "sched": {"name": "ReduceLROnPlateau", "monitor": "val_loss", "factor": 0.5, "patience": 3, "mode": "min"},
     },
     {
@@ -53,6 +54,7 @@ BLOCKS: list[dict[str, Any]] = [
         "name": "fused_adam",
         "lr": 2e-4,
         "weight_decay": 0.01,
+        "ema": 0.9975,
         "adam_w_mode": True,
         "set_grad_none": True,
         "sched": {"name": "ExponentialLR", "lr_decay": 0.999875},
@@ -180,6 +182,8 @@ def test_what_still_parses_has_lost_no_value():
             if path[-1] in ("max_steps", "last_epoch") and value == -1:
                 continue
             number = isinstance(value, int | float) and str(float(value)) in said
+            if isinstance(value, float) and value.is_integer():
+                number = number or str(int(value)) in said  # 1.0 for an argument that is an integer
             assert number or str(value) in said or repr(value) in said, (path, value)
             looked_at.append(path)
 
