@@ -41,6 +41,8 @@ def new_averaging(config: OptimConfig, module: Any) -> Any:
     if any(base.__name__ in _SHARDING for base in strategy.__mro__):
         raise ConfigError(path, f"the average is of whole weights, and {strategy.__name__} shards them")
     callbacks = import_module(f"{lightning_of(module)}.callbacks")
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        raise ConfigError(path, f"this {lightning_of(module)} has no EMAWeightAveraging; Lightning 2.6 has")
     kind = _averaging(callbacks.EMAWeightAveraging)
     for callback in trainer.callbacks:
         averages = isinstance(callback, callbacks.WeightAveraging | callbacks.StochasticWeightAveraging)
