@@ -326,6 +326,12 @@ def test_sharded_weights_are_refused(monkeypatch):
         net.configure_callbacks()
 
 
+def test_a_lightning_without_the_callback_is_refused(monkeypatch):
+    monkeypatch.delattr(pl.callbacks, "EMAWeightAveraging")
+    with pytest.raises(ConfigError, match=r"optim\.ema: this lightning\.pytorch has no EMAWeightAveraging"):
+        fit(watched())
+
+
 def test_layers_that_come_too_late_are_refused():
     class Late(Watched):
         def setup(self, stage):
