@@ -10,8 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from tiny_fit import PACKAGES, Net, block, loader, module_of, trainer
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_novograd import ConfigError, attach_optimizers, build_optimizers, parse_optim
-from lightning_novograd.config.schema import EmaConfig
+from lightning_novograd import ConfigError, attach_optimizers, build_optimizers
 from lightning_novograd.training.averaging.ema import averaging_of
 
 DECAY = 0.5
@@ -359,44 +358,3 @@ def test_build_optimizers_refuses_what_only_a_loop_can_do():
     ):
         build_optimizers(block(ema=0.9, sched=None), torch.nn.Linear(1, 1))
     assert AveragedModel  # what it tells of
-
-
-# ------------------------------------------------------------------------------------------------------------- keys
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0.99, EmaConfig(decay=0.99)),
-        (0, EmaConfig(decay=0.0)),
-        ({}, EmaConfig()),
-        ({"decay": 0.9, "device": "cpu"}, EmaConfig(decay=0.9, device="cpu")),
-        (
-            {"update_every_n_steps": 5, "update_starting_at_step": 0},
-            EmaConfig(update_every_n_steps=5, update_starting_at_step=0),
-        ),
-        (None, None),
-    ],
-)
-def test_what_is_parsed(value, expected):
-    assert parse_optim(block(ema=value)).ema == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [
-        (1.0, r"optim\.ema\.decay: 1.0 is out of range; must be at least 0 and below 1"),
-        (0.99999999, r"optim\.ema\.decay: .* in float32"),
-        (-0.1, r"optim\.ema\.decay: .* out of range"),
-        ({"decoy": 0.9}, r"optim\.ema\.decoy: unknown key; did you mean 'decay'\?"),
-        ({"update_every_n_steps": 0}, r"optim\.ema\.update_every_n_steps: 0 is out of range; must be at least 1"),
-        ({"update_starting_at_step": -1}, r"optim\.ema\.update_starting_at_step: -1 is out of range"),
-        ({"device": "cuda"}, r"optim\.ema\.device: .*cpu"),
-        ({"use_buffers": "maybe"}, r"optim\.ema\.use_buffers: "),
-        (True, r"optim\.ema: "),
-        ("much", r"optim\.ema: "),
-    ],
-)
-def test_what_is_refused(value, error):
-    with pytest.raises(ConfigError, match=error):
-        parse_optim(block(ema=value))
