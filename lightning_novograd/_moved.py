@@ -27,7 +27,7 @@ MOVED = {
     "factory": "config",
     "hparams": "training.checkpoint.hparams",
     "integrations.lightning_cli": "training.cli",
-    "module": "training.mixin",
+    "module": "training",
     "openseq2seq_schedules": "lr_scheduler.openseq2seq",
     "optim.cpu_kernel": "optim.kernels.cpu.build",
     "optim.cuda_kernels": "optim.kernels.cuda.novograd",

@@ -181,9 +181,7 @@ def test_what_still_parses_has_lost_no_value():
                 continue
             if path[-1] in ("max_steps", "last_epoch") and value == -1:
                 continue
-            number = isinstance(value, int | float) and str(float(value)) in said
-            if isinstance(value, float) and value.is_integer():
-                number = number or str(int(value)) in said  # 1.0 for an argument that is an integer
+            number = isinstance(value, int | float) and (str(float(value)) in said or f"{value:.0f}" in said)
             assert number or str(value) in said or repr(value) in said, (path, value)
             looked_at.append(path)
 

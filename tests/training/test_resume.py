@@ -234,11 +234,9 @@ def test_settings_that_the_checkpoint_lacks_are_the_configs():
 
 
 def test_other_param_groups_are_refused_by_name():
-    with pytest.raises(ConfigError) as caught:
+    said = r"the checkpoint has the param groups default \(1\), default \(0\), .* the config makes default \(1\); rules"
+    with pytest.raises(ConfigError, match=said):
         restored(sgd(), sgd(), lambda state: state["param_groups"].append({"params": []}))
-    assert caught.value.path == "optim.param_groups"
-    assert "the checkpoint has the param groups default (1), default (0)" in caught.value.problem
-    assert "the config makes default (1); rules and no_decay stay as they are" in caught.value.problem
 
 
 # ---------------------------------------------------------------------------------------------- torch's schedulers

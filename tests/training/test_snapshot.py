@@ -13,7 +13,7 @@ from lightning.pytorch.core import saving
 from tiny_fit import Step
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.training import hparams
+from lightning_novograd.training.checkpoint import hparams
 from lightning_novograd.training.mixin import OptimMixin
 
 MARK = "omegaconf_hyper_parameters"

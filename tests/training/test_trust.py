@@ -17,7 +17,7 @@ from packaging.version import Version
 from tiny_fit import BLOCK, PACKAGES, Step, module_of
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.training import trust
+from lightning_novograd.training.checkpoint import trust
 from lightning_novograd.training.mixin import OptimMixin
 
 

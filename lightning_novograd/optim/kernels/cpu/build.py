@@ -6,8 +6,8 @@ This is for installations that came without them; wheels for Linux bring them al
 import sys
 from pathlib import Path
 
-from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.optim.kernels.cpu.compiler import BuildError, compile_kernels
+from lightning_novograd.optim.kernels.cpu.library import library_path, load
 
 
 def build() -> Path:
@@ -17,8 +17,8 @@ def build() -> Path:
         BuildError: there is no compiler, no cache folder, or the compiler fails.
 
     """
-    target = compile_kernels(library.library_path())
-    library.load.cache_clear()
+    target = compile_kernels(library_path())
+    load.cache_clear()
     return target
 
 
