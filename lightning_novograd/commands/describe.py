@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lightning_novograd.config.arguments import Argument, entry_arguments, expected
 from lightning_novograd.config.schema import (
+    EMA_KEYS,
     LARC_ARGUMENTS,
     LARC_KEYS,
     LAYER_DECAY_KEYS,
@@ -110,6 +111,22 @@ optim:
 `self.optimizers()` and `self.lr_schedulers()` return them in this order. Names of parameters in rules begin below the
 submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every
 fourth batch), 1 if it does not say. A schedule that was not stepped as often in the first epoch is warned of.
+"""
+
+_EMA = """\
+## Averaged weights
+
+`ema: 0.999`, or a mapping, averages the weights exponentially through Lightning's callback `EMAWeightAveraging`:
+`average = decay * average + (1 - decay) * weights` after each optimizer step, from the weights of the first update on.
+Validation, the trained model and the checkpoints' `state_dict`, those with `save_weights_only` too, have the average;
+training goes on with the weights, which a checkpoint has as `current_model_state`, and is resumed exactly, also from
+a checkpoint that was saved during validation or after the run. Without `ema`, such a checkpoint is resumed with its
+weights, not their average. For one optimizer that Lightning steps, with weights of float32 or float64, not sharded;
+everything else is refused, and so is a callback of the Trainer's that averages too. `build_optimizers` refuses it.
+
+Optimizers that average weights themselves and must be told of evaluation (methods `eval` and `train`, as
+Schedule-Free's) are told: `train` when training begins, `eval` around validation and when it ends; checkpoints have
+what they evaluate. `ema` is refused with them. BatchNorm's statistics are those of the weights that train.
 """
 
 _SCHED = """\
@@ -221,6 +238,8 @@ def markdown() -> str:
         _table([*RULE_KEYS.values()]),
         "`layer_decay` is a number or:\n",
         _table([*LAYER_DECAY_KEYS.values()]),
+        _EMA,
+        _table(EMA_KEYS.values()),
         _SEVERAL,
         "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
         _table([*LARC_ARGUMENTS.values(), *LARC_KEYS.values()]),

@@ -45,6 +45,7 @@ from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.lr_scheduler.parts import PartsLR
 from lightning_novograd.optim.param_groups import ParamGroup, ParamGroupRule, build_param_groups
+from lightning_novograd.optim.wrapped import full_name
 from lightning_novograd.ranges import BEYOND_FLOAT32, in_float32
 from lightning_novograd.registry import get_optimizer
 
@@ -205,6 +206,9 @@ def dry_build(config: OptimConfig) -> None:
         warnings.simplefilter("ignore")  # they will be shown when the real ones are built
         parts = build_parts(config, some_groups(config))
         optimizer = whole(config, parts)
+        if config.ema is not None and hasattr(optimizer, "eval"):
+            problem = f"{full_name(optimizer)} averages the weights itself; give one of both"
+            raise ConfigError(f"{config.path}.ema", problem)
         if not _has_own_schedules(config):
             parts = [Part([], config.sched, optimizer)]
         some_run = RunLength(_SOME_LENGTH, "some run", _SOME_LENGTH, steps_per_epoch=1)

@@ -10,6 +10,7 @@ from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse.optim import parse_block
 from lightning_novograd.config.schema import OptimConfig
 from lightning_novograd.config.several import build_blocks, parse_blocks
+from lightning_novograd.errors import ConfigError
 
 
 def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
@@ -53,7 +54,8 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         each name.
 
     Raises:
-        ConfigError: a block that does not parse or does not fit the module or the length of the run.
+        ConfigError: a block that does not parse or does not fit the module or the length of the run, or one with
+            `ema`, which needs more than an optimizer.
 
     Example:
         >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
@@ -62,5 +64,10 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         ([0.05], 'step')
 
     """
-    built = build_blocks(parse_blocks(cfg), module, lambda _: max_steps)
+    configs = parse_blocks(cfg)
+    if "" in configs and (ema := configs[""].ema) is not None:
+        instead = f"torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn({ema.decay}))"
+        problem = f"Lightning averages the weights (OptimMixin); in a loop of your own, leave it out and use {instead}"
+        raise ConfigError(f"{configs[''].path}.ema", problem)
+    built = build_blocks(configs, module, lambda _: max_steps)
     return built.get("", built)

@@ -121,6 +121,26 @@ class LarcConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """`optim.ema`: the average of the weights that validation, checkpoints and the trained model have.
+
+    Args:
+        decay: what the average keeps at each update, >= 0 and < 1.
+        update_every_n_steps: optimizer steps between two updates, >= 1.
+        update_starting_at_step: optimizer steps before the first update; None: 0.
+        use_buffers: whether buffers that are no integers are averaged too; otherwise they are the model's.
+        device: where the average is; None: where the weights are.
+
+    """
+
+    decay: float = 0.999
+    update_every_n_steps: int = 1
+    update_starting_at_step: int | None = None
+    use_buffers: bool = True
+    device: Literal["cpu"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
     """An optimizer of a rule's own and its arguments.
 
@@ -171,6 +191,7 @@ class OptimConfig:
         param_groups: rules, first match wins.
         grad_clip_norm: bound of the norm of all gradients together, > 0.
         grad_clip_value: bound of each gradient element, > 0.
+        ema: None: the weights are not averaged.
         module: the submodule whose parameters are optimized; empty: the whole module.
         path: of the block in the config, for errors.
 
@@ -185,6 +206,7 @@ class OptimConfig:
     param_groups: tuple[ParamGroupRule, ...] = ()
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
+    ema: EmaConfig | None = None
     module: str = ""
     path: str = "optim"
 
@@ -227,6 +249,7 @@ def own_sched(rule: ParamGroupRule | None) -> SchedConfig | None:
 
 # What the block and its parts take beside the arguments of the classes they name
 OPTIM_KEYS = {
+    "ema": Argument("ema", float | dict | None, None, "decay of an average of the weights, or its arguments"),
     "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
     "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
     "larc": Argument("larc", dict | bool | None, None, "LARC's arguments, or true for its defaults"),
@@ -272,6 +295,15 @@ LAYER_DECAY_KEYS = {
     "layers": Argument(
         "layers", list[str] | str, "auto", "globs from input to output, a method of the module, or auto"
     ),
+}
+EMA_KEYS = {
+    "decay": Argument("decay", float, EmaConfig.decay, "what the average keeps at each update, at least 0, below 1"),
+    "update_every_n_steps": Argument("update_every_n_steps", int, 1, "optimizer steps between two updates"),
+    "update_starting_at_step": Argument(
+        "update_starting_at_step", int | None, None, "optimizer steps before the first update"
+    ),
+    "use_buffers": Argument("use_buffers", bool, True, "average buffers too, but for integers"),
+    "device": Argument("device", Literal["cpu"] | None, None, "cpu saves memory of the GPU; null: with the weights"),
 }
 LARC_ARGUMENTS = arguments_of(LARC, skip=("optimizer",))
 LARC_KEYS = {

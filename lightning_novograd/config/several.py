@@ -35,6 +35,9 @@ def parse_blocks(cfg: Any, path: str = "optim") -> dict[str, OptimConfig]:
     for name, (block, where) in (blocks or {"": (values, path)}).items():
         given = block if not name or block.get("module") is not None else {**block, "module": name}
         configs[name] = parse_block(given, where)
+        if name and configs[name].ema is not None:
+            problem = "the average is of the whole model, once per step of its one optimizer; here are several"
+            raise ConfigError(f"{where}.ema", problem)
         dry_build(configs[name])
     return configs
 

@@ -34,8 +34,11 @@ PREFIX = "lightning_"
 _NOT_HERE = {
     "no_decay": "NeMo makes the param groups; use model.optim_param_groups",
     "param_groups": "NeMo makes the param groups; use model.optim_param_groups",
+    "layer_decay": "NeMo makes the param groups; use model.optim_param_groups",
+    "module": "NeMo optimizes the whole model; use model.optim_param_groups",
     "grad_clip_norm": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
     "grad_clip_value": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
+    "ema": "NeMo averages weights itself; use exp_manager.ema",
 }
 
 

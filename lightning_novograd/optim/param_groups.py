@@ -204,6 +204,23 @@ def groups_of_added(
     return [ParamGroup(groups[key], rule, key.exempt, key.lr_scale) for key, rule in found]
 
 
+def matching(module: nn.Module, match: Sequence[str], path: str) -> dict[str, nn.Parameter]:
+    """The parameters of `module` that patterns select, frozen ones too, by name.
+
+    Args:
+        module: whose parameters.
+        match: as in a `ParamGroupRule`.
+        path: of the patterns, for errors.
+
+    Raises:
+        ConfigError: they select nothing, or a glob among them does.
+
+    """
+    rule, uses = ParamGroupRule(match=tuple(match), path=path), _uses(module)
+    _check_patterns([use for names in uses.values() for use in names], rule)
+    return {names[0].name: p for p, names in uses.items() if any(use.obeys(rule) for use in names)}
+
+
 @dataclass(frozen=True)
 class _Key:
     """What the parameters of a group have in common."""

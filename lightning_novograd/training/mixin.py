@@ -5,12 +5,12 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +20,8 @@ from lightning_novograd.config.optimizers import learning_rate
 from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
+from lightning_novograd.training.averaging.ema import new_averaging, resume_weights, save_average
+from lightning_novograd.training.averaging.schedule_free import save_evaluated, tell
 from lightning_novograd.training.block import built_by_cli, parse_assigned
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
@@ -86,6 +88,8 @@ class OptimMixin(_LightningModule):
     _saved_schedulers: list[Any] | None = None
     _saved_optimizers: list[str] | None = None
     _attached = False
+    _callbacks_asked = False  # whether Lightning has the callbacks of ours
+    _told_to_train = False  # whether optimizers have the weights that train, and others to evaluate
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -118,8 +122,7 @@ class OptimMixin(_LightningModule):
     @property
     def lr(self) -> float:
         """The block's learning rate; Lightning's LR finder reads it and writes the one that it has found."""
-        has_block = self._optim_configs is not None or "optim" in getattr(self, "hparams", {})
-        if not has_block or "" not in self.optim_configs:
+        if not self._has_block or "" not in self.optim_configs:
             raise AttributeError(f"{type(self).__name__} has no single optim block, whose lr this would be")
         return learning_rate(self.optim_configs[""])
 
@@ -128,15 +131,31 @@ class OptimMixin(_LightningModule):
         config = self._single("lr")
         self.optim_config = replace(config, args={**config.args, "lr": lr})
 
+    @property
+    def _has_block(self) -> bool:
+        return self._optim_configs is not None or "optim" in getattr(self, "hparams", {})
+
     def _single(self, wanted: str) -> OptimConfig:
         if "" not in self.optim_configs:
             blocks = ", ".join(self.optim_configs)
             raise ConfigError("optim", f"there is no single {wanted}: the blocks are {blocks}")
         return self.optim_configs[""]
 
+    def configure_callbacks(self) -> Any:
+        """Lightning's hook: what averages the weights, if the block says `ema`."""
+        callbacks: Any = super().configure_callbacks()
+        self._callbacks_asked = True
+        config = self.optim_configs.get("") if self._has_block else None
+        if config is None or config.ema is None or self.trainer.state.fn != "fit":
+            return callbacks
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), new_averaging(config, self)]
+
     def configure_optimizers(self) -> Any:
         """Lightning's hook: the optimizer and the LR scheduler of the block, or of each."""
         configs, trainer = self.optim_configs, self.trainer
+        if not self._callbacks_asked and any(config.ema for config in configs.values()):
+            problem = f"{type(self).__name__}.configure_callbacks leaves out what super().configure_callbacks() returns"
+            raise ConfigError(f"{configs[''].path}.ema", problem)
         if "" not in configs and self.automatic_optimization:
             problem = "several optimizers are stepped by the module itself: set self.automatic_optimization = False"
             raise ConfigError("optim", f"{problem} and step {', '.join(configs)} in training_step")
@@ -179,6 +198,31 @@ class OptimMixin(_LightningModule):
         """
         return thawed_groups(self._single("optimizer"), self, list(params))
 
+    def _tell(self, mode: Literal["train", "eval"]) -> None:
+        self._told_to_train = tell(self.trainer, mode) and mode == "train"
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: tell optimizers that average weights themselves that training begins."""
+        super().on_train_start()
+        self._tell("train")
+
+    def on_validation_model_eval(self) -> None:
+        """Lightning's hook: tell them that an evaluation comes."""
+        super().on_validation_model_eval()
+        if self.trainer.state.fn == "fit":
+            self._tell("eval")
+
+    def on_validation_end(self) -> None:
+        """Lightning's hook, after checkpoints were saved: tell them that training goes on."""
+        super().on_validation_end()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._tell("train")
+
+    def on_train_end(self) -> None:
+        """Lightning's hook: leave the weights that are evaluated in the trained model."""
+        super().on_train_end()
+        self._tell("eval")
+
     def on_train_epoch_end(self) -> None:
         """Lightning's hook: under manual optimization, see whether the schedules were stepped as expected."""
         super().on_train_epoch_end()
@@ -219,6 +263,7 @@ class OptimMixin(_LightningModule):
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None:  # before its callbacks load their states
             refuse_foreign_files(self._trainer, checkpoint)
+            resume_weights(self._trainer, checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
         saved = checkpoint.get(_OPTIMIZER)
         self._saved_optimizers = [saved] if isinstance(saved, str) else saved
@@ -226,6 +271,10 @@ class OptimMixin(_LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: save hyper-parameters as plain data, not as OmegaConf objects."""
         super().on_save_checkpoint(checkpoint)
+        if self._trainer is not None:
+            save_average(self._trainer, checkpoint)
+            if self._told_to_train:
+                save_evaluated(self._trainer, checkpoint)
         if self._is_configured:
             names = [config.optimizer_names for config in self.optim_configs.values()]
             checkpoint[_OPTIMIZER] = names[0] if len(names) == 1 else names

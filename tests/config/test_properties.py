@@ -27,6 +27,7 @@ BLOCKS: list[dict[str, Any]] = [
         "lr": 0.1,
         "momentum": 0.9,
         "grad_clip_norm": 1.0,
+        "ema": {"decay": 0.95, "update_every_n_steps": 4, "update_starting_at_step": 12, "use_buffers": False},
         "sched": {"name": "ReduceLROnPlateau", "monitor": "val_loss", "factor": 0.5, "patience": 3, "mode": "min"},
     },
     {
@@ -53,6 +54,7 @@ BLOCKS: list[dict[str, Any]] = [
         "name": "fused_adam",
         "lr": 2e-4,
         "weight_decay": 0.01,
+        "ema": 0.9975,
         "adam_w_mode": True,
         "set_grad_none": True,
         "sched": {"name": "ExponentialLR", "lr_decay": 0.999875},

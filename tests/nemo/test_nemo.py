@@ -232,7 +232,10 @@ def test_continues_from_nemos_optimizer_state():
     [
         pytest.param({"betass": [0.9, 0.5]}, r"optim\.betass: unknown key.*'betas'", id="misspelt key"),
         pytest.param({"no_decay": ["bias"]}, r"optim\.no_decay: .*optim_param_groups", id="groups are NeMo's"),
+        pytest.param({"layer_decay": 0.9}, r"optim\.layer_decay: .*optim_param_groups", id="layers are NeMo's"),
+        pytest.param({"module": "encoder"}, r"optim\.module: .*whole model", id="the model is NeMo's"),
         pytest.param({"grad_clip_norm": 1.0}, r"optim\.grad_clip_norm: .*gradient_clip_val", id="clipping is NeMo's"),
+        pytest.param({"ema": 0.9}, r"optim\.ema: .*exp_manager", id="averages are NeMo's"),
     ],
 )
 def test_a_block_that_cannot_work_is_refused(manifest, extra, message):

@@ -13,7 +13,7 @@ from tiny_fit import Net, Numbers, loader, trainer
 from torch.utils.data import DistributedSampler
 
 from lightning_novograd.large_batch import solve_batch_ramp
-from lightning_novograd.training.batch_ramp import BatchRampScheduler
+from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
 OPTIM = {"name": "novograd", "lr": 0.01, "sched": {"name": "WarmupAnnealing", "warmup_steps": 2}}
 

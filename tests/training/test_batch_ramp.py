@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.large_batch import solve_batch_ramp
-from lightning_novograd.training.batch_ramp import Accumulation, BatchRampScheduler
+from lightning_novograd.training.callbacks.batch_ramp import Accumulation, BatchRampScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|dirpath has changed|not resumable).*")
 STAGES = [[0, 2], [3, 8], [5, 4]]  # batches of 2: accumulation 1, 4, 2

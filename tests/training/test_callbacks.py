@@ -225,7 +225,7 @@ def test_pictures_take_zeros_infinities_and_gaps(tmp_path, count):
 
 
 def test_long_runs_keep_a_bounded_number_of_records(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_novograd.training.callbacks._MAX_RECORDS", 4)
+    monkeypatch.setattr("lightning_novograd.training.callbacks.layer_monitor._MAX_RECORDS", 4)
     monitor = LayerMonitor(every_n_steps=1)
     fit(Net(novograd), monitor, tmp_path)
     assert len(monitor.records) == len(monitor.steps) <= 4

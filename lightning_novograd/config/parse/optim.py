@@ -9,11 +9,13 @@ from lightning_novograd.config.parse import nemo
 from lightning_novograd.config.parse.block import Block, check_arguments, in_range
 from lightning_novograd.config.parse.sched import sched_of_block
 from lightning_novograd.config.schema import (
+    EMA_KEYS,
     LARC_ARGUMENTS,
     LARC_KEYS,
     LAYER_DECAY_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
+    EmaConfig,
     LarcConfig,
     OptimConfig,
     OptimizerSpec,
@@ -23,7 +25,7 @@ from lightning_novograd.config.schema import (
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.layer_decay import LayerDecay
 from lightning_novograd.optim.param_groups import SHORTHANDS
-from lightning_novograd.ranges import NOT_NEGATIVE, POSITIVE_SHARE, Range
+from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE_SHARE, Range
 from lightning_novograd.registry import Entry, get_optimizer
 
 # OpenSeq2Seq's names -> ours
@@ -66,6 +68,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         no_decay=_texts(fields["no_decay"]),
         layer_decay=_layer_decay(fields["layer_decay"], f"{path}.layer_decay"),
         param_groups=rules,
+        ema=_ema(fields["ema"], f"{path}.ema"),
         module=fields["module"] or "",
         path=path,
         **clip,
@@ -162,6 +165,17 @@ def _layer_decay(value: Any, path: str) -> LayerDecay | None:
     POSITIVE_SHARE.check(f"{path}.decay", fields["decay"])
     layers = fields["layers"]
     return LayerDecay(decay=fields["decay"], layers=layers if isinstance(layers, str) else tuple(layers), path=path)
+
+
+def _ema(value: Any, path: str) -> EmaConfig | None:
+    if value is None:
+        return None
+    block = Block.of({"decay": value} if isinstance(value, float) else value, path)
+    fields, _ = block.split(EMA_KEYS, {})
+    in_range(BELOW_1, fields["decay"], f"{path}.decay")
+    in_range(AT_LEAST_1, fields["update_every_n_steps"], f"{path}.update_every_n_steps")
+    in_range(NOT_NEGATIVE, fields["update_starting_at_step"], f"{path}.update_starting_at_step")
+    return EmaConfig(**fields)
 
 
 def _larc(value: Any, path: str) -> LarcConfig | None:

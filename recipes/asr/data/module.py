@@ -17,7 +17,7 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoa
 from lightning_novograd.recipes.asr.data.manifest import read_manifest
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
-from lightning_novograd.training.batch_ramp import BatchRampScheduler
+from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
 log = logging.getLogger(__name__)
 

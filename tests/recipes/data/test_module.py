@@ -14,7 +14,7 @@ from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
-from lightning_novograd.training.batch_ramp import BatchRampScheduler
+from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
 TRAIN, DEV = 14, 5
 ALPHABET = Alphabet(speech_files.LABELS)
