@@ -71,6 +71,9 @@ class OptimTrainerMixin(_Trainer):
             if kwargs.get(name) not in (None, (None, None)):
                 raise TypeError(f"{type(self).__name__}: {name} and optim both say which optimizer is used; give one")
         self.optim_config = parse_optim(optim)
+        if self.optim_config.ema is not None:
+            problem = "this Trainer does not average weights; leave it out and use a callback of your own"
+            raise ConfigError(f"{self.optim_config.path}.ema", problem)
         self._built: tuple[Optimizer, Callable[..., dict[str, Any]]] | None = None
         super().__init__(*args, **kwargs)
         _check_schedules(self.optim_config, self.args)

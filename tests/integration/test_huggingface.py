@@ -48,6 +48,11 @@ def test_a_block_that_does_not_parse_is_refused_at_once(tmp_path):
         trainer(tmp_path, {**SGD, "momentun": 0.9})
 
 
+def test_an_average_of_weights_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.ema: this Trainer does not average weights"):
+        trainer(tmp_path, {**SGD, "ema": 0.999})
+
+
 def test_without_sched_the_lr_is_constant(tmp_path):
     run = trainer(tmp_path, SGD)
     run.train()
