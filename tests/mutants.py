@@ -182,7 +182,8 @@ def mutant_at(path: Path, index: int) -> Mutant | None:
 
 def sample(area: str, size: int, seed: int) -> tuple[list[Mutant], int]:
     """`size` mutants of an area, each with the same chance, and how many there are."""
-    paths = sorted(path for folder in AREAS[area] for path in (ROOT / folder).rglob("*.py"))
+    places = [ROOT / place for place in AREAS[area]]
+    paths = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
     paths = [path for path in paths if not path.relative_to(ROOT).as_posix().startswith(SKIPPED)]
     possible = [(path, index) for path in paths for index in range(len(places_in(path)[1]))]
     random.Random(f"{seed} {area}").shuffle(order := list(possible))
