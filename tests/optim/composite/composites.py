@@ -18,9 +18,12 @@ def matrices(params: Iterable[torch.nn.Parameter]) -> tuple[list[torch.nn.Parame
     return [p for p in params if p.ndim == 2], [p for p in params if p.ndim != 2]
 
 
+MUON_LR = 0.02
+
+
 def muon_and_adamw(params: list[torch.nn.Parameter]) -> Parts:
     flat, others = matrices(params)
-    return [Muon(flat, lr=0.02), AdamW(others, lr=0.01)]
+    return [Muon(flat, lr=MUON_LR), AdamW(others, lr=0.01)]
 
 
 # The parts of a composite over some layers, a matrix among them

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from optim.composite.composites import PARTS, SGD, AdamW
+from optim.composite.composites import MUON_LR, PARTS, SGD, AdamW
 from optim.larc.larc_cases import assert_same, assert_same_state, make_params, run, set_grads
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -82,7 +82,9 @@ def test_the_step_can_be_compiled(parts, larc):
             step()
         return params
 
-    torch.testing.assert_close(train(compiled=True), train(compiled=False))
+    # Muon orthogonalizes in bfloat16, compiled as otherwise, but not always in the same order
+    of_bfloat16 = {"rtol": 0, "atol": 3 * MUON_LR * 2**-8} if "muon" in parts else {}
+    torch.testing.assert_close(train(compiled=True), train(compiled=False), **of_bfloat16)
 
 
 @every_composite
