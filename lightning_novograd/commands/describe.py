@@ -9,6 +9,7 @@ from lightning_novograd.config.schema import (
     EMA_KEYS,
     LARC_ARGUMENTS,
     LARC_KEYS,
+    LARGE_BATCH_KEYS,
     LAYER_DECAY_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
@@ -129,6 +130,15 @@ Schedule-Free's) are told: `train` when training begins, `eval` around validatio
 what they evaluate. `ema` is refused with them. BatchNorm's statistics are those of the weights that train.
 """
 
+_LARGE_BATCH = """\
+## The global batch
+
+`large_batch: {global_batch_size: 8192, per_device_batch_size: 64}` has Lightning's automatic optimization accumulate as
+many batches as a step of 8192 samples needs on the Trainer's devices, or is refused if that cannot be exact. With
+pairs, `global_batch_size: [[0, 256], [2000, 1024]]`, the global batch grows at these optimizer steps
+([batch_ramp.md](batch_ramp.md)). It is refused where the Trainer's `accumulate_grad_batches` says something too.
+"""
+
 _SCHED = """\
 The schedule is as long as the run, unless `max_steps` or `max_epochs` says otherwise: the Trainer's `max_steps`, or
 epochs x batches / accumulation, whichever is less. The log shows the length and where it came from; a warmup that does
@@ -240,6 +250,8 @@ def markdown() -> str:
         _table([*LAYER_DECAY_KEYS.values()]),
         _EMA,
         _table(EMA_KEYS.values()),
+        _LARGE_BATCH,
+        _table(LARGE_BATCH_KEYS.values()),
         _SEVERAL,
         "## LARC\n\nThe arguments of `LARC`, and `allow_grad_clip`; `true` stands for the defaults.\n",
         _table([*LARC_ARGUMENTS.values(), *LARC_KEYS.values()]),

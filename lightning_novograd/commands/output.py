@@ -1,6 +1,7 @@
 """What commands write: files that are whole or not there, and a stdout that may be closed."""
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def whole_file(out: Path) -> Iterator[Path]:
     """
     try:
         target = out.resolve()
+        if target.is_symlink():  # from Python 3.13 on a circle is not refused by itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if target.exists() and not target.is_file():
             yield target
             return

@@ -8,9 +8,16 @@ from lightning_novograd.config.build import dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse.optim import parse_block
+from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.schema import OptimConfig
 from lightning_novograd.config.several import build_blocks, parse_blocks
-from lightning_novograd.errors import ConfigError
+
+_OF_LIGHTNING = {
+    "ema": "Lightning averages the weights (OptimMixin); in a loop of your own, leave it out and use "
+    "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))",
+    "large_batch": "Lightning accumulates (OptimMixin); in a loop of your own, leave it out and step after "
+    "solve_batch_ramp(...).plan_at(step).accumulate_grad_batches batches",
+}
 
 
 def parse_optim(cfg: Any, path: str = "optim") -> OptimConfig:
@@ -55,7 +62,7 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
 
     Raises:
         ConfigError: a block that does not parse or does not fit the module or the length of the run, or one with
-            `ema`, which needs more than an optimizer.
+            `ema` or `large_batch`, which need more than an optimizer.
 
     Example:
         >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
@@ -65,9 +72,7 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
 
     """
     configs = parse_blocks(cfg)
-    if "" in configs and (ema := configs[""].ema) is not None:
-        instead = f"torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn({ema.decay}))"
-        problem = f"Lightning averages the weights (OptimMixin); in a loop of your own, leave it out and use {instead}"
-        raise ConfigError(f"{configs[''].path}.ema", problem)
+    for config in configs.values():
+        refuse_keys(config, _OF_LIGHTNING)
     built = build_blocks(configs, module, lambda _: max_steps)
     return built.get("", built)

@@ -1,7 +1,10 @@
-"""What a class says when it refuses its arguments, in terms of the config."""
+"""Refusals in terms of the config: of a class its arguments, of a host what it cannot do."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from lightning_novograd.config.schema import OptimConfig
+from lightning_novograd.errors import ConfigError
 
 
 def join(path: str, tail: str) -> str:
@@ -19,3 +22,16 @@ def said(error: Exception) -> str:
     """An error in one line."""
     text = str(error).split("\n")[0]
     return text if isinstance(error, ValueError | AssertionError) and text else f"{type(error).__name__}: {text}"
+
+
+def refuse_keys(config: OptimConfig, reasons: Mapping[str, str]) -> None:
+    """Raise a ConfigError for the first of some keys of the block that is set.
+
+    Args:
+        config: the block.
+        reasons: why these keys are refused, and what to use instead.
+
+    """
+    for key, reason in reasons.items():
+        if getattr(config, key) is not None:
+            raise ConfigError(f"{config.path}.{key}", reason)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from torch.optim.lr_scheduler import SequentialLR
 
 from lightning_novograd.config.arguments import REQUIRED, Argument, arguments_of
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.large_batch.plan import LrRule
+from lightning_novograd.large_batch.ramp import BatchRamp, solve_batch_ramp
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.layer_decay import LayerDecay
 from lightning_novograd.optim.param_groups import ParamGroupRule
@@ -141,6 +144,37 @@ class EmaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LargeBatchConfig:
+    """`optim.large_batch`: samples behind an optimizer step, for which Lightning's automatic optimization accumulates.
+
+    Args:
+        global_batch_size: of all steps; or pairs of the optimizer step at which a stage begins and its global batch.
+        per_device_batch_size: samples of one forward pass on one device, >= 1.
+        lr_scaling: how the LR follows the ratio to the first stage's batch.
+        path: where the config has it.
+
+    """
+
+    global_batch_size: int | list[list[int]]
+    per_device_batch_size: int
+    lr_scaling: LrRule = "none"
+    path: str = "optim.large_batch"
+
+    def ramp(self, devices: int, num_nodes: int = 1) -> BatchRamp:
+        """The stages on so many devices.
+
+        Raises:
+            ConfigError: one of them has no exact split there.
+
+        """
+        sizes = {"devices": devices, "num_nodes": num_nodes, "per_device_batch_size": self.per_device_batch_size}
+        try:
+            return solve_batch_ramp(self.global_batch_size, **sizes)
+        except ConfigError as error:
+            raise ConfigError(error.path.replace("large_batch", self.path, 1), error.problem) from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
     """An optimizer of a rule's own and its arguments.
 
@@ -192,6 +226,7 @@ class OptimConfig:
         grad_clip_norm: bound of the norm of all gradients together, > 0.
         grad_clip_value: bound of each gradient element, > 0.
         ema: None: the weights are not averaged.
+        large_batch: None: a step has as many samples as the Trainer says.
         module: the submodule whose parameters are optimized; empty: the whole module.
         path: of the block in the config, for errors.
 
@@ -207,6 +242,7 @@ class OptimConfig:
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
     ema: EmaConfig | None = None
+    large_batch: LargeBatchConfig | None = None
     module: str = ""
     path: str = "optim"
 
@@ -253,6 +289,7 @@ OPTIM_KEYS = {
     "grad_clip_norm": Argument("grad_clip_norm", float | None, None, "bound of the norm of all gradients together"),
     "grad_clip_value": Argument("grad_clip_value", float | None, None, "bound of each gradient element"),
     "larc": Argument("larc", dict | bool | None, None, "LARC's arguments, or true for its defaults"),
+    "large_batch": Argument("large_batch", dict | None, None, "samples behind each optimizer step, by accumulation"),
     "layer_decay": Argument(
         "layer_decay", float | dict | None, None, "factor of the LR from each layer to the one below"
     ),
@@ -304,6 +341,15 @@ EMA_KEYS = {
     ),
     "use_buffers": Argument("use_buffers", bool, True, "average buffers too, but for integers"),
     "device": Argument("device", Literal["cpu"] | None, None, "cpu saves memory of the GPU; null: with the weights"),
+}
+LARGE_BATCH_KEYS = {
+    "global_batch_size": Argument(
+        "global_batch_size", int | list[list[int]], REQUIRED, "samples of each step, or pairs [step, samples]"
+    ),
+    "per_device_batch_size": Argument(
+        "per_device_batch_size", int, REQUIRED, "samples of a forward pass on one device, as the loader deals them"
+    ),
+    "lr_scaling": Argument("lr_scaling", LrRule, "none", "factor of the LR by the ratio to the first stage's batch"),
 }
 LARC_ARGUMENTS = arguments_of(LARC, skip=("optimizer",))
 LARC_KEYS = {

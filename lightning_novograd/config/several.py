@@ -9,11 +9,17 @@ from lightning_novograd.config.build import build, dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse.optim import parse_block
+from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.schema import OPTIM_KEYS, OptimConfig
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
 
 log = rank_zero_logger(__name__)
+
+_OF_ONE_OPTIMIZER = {
+    "ema": "the average is of the whole model, once per step of its one optimizer; here are several",
+    "large_batch": "it accumulates for one optimizer that Lightning steps; here are several",
+}
 
 
 def parse_blocks(cfg: Any, path: str = "optim") -> dict[str, OptimConfig]:
@@ -35,9 +41,8 @@ def parse_blocks(cfg: Any, path: str = "optim") -> dict[str, OptimConfig]:
     for name, (block, where) in (blocks or {"": (values, path)}).items():
         given = block if not name or block.get("module") is not None else {**block, "module": name}
         configs[name] = parse_block(given, where)
-        if name and configs[name].ema is not None:
-            problem = "the average is of the whole model, once per step of its one optimizer; here are several"
-            raise ConfigError(f"{where}.ema", problem)
+        if name:
+            refuse_keys(configs[name], _OF_ONE_OPTIMIZER)
         dry_build(configs[name])
     return configs
 

@@ -39,6 +39,7 @@ _NOT_HERE = {
     "grad_clip_norm": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
     "grad_clip_value": "NeMo leaves clipping to the trainer; use trainer.gradient_clip_val",
     "ema": "NeMo averages weights itself; use exp_manager.ema",
+    "large_batch": "NeMo leaves accumulation to the trainer; use trainer.accumulate_grad_batches",
 }
 
 

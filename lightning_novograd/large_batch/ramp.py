@@ -69,7 +69,7 @@ class BatchRamp:
 
 
 def solve_batch_ramp(
-    stages: Sequence[Sequence[int]],
+    stages: Sequence[Sequence[int]] | int,
     *,
     devices: int,
     num_nodes: int = 1,
@@ -79,7 +79,8 @@ def solve_batch_ramp(
     """Split each stage's global batch exactly, with the same per-device batch in all.
 
     Args:
-        stages: pairs `[optimizer step, global batch]`; the first begins at step 0, steps ascend.
+        stages: pairs `[optimizer step, global batch]`; the first begins at step 0, steps ascend. A number is the
+            global batch of all steps.
         devices: as for `solve_batch_plan`, and so are the others.
         num_nodes: >= 1.
         per_device_batch_size: fixed batch of one device.
@@ -94,9 +95,11 @@ def solve_batch_ramp(
         from optimizer step 0: global batch 256 = ... x 1 accumulated; from optimizer step 2000: ... x 4 accumulated
 
     """
-    _check_stages(stages)
     sizes = {"devices": devices, "num_nodes": num_nodes}
     given = {"per_device_batch_size": per_device_batch_size, "max_per_device_batch_size": max_per_device_batch_size}
+    if isinstance(stages, int):
+        return BatchRamp((0,), (solve_batch_plan(stages, devices=devices, num_nodes=num_nodes, **given),))
+    _check_stages(stages)
     plans = [_solve(index, size, **sizes, **given) for index, (_, size) in enumerate(stages)]
     if per_device_batch_size is None:
         shared = gcd(*(plan.global_batch_size // plan.world_size for plan in plans))

@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 
 from lightning_novograd.config import OptimConfig, SchedConfig
 from lightning_novograd.config.optimizers import learning_rate
+from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.training.accumulation import new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.averaging.ema import new_averaging, resume_weights, save_average
 from lightning_novograd.training.averaging.schedule_free import save_evaluated, tell
@@ -52,6 +54,8 @@ else:
             raise TypeError(f"{self.__name__} returns a new module: call it on the class, not on an instance")
 
 
+# keys of the block that need a callback, and what makes it
+_CALLBACKS = {"large_batch": new_batch_ramp, "ema": new_averaging}
 # the key of checkpoints that has the name of the optimizer
 _OPTIMIZER = "lightning_novograd_optimizer"
 
@@ -142,20 +146,22 @@ class OptimMixin(_LightningModule):
         return self.optim_configs[""]
 
     def configure_callbacks(self) -> Any:
-        """Lightning's hook: what averages the weights, if the block says `ema`."""
+        """Lightning's hook: what averages the weights or accumulates, if the block says `ema` or `large_batch`."""
         callbacks: Any = super().configure_callbacks()
         self._callbacks_asked = True
         config = self.optim_configs.get("") if self._has_block else None
-        if config is None or config.ema is None or self.trainer.state.fn != "fit":
+        if config is None or self.trainer.state.fn != "fit":
             return callbacks
-        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), new_averaging(config, self)]
+        ours = [new(config, self) for key, new in _CALLBACKS.items() if getattr(config, key) is not None]
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *ours] if ours else callbacks
 
     def configure_optimizers(self) -> Any:
         """Lightning's hook: the optimizer and the LR scheduler of the block, or of each."""
         configs, trainer = self.optim_configs, self.trainer
-        if not self._callbacks_asked and any(config.ema for config in configs.values()):
+        if not self._callbacks_asked:
             problem = f"{type(self).__name__}.configure_callbacks leaves out what super().configure_callbacks() returns"
-            raise ConfigError(f"{configs[''].path}.ema", problem)
+            for config in configs.values():
+                refuse_keys(config, dict.fromkeys(_CALLBACKS, problem))
         if "" not in configs and self.automatic_optimization:
             problem = "several optimizers are stepped by the module itself: set self.automatic_optimization = False"
             raise ConfigError("optim", f"{problem} and step {', '.join(configs)} in training_step")

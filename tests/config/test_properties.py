@@ -68,6 +68,7 @@ BLOCKS: list[dict[str, Any]] = [
     },
     {
         "name": "sgd",
+        "large_batch": {"global_batch_size": [[0, 16], [30, 64]], "per_device_batch_size": 8, "lr_scaling": "sqrt"},
         "sched": {"name": "StepLR", "interval": "step", "step_size": 7, "warmup_steps": 13, "max_steps": 90},
     },
     {

@@ -45,7 +45,7 @@ def test_factors_of_the_lr(rule, factors):
     ("stages", "path", "words"),
     [
         ([], "", "expected a list of pairs"),
-        (64, "", "expected a list of pairs"),
+        ("64", "", "expected a list of pairs"),
         ([[0, 64], 5], "[1]", "5 is no pair"),
         ([[0, 64], [1, 2, 3]], "[1]", "is no pair"),
         ([[5, 64]], "[0]", "the first stage begins at optimizer step 0, not at 5"),

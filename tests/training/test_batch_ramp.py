@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
-from tiny_fit import BLOCK, Net, Numbers, Stream, loader, trainer
+from tiny_fit import BLOCK, PACKAGES, Net, Numbers, Stream, loader, module_of, trainer
 from torch.utils.data import DataLoader
 
 from lightning_novograd.errors import ConfigError
@@ -211,6 +211,68 @@ def test_a_checkpoint_in_the_middle_of_a_step(tmp_path):
     whole, rest = fit(), fit(tmp_path / "half.ckpt")
     assert rest.steps[0] == whole.steps[3][4:]
     assert rest.steps[1:] == whole.steps[4:]
+
+
+# ---------------------------------------------------------------------------------------------- in the optim block
+
+
+def with_ramp(**changes):
+    """A block with the ramp of `ramp()`."""
+    return {**LINEAR, "large_batch": {"global_batch_size": STAGES, "per_device_batch_size": 2, **changes}}
+
+
+@PACKAGES
+def test_the_block_says_it_all(package):
+    net, alone = module_of(package), module_of(package)
+    net.optim_config, alone.optim_config = with_ramp(lr_scaling="linear"), LINEAR
+    run = trainer(package, max_epochs=2)
+    run.fit(net, loader(26))
+    trainer(package, callbacks=[BatchRampScheduler(ramp(), "linear")], max_epochs=2).fit(alone, loader(26))
+    assert run.global_step == len(net.lrs) == 13
+    assert net.lrs == alone.lrs
+    run.fit_loop.max_epochs = 3
+    run.fit(net, loader(26))  # replaces its own callback
+    assert run.global_step == 20
+
+
+def test_one_number_is_an_accumulation_for_the_whole_run():
+    net = Watched(with_ramp(global_batch_size=8))
+    trainer(max_epochs=1).fit(net, loader(26))
+    assert [len(step) for step in net.steps] == [8, 8, 8, 2]
+
+
+@pytest.mark.parametrize(("fn", "step"), [("validate", "validation"), ("test", "test"), ("predict", "predict")])
+def test_who_does_not_train_needs_no_ramp(fn, step):
+    run = trainer(accumulate_grad_batches=2)
+    cls = type("Evaluated", (Watched,), {f"{step}_step": lambda self, batch, batch_idx: None})
+    getattr(run, fn)(cls(with_ramp()), loader(4))
+    assert not any(isinstance(callback, BatchRampScheduler) for callback in run.callbacks)
+
+
+@pytest.mark.parametrize(
+    ("block", "settings", "words"),
+    [
+        (with_ramp(), {"callbacks": [BatchRampScheduler(ramp())]}, r"optim\.large_batch: the Trainer has a BatchRampS"),
+        (with_ramp(), {"accumulate_grad_batches": 2}, r"trainer\.accumulate_grad_batches: is 2, but the batch ramp"),
+        (
+            with_ramp(per_device_batch_size=1),
+            {},
+            r"optim\.large_batch\.per_device_batch_size: 1, but the loader deals batches of 2",
+        ),
+    ],
+)
+def test_what_contradicts_the_block_is_refused(block, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        trainer(max_epochs=1, **settings).fit(Watched(block), loader(8))
+
+
+def test_a_hook_that_leaves_out_ours_is_refused():
+    class Forgets(Watched):
+        def configure_callbacks(self):
+            return []
+
+    with pytest.raises(ConfigError, match=r"optim\.large_batch: Forgets\.configure_callbacks leaves out"):
+        trainer(max_epochs=1).fit(Forgets(with_ramp()), loader(8))
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -12,11 +12,13 @@ from lightning_novograd.config.schema import (
     EMA_KEYS,
     LARC_ARGUMENTS,
     LARC_KEYS,
+    LARGE_BATCH_KEYS,
     LAYER_DECAY_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
     EmaConfig,
     LarcConfig,
+    LargeBatchConfig,
     OptimConfig,
     OptimizerSpec,
     RuleConfig,
@@ -69,6 +71,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         layer_decay=_layer_decay(fields["layer_decay"], f"{path}.layer_decay"),
         param_groups=rules,
         ema=_ema(fields["ema"], f"{path}.ema"),
+        large_batch=_large_batch(fields["large_batch"], f"{path}.large_batch"),
         module=fields["module"] or "",
         path=path,
         **clip,
@@ -176,6 +179,19 @@ def _ema(value: Any, path: str) -> EmaConfig | None:
     in_range(AT_LEAST_1, fields["update_every_n_steps"], f"{path}.update_every_n_steps")
     in_range(NOT_NEGATIVE, fields["update_starting_at_step"], f"{path}.update_starting_at_step")
     return EmaConfig(**fields)
+
+
+def _large_batch(value: Any, path: str) -> LargeBatchConfig | None:
+    if value is None:
+        return None
+    block = Block.of(value, path)
+    fields, _ = block.split(LARGE_BATCH_KEYS, {})
+    for key, argument in LARGE_BATCH_KEYS.items():
+        if fields[key] is REQUIRED:
+            raise ConfigError(f"{path}.{key}", f"missing; {argument.wanted}")
+    config = LargeBatchConfig(**fields, path=path)
+    config.ramp(devices=1)  # what has no exact split there has none on more
+    return config
 
 
 def _larc(value: Any, path: str) -> LarcConfig | None:

@@ -54,9 +54,11 @@ class BatchRampScheduler(pl.Callback):
     Args:
         ramp: from `solve_batch_ramp`, for as many processes as the Trainer has.
         lr_scaling: `"linear"` or `"sqrt"` in the ratio to the first stage's batch, or `"none"`.
+        path: where the config has it, for errors.
 
     Raises:
-        ConfigError: in `fit`: another number of processes, an accumulation of the Trainer's own, manual optimization.
+        ConfigError: in `fit`: another number of processes, an accumulation of the Trainer's own, manual optimization, a
+            loader with another batch than the ramp's per-device batch.
 
     Example:
         >>> from lightning_novograd.large_batch import solve_batch_ramp
@@ -65,9 +67,11 @@ class BatchRampScheduler(pl.Callback):
 
     """
 
-    def __init__(self, ramp: BatchRamp, lr_scaling: Literal["linear", "sqrt", "none"] = "none") -> None:
+    def __init__(
+        self, ramp: BatchRamp, lr_scaling: Literal["linear", "sqrt", "none"] = "none", path: str = "large_batch"
+    ) -> None:
         ramp.lr_factor(0, lr_scaling)  # refuses an unknown rule
-        self.ramp, self.lr_scaling = ramp, lr_scaling
+        self.ramp, self.lr_scaling, self.path = ramp, lr_scaling, path
         self._step, self._first_batch = -1, 0
         self._handles: list[RemovableHandle] = []
         self._unscaled: tuple[Optimizer, list[Any]] | None = None  # in a step: the optimizer and its schedule's LRs
@@ -77,7 +81,7 @@ class BatchRampScheduler(pl.Callback):
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            raise ConfigError("large_batch", "a batch ramp accumulates, which manual optimization does by itself")
+            raise ConfigError(self.path, "a batch ramp accumulates, which manual optimization does by itself")
         given = trainer.accumulate_grad_batches
         if given != 1 and not isinstance(given, Accumulation):
             problem = f"is {given}, but the batch ramp decides the accumulation; give one of them"
@@ -90,10 +94,15 @@ class BatchRampScheduler(pl.Callback):
             raise ConfigError("trainer.strategy", f"{name} accumulates by itself and cannot change that in a run")
         if trainer.world_size != self.ramp.world_size:
             problem = f"the batch ramp is for {self.ramp.world_size} processes, the Trainer has {trainer.world_size}"
-            raise ConfigError("large_batch.global_batch_size", problem)
+            raise ConfigError(f"{self.path}.global_batch_size", problem)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with what the first step, or that of the checkpoint, needs."""
+        expected = self.ramp.plans[0].per_device_batch_size
+        dealt = getattr(trainer.train_dataloader, "batch_size", None)  # None: a batch sampler of the user's own
+        if dealt not in (None, expected):
+            problem = f"{expected}, but the loader deals batches of {dealt}; both must be the same"
+            raise ConfigError(f"{self.path}.per_device_batch_size", problem)
         self._set(trainer)
         if self.lr_scaling != "none":
             for optimizer in trainer.optimizers:
