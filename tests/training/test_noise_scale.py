@@ -13,7 +13,7 @@ from tiny_fit import trainer
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.large_batch import gradient_noise
-from lightning_novograd.training.callbacks import GradientNoiseScale
+from lightning_novograd.training.callbacks import GradientNoiseScale, LayerMonitor, draw_layers, layer_monitor
 
 BATCHES = list(torch.randn(14, 5, 3, generator=torch.Generator().manual_seed(1)))
 
@@ -53,8 +53,8 @@ class Recorded(Logger):
         pass
 
 
-def fit(net, callback, folder, batches=BATCHES, ckpt_path=None, **options):
-    run = trainer(**{"max_epochs": 1, **options}, callbacks=[callback], default_root_dir=folder)
+def fit(net, callback, folder, batches=BATCHES, ckpt_path=None, callbacks=(), **options):
+    run = trainer(**{"max_epochs": 1, **options}, callbacks=[callback, *callbacks], default_root_dir=folder)
     run.fit(net, torch.utils.data.DataLoader(batches, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return run
 
@@ -120,6 +120,19 @@ def test_what_is_logged(tmp_path):
     assert net.hooks == [0, 0, 2, 2] * 3 + [0, 0]
     assert not any(p._backward_hooks for p in net.parameters())
     assert (tmp_path / "noise_scale.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_picture_of_the_layers_has_it_too(tmp_path, first, monkeypatch):
+    noise, monitor = GradientNoiseScale(every_n_steps=1), LayerMonitor(every_n_steps=2)
+    drawn = []
+    monkeypatch.setattr(layer_monitor, "draw_layers", lambda *args: (drawn.append(args[-1]), draw_layers(*args)))
+    both = [noise, monitor] if first else [monitor, noise]
+    fit(Net(), both[0], tmp_path, accumulate_grad_batches=2, callbacks=[both[1]])
+    assert drawn == [noise.curves()]
+    assert drawn[0].steps == [record.step for record in noise.records]
+    assert drawn[0].scale == [pytest.approx(record.running.mean.scale, nan_ok=True) for record in noise.records]
+    assert (tmp_path / "layers.png").stat().st_size > 5000
 
 
 def test_micro_batches_of_different_sizes_and_windows_that_are_not_full(tmp_path):

@@ -17,12 +17,13 @@ from lightning_novograd.optim.larc.optimizer import LARC
 from lightning_novograd.optim.norms import placed_like, squared_norms
 from lightning_novograd.optim.wrapped import all_in
 from lightning_novograd.training.amp import loss_scale, skipped_on_device
+from lightning_novograd.training.callbacks.noise_scale import GradientNoiseScale
+from lightning_novograd.training.callbacks.pictures import METRICS, draw_layers
 
 __all__ = ["LayerMonitor"]
 
 log = logging.getLogger(__name__)
 
-METRICS = ("grad_norm", "second_moment", "update_ratio", "larc_clip_fraction")
 # More columns than this and the heat map has less than a pixel for each; then every other one is dropped.
 _MAX_RECORDS = 1024
 # LARC's factors that are kept as they come before they are counted, in calls of its step
@@ -52,8 +53,9 @@ class LayerMonitor(pl.Callback):
     - `layer_larc_clip_fraction/NAME`: in which fraction of the steps since the last record LARC's factor for the layer
       was below 1. Only under LARC.
 
-    When fit ends, `layers.png` shows all of them against optimizer steps. Records travel in the checkpoint, so the
-    picture of a resumed run begins at its first step. Layers that are thawed during the run appear from then on.
+    When fit ends, `layers.png` shows all of them against optimizer steps, and below them the gradient noise scale if
+    the Trainer has a `GradientNoiseScale` too. Records travel in the checkpoint, so the picture of a resumed run begins
+    at its first step. Layers that are thawed during the run appear from then on.
 
     Between records no value is fetched from the device, and nothing is computed but, every 64 steps, how many of LARC's
     factors were below 1. A record costs a copy of the weights
@@ -223,45 +225,9 @@ class LayerMonitor(pl.Callback):
             return
         folder = Path(trainer.default_root_dir if self.folder is None else self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        draw_layers(self.names, self.steps, torch.stack(self.records), folder / "layers.png")
-
-
-def draw_layers(names: Sequence[str], steps: Sequence[int], records: Tensor, path: Path) -> None:
-    """Write a heat map of every metric that has values: layers from top to bottom, optimizer steps from left to right.
-
-    Args:
-        names: of the layers.
-        steps: of the records, ascending.
-        records: (len(steps), len(METRICS), len(names)), NaN where there is no value.
-        path: the picture to write.
-
-    """
-    from matplotlib.figure import Figure
-
-    titles = {
-        "grad_norm": "gradient norm, log10",
-        "second_moment": "second moment, log10",
-        "update_ratio": "step / weights, log10",
-        "larc_clip_fraction": "clipped by LARC, fraction of steps",
-    }
-    shown = [index for index in range(len(METRICS)) if not records[:, index].isnan().all()]
-    figure = Figure(figsize=(2 + 5 * len(shown), min(3 + 0.16 * len(names), 60)), layout="constrained")
-    # each record stands for the steps since the one before
-    edges = [steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1), *steps]
-    for axes, index in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-        values = records[:, index].T
-        fraction = METRICS[index] == "larc_clip_fraction"
-        if not fraction:
-            values = values.log10()
-            values = values.masked_fill(~values.isfinite(), math.nan)
-        limits = {"vmin": 0.0, "vmax": 1.0} if fraction else {}
-        mesh = axes.pcolormesh(edges, range(len(names) + 1), values.numpy(), **limits)
-        figure.colorbar(mesh, ax=axes, location="top", label=titles[METRICS[index]])
-        axes.set_xlabel("optimizer step")
-    axes.invert_yaxis()
-    every = max(1, len(names) // 120)
-    figure.axes[0].set_yticks([i + 0.5 for i in range(0, len(names), every)], names[::every], fontsize=6)
-    figure.savefig(path, dpi=110)
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the Trainer's connector
+        noise = next((c.curves() for c in callbacks if isinstance(c, GradientNoiseScale) and c.records), None)
+        draw_layers(self.names, self.steps, torch.stack(self.records), folder / "layers.png", noise)
 
 
 def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:

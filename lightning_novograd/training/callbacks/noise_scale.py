@@ -19,6 +19,7 @@ from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.norms import squared_norms
 from lightning_novograd.optim.param_groups import matching
 from lightning_novograd.training.amp import loss_scale
+from lightning_novograd.training.callbacks.pictures import NoiseCurves, draw_noise
 
 __all__ = ["GradientNoiseScale"]
 
@@ -124,6 +125,17 @@ class GradientNoiseScale(pl.Callback):
     def running(self) -> RunningNoise:
         """The running means so far."""
         return self.records[-1].running if self.records else RunningNoise()
+
+    def curves(self) -> NoiseCurves:
+        """The records as they are drawn."""
+        means = [record.running.mean for record in self.records]
+        return NoiseCurves(
+            steps=[record.step for record in self.records],
+            scale=[mean.scale for mean in means],
+            batch_size=[record.batch_size for record in self.records],
+            sq_gradient=[mean.sq_gradient for mean in means],
+            trace=[mean.trace for mean in means],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The records so far, with their running means."""
@@ -254,25 +266,7 @@ class GradientNoiseScale(pl.Callback):
             return
         folder = Path(trainer.default_root_dir if self.folder is None else self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _draw(self.records, folder / "noise_scale.png")
-
-
-def _draw(records: Sequence[_Record], path: Path) -> None:
-    """Write the running noise scale and the batch over the two means that it is made of."""
-    from matplotlib.figure import Figure
-
-    steps = [record.step for record in records]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.plot(steps, [record.running.mean.scale for record in records], label="noise scale, running")
-    upper.plot(steps, [record.batch_size for record in records], "--", color="gray", label="global batch")
-    upper.set(ylabel="samples", yscale="log")
-    upper.legend()
-    lower.plot(steps, [record.running.mean.sq_gradient for record in records], label="|G|², running")
-    lower.plot(steps, [record.running.mean.trace for record in records], label="tr Σ, running")
-    lower.set(xlabel="optimizer step", yscale="log")
-    lower.legend()
-    figure.savefig(path, dpi=110)
+        draw_noise(self.curves(), folder / "noise_scale.png")
 
 
 def _dense(grad: Tensor) -> Tensor:
