@@ -1,10 +1,15 @@
 """`optim.ema`: the average is what is evaluated, the weights are what trains, and no checkpoint mixes them up."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import ROOT
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 from tiny_fit import PACKAGES, Net, block, loader, module_of, trainer
@@ -358,3 +363,29 @@ def test_build_optimizers_refuses_what_only_a_loop_can_do():
     ):
         build_optimizers(block(ema=0.9, sched=None), torch.nn.Linear(1, 1))
     assert AveragedModel  # what it tells of
+
+
+# ----------------------------------------------------------------------------------------------------- two processes
+
+
+def run_alone(out, processes, *ckpt):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = str(Path(__file__).with_name("ddp_ema.py"))
+    command = [sys.executable, *(launcher if processes > 1 else []), script, str(out), str(processes), *map(str, ckpt)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [torch.load(f"{out}-{rank}", weights_only=True) for rank in range(processes)]
+
+
+def test_all_ranks_have_the_average_of_one_process_and_resume_with_it(tmp_path):
+    [one], ranks = run_alone(tmp_path / "one", 1), run_alone(tmp_path / "two", 2)
+    assert one["steps"] == 8  # 4 + 1 + 3
+    for rank in ranks:
+        assert (rank["steps"], rank["lrs"]) == (one["steps"], one["lrs"])
+        torch.testing.assert_close(rank["validated"], one["validated"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rank["average"], ranks[0]["average"], rtol=0, atol=0)
+    resumed = run_alone(tmp_path / "rest", 2, tmp_path / "two-saved" / "epoch=0.ckpt")
+    for rank in resumed:
+        assert rank["lrs"] == one["lrs"][5:]
+        torch.testing.assert_close(rank["average"], ranks[0]["average"], rtol=0, atol=0)
