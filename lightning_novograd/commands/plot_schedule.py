@@ -115,6 +115,8 @@ def find_optim(document: Any) -> OptimConfig:
             return parse_optim({**_OPTIMIZER, "sched": schedule}, "optim")
         if "name" in document:
             return parse_optim(document, "optim")
+        if "sched" in document:
+            raise ConfigError("sched", "null; the learning rate is constant, and there is nothing to draw")
         if "defaults" in document:
             problem = "missing; Hydra takes it from another file of the defaults list. Draw the composed config, which"
             raise ConfigError("optim", f"{problem} the program writes with --cfg job --resolve")

@@ -239,6 +239,7 @@ def test_without_a_length_the_option_is_named(name, plot):
     ("text", "message"),
     [
         ("{name: sgd}", "optim.sched: missing; the learning rate is constant"),
+        ("{sched: null}", "sched: null; the learning rate is constant"),
         ("{lr: 1}", "optim: missing; the file needs an optim block at its top, as optim or as model.optim or as"),
         ("[1, 2]", "optim: missing"),
         ("", "optim: missing"),

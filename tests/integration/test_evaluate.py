@@ -189,7 +189,7 @@ def spoil(run: Path, how: str) -> None:
     ("how", "arguments", "message"),
     [
         ("no config", [], "error: RUN is no run folder of train.py: it has no .hydra/config.yaml"),
-        ("bad config", [], "error: RUN/.hydra/config.yaml cannot be read: while parsing"),
+        ("bad config", [], "error: RUN/.hydra/config.yaml: is not YAML: line "),
         ("no checkpoints", [], "error: there is no last.ckpt in RUN/checkpoints"),
         ("no last", [], "error: there is no last.ckpt in RUN/checkpoints; give the path of another one with --check"),
         ("no best", ["--checkpoint", "best"], "error: there is no best checkpoint in RUN/checkpoints: RUN/check"),

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.data.config import DataConfig
@@ -116,10 +115,10 @@ class TrainedRun:
         if not os.path.isfile(config):
             raise DataError(f"{folder} is no run folder of train.py: it has no .hydra/config.yaml")
         try:
-            settings = RunSettings.read(OmegaConf.load(config), "")
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{config} cannot be read: {reason}") from None
+            document = load_yaml(config)
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        settings = RunSettings.read(document, "")
         return cls(folder, settings, DataConfig.from_mapping(settings.data))
 
     def checkpoint(self, which: str | None = None) -> Path:
