@@ -1,24 +1,16 @@
 """One optimizer step does not depend on how its global batch is split over ranks and micro-batches."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("ddp_update.py")
 
 
 def train(manifest: Path, out: Path, batch_size: int, accumulate: int, world_size: int) -> dict:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    command = [sys.executable, *(launcher if world_size > 1 else []), str(SCRIPT)]
-    arguments = [str(manifest), str(out), *map(str, (batch_size, accumulate, world_size))]
-    done = subprocess.run(
-        command + arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(SCRIPT, world_size, manifest, out, batch_size, accumulate, world_size)
     return torch.load(out, weights_only=True)
 
 

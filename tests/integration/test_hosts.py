@@ -2,14 +2,12 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from ranks import run_ranks
 
 PAGE = (ROOT / "docs" / "hosts.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -52,17 +50,7 @@ def run(folder, section: str, changes: dict[str, str] | None = None, processes: 
     """What `AFTER` notes of the page's example with `changes`, and with lines about its block, in as many processes."""
     script = folder / "example.py"
     script.write_text(BEFORE + example("") + block + changed(example(section), changes or {}) + AFTER, "utf-8")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT / "tests"),
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(script, processes, cwd=folder, ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
     return json.loads((folder / "out.json").read_text())
 
 

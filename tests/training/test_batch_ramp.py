@@ -1,17 +1,14 @@
 """A batch that grows inside of an epoch: what each step is made of, its LR, the schedule's length, resuming."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import ROOT
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from ranks import run_ranks
 from tiny_fit import BLOCK, PACKAGES, Net, Numbers, Stream, loader, module_of, trainer
 from torch.utils.data import DataLoader
 
@@ -320,12 +317,7 @@ def test_two_fits_of_one_trainer():
 
 
 def run_alone(out, processes, *ckpt):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script = str(Path(__file__).with_name("ddp_batch_ramp.py"))
-    command = [sys.executable, *(launcher if processes > 1 else []), script, str(out), str(processes), *map(str, ckpt)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(Path(__file__).with_name("ddp_batch_ramp.py"), processes, out, processes, *ckpt)
     return torch.load(out, weights_only=True)
 
 

@@ -1,17 +1,14 @@
 """`optim.ema`: the average is what is evaluated, the weights are what trains, and no checkpoint mixes them up."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import ROOT
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
+from ranks import run_ranks
 from tiny_fit import PACKAGES, Net, block, loader, module_of, trainer
 from torch.optim.swa_utils import AveragedModel
 
@@ -369,12 +366,7 @@ def test_build_optimizers_refuses_what_only_a_loop_can_do():
 
 
 def run_alone(out, processes, *ckpt):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script = str(Path(__file__).with_name("ddp_ema.py"))
-    command = [sys.executable, *(launcher if processes > 1 else []), script, str(out), str(processes), *map(str, ckpt)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(Path(__file__).with_name("ddp_ema.py"), processes, out, processes, *ckpt)
     return [torch.load(f"{out}-{rank}", weights_only=True) for rank in range(processes)]
 
 
