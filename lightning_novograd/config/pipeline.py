@@ -14,7 +14,7 @@ from lightning_novograd.config.several import build_blocks, parse_blocks
 
 _OF_LIGHTNING = {
     "ema": "Lightning averages the weights (OptimMixin); in a loop of your own, leave it out and use "
-    "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))",
+    "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn({0.decay}))",
     "large_batch": "Lightning accumulates (OptimMixin); in a loop of your own, leave it out and step after "
     "solve_batch_ramp(...).plan_at(step).accumulate_grad_batches batches",
 }

@@ -29,9 +29,9 @@ def refuse_keys(config: OptimConfig, reasons: Mapping[str, str]) -> None:
 
     Args:
         config: the block.
-        reasons: why these keys are refused, and what to use instead.
+        reasons: why these keys are refused, and what to use instead; `{}` stands for the value.
 
     """
     for key, reason in reasons.items():
-        if getattr(config, key) is not None:
-            raise ConfigError(f"{config.path}.{key}", reason)
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(f"{config.path}.{key}", reason.format(value))
