@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_optimizer, clip_gradients
 from lightning_novograd.config.refusals import refuse_keys
-from lightning_novograd.config.schema import own_sched
 from lightning_novograd.config.several import submodule
 from lightning_novograd.errors import ConfigError
 
@@ -105,9 +104,7 @@ class OptimTrainerMixin(_Trainer):
 
 
 def _check_schedules(config: OptimConfig, args: Any) -> None:
-    for sched in (config.sched, *map(own_sched, config.param_groups)):
-        if sched is None:
-            continue
+    for sched in config.scheds:
         if issubclass(sched.entry.cls, ReduceLROnPlateau):
             _check_plateau(sched, args)
         elif sched.interval != "step" or sched.frequency != 1:
