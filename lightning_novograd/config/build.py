@@ -43,7 +43,7 @@ from lightning_novograd.config.schema import (
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.lr_scheduler.parts import PartsLR
+from lightning_novograd.lr_scheduler.parts import parts_scheduler
 from lightning_novograd.optim.param_groups import ParamGroup, ParamGroupRule, build_param_groups
 from lightning_novograd.optim.wrapped import full_name
 from lightning_novograd.ranges import BEYOND_FLOAT32, in_float32
@@ -130,7 +130,7 @@ def _build_schedulers(
     entries = [build_scheduler(part.sched, part.optimizer, run) for part in parts if part.sched is not None]
     if not entries:
         return {}
-    return {**entries[0], "scheduler": PartsLR(optimizer, [entry["scheduler"] for entry in entries])}
+    return {**entries[0], "scheduler": parts_scheduler(optimizer, [entry["scheduler"] for entry in entries])}
 
 
 def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None) -> dict[str, Any]:
@@ -212,10 +212,13 @@ def dry_build(config: OptimConfig) -> None:
         if not _has_own_schedules(config):
             parts = [Part([], config.sched, optimizer)]
         some_run = RunLength(_SOME_LENGTH, "some run", _SOME_LENGTH, steps_per_epoch=1)
+        schedulers = []
         for part in parts:
             if part.sched is not None:
                 length = part.sched.max_steps or _SOME_LENGTH if part.sched.needs_length else None
-                _new_schedule(part.sched, part.optimizer, length, lambda: some_run)
+                schedulers.append(_new_schedule(part.sched, part.optimizer, length, lambda: some_run)[1])
+        if _has_own_schedules(config):
+            parts_scheduler(optimizer, schedulers)
 
 
 def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:

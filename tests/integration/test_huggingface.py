@@ -99,6 +99,14 @@ def test_reduce_on_plateau_is_stepped_by_evaluations(tmp_path):
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.0001)
 
 
+def test_reduce_on_plateau_in_a_rule_too(tmp_path):
+    labels = {"num_train_epochs": 3, "label_names": ["y"]}
+    block = {**SGD, "param_groups": [{"match": "head.*", "sched": PLATEAU["sched"]}]}
+    run = trainer(tmp_path, block, eval_strategy="epoch", metric_for_best_model="loss", **labels)
+    run.train()
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.1, 0.0001])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
