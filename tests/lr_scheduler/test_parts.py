@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LRSchedule
 
 from lightning_novograd.config import build_optimizers
 from lightning_novograd.lr_scheduler import CosineAnnealing
+from lightning_novograd.lr_scheduler.curves import lr_curves, own_length, sampled_curves
 from lightning_novograd.lr_scheduler.parts import PartsLR, parts_scheduler, position
 from lightning_novograd.optim.composite import Composite
 
@@ -115,3 +116,42 @@ def test_parts_under_larc():
     result["optimizer"].load_state_dict(result["optimizer"].state_dict())
     assert scheduler.parts == [[0], [1]]
     assert scheduler.get_last_lr() == [0.0, 0.0]
+
+
+RULES = [
+    {"match": "bias", "sched": {"name": "polynomial", "power": 1.0}},
+    {"match": "weight", "optimizer": {"name": "adamw", "lr": 0.3}},
+]
+
+
+@pytest.mark.parametrize("sched", [None, {"name": "cosine", "warmup_steps": 50}])
+def test_curves_of_long_runs_are_sampled_where_all_parts_are_closed_forms(sched):
+    result = built({"sched": sched, "param_groups": RULES}, max_steps=20_000)
+    scheduler, before = (
+        result["lr_scheduler"]["scheduler"],
+        copy.deepcopy(result["lr_scheduler"]["scheduler"].state_dict()),
+    )
+    curves = lr_curves(scheduler, 20_000)
+    positions, sampled = sampled_curves(scheduler, 300_000)
+    assert len(positions) < 5000
+    for samples, curve in zip(sampled, curves, strict=True):
+        for place, lr in zip(positions, samples, strict=True):
+            assert lr == pytest.approx(curve[min(place, 19_999)], abs=1e-5)
+    assert scheduler.state_dict() == before
+
+
+def test_a_part_without_a_closed_form_is_named():
+    optimizer = two_parts()
+    first, second = parts_of(optimizer)
+    chain = ChainedScheduler([StepLR(first, step_size=2)])
+    scheduler = parts_scheduler(optimizer, [CosineAnnealing(second, max_steps=9), chain])
+    with pytest.raises(ValueError, match="the LR of ChainedScheduler is known only step by step"):
+        sampled_curves(scheduler, 300_000)
+
+
+def test_the_length_of_parts_is_that_of_the_longest():
+    optimizer = two_parts()
+    first, second = parts_of(optimizer)
+    ends = [CosineAnnealing(part, max_steps=steps) for part, steps in ((first, 9), (second, 20))]
+    assert own_length(parts_scheduler(optimizer, ends)) == 21
+    assert own_length(parts_scheduler(optimizer, [ends[0], StepLR(second, step_size=2)])) is None
