@@ -8,7 +8,7 @@ from lightning_novograd.config.build import dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse.optim import parse_block
-from lightning_novograd.config.refusals import refuse_keys
+from lightning_novograd.config.refusals import refuse_keys, refuse_sched_keys
 from lightning_novograd.config.schema import OptimConfig
 from lightning_novograd.config.several import build_blocks, parse_blocks
 
@@ -17,6 +17,10 @@ _OF_LIGHTNING = {
     "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))",
     "large_batch": "Lightning accumulates (OptimMixin); in a loop of your own, leave it out and step after "
     "solve_batch_ramp(...).plan_at(step).accumulate_grad_batches batches",
+}
+_OF_MANUAL_OPTIMIZATION = {
+    "steps_per_batch": "here nobody counts batches, as OptimMixin does under manual optimization; leave it out and "
+    "give max_steps in steps of this optimizer",
 }
 
 
@@ -62,7 +66,7 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
 
     Raises:
         ConfigError: a block that does not parse or does not fit the module or the length of the run, or one with
-            `ema` or `large_batch`, which need more than an optimizer.
+            `ema`, `large_batch` or `steps_per_batch`, which need more than an optimizer.
 
     Example:
         >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
@@ -75,4 +79,6 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
     for config in configs.values():
         refuse_keys(config, _OF_LIGHTNING)
     built = build_blocks(configs, module, lambda _: max_steps)
+    for config in configs.values():
+        refuse_sched_keys(config, _OF_MANUAL_OPTIMIZATION)
     return built.get("", built)

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 
 from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_optimizer, clip_gradients
-from lightning_novograd.config.refusals import refuse_keys
+from lightning_novograd.config.refusals import refuse_keys, refuse_sched_keys
 from lightning_novograd.config.several import submodule
 from lightning_novograd.errors import ConfigError
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-# arguments that say what the block says
 # what the block has for a trainer that asks it
 _NOT_HERE = {
     "ema": "this Trainer does not average weights; leave it out and use a callback of your own",
     "large_batch": "this Trainer accumulates evenly; use gradient_accumulation_steps",
 }
+_NOT_IN_SCHEDULES = {"steps_per_batch": "this Trainer steps the optimizer and knows its steps; leave it out"}
+# arguments that say what the block says
 _REPLACED = (
     "learning_rate",
     "weight_decay",
@@ -77,6 +78,7 @@ class OptimTrainerMixin(_Trainer):
                 raise TypeError(f"{type(self).__name__}: {name} and optim both say which optimizer is used; give one")
         self.optim_config = parse_optim(optim)
         refuse_keys(self.optim_config, _NOT_HERE)
+        refuse_sched_keys(self.optim_config, _NOT_IN_SCHEDULES)
         self._built: tuple[Optimizer, Callable[..., dict[str, Any]]] | None = None
         super().__init__(*args, **kwargs)
         _check_schedules(self.optim_config, self.args)

@@ -53,6 +53,16 @@ def test_an_average_of_weights_is_refused(tmp_path):
         trainer(tmp_path, {**SGD, "ema": 0.999})
 
 
+def test_a_pace_of_manual_optimization_is_refused(tmp_path):
+    sched = {"name": "cosine", "steps_per_batch": 2}
+    for block, where in (
+        ({"sched": sched}, "sched"),
+        ({"param_groups": [{"match": "*", "sched": sched}]}, "param_groups"),
+    ):
+        with pytest.raises(ConfigError, match=rf"optim\.{where}.*steps_per_batch: 2, but this Trainer steps"):
+            trainer(tmp_path, {**SGD, **block})
+
+
 def test_without_sched_the_lr_is_constant(tmp_path):
     run = trainer(tmp_path, SGD)
     run.train()
