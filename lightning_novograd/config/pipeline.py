@@ -56,7 +56,8 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         cfg: an `OptimConfig`, or whatever `parse_optim` takes; or several blocks by name.
         module: whose parameters are optimized, of several blocks those of its submodules that they name.
         max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
-            called at most once, after everything else is built, and only if the length is needed.
+            called at most once, after everything else is built, and only if the length is needed. A `RunLength`
+            in its place says what epochs are, for a schedule that counts them.
 
     Returns:
         `{"optimizer": ...}`, with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`, and where
