@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_novograd.config.schema import OptimConfig, SchedConfig, own_sched
+from lightning_novograd.config.schema import OptimConfig, SchedConfig
 from lightning_novograd.errors import ConfigError
 
 _FEW = 2  # steps more or less than expected
@@ -21,8 +21,8 @@ def check_pace(config: OptimConfig, automatic: bool) -> None:
         ConfigError: it is given under automatic optimization.
 
     """
-    for sched in (config.sched, *map(own_sched, config.param_groups)):
-        if automatic and sched is not None and sched.steps_per_batch is not None:
+    for sched in config.scheds:
+        if automatic and sched.steps_per_batch is not None:
             problem = (
                 f"{sched.steps_per_batch:g}, but Lightning steps the optimizer and counts; for manual optimization"
             )

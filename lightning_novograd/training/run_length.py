@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
-from lightning_novograd.config.schema import OptimConfig, SchedulerSpec, own_sched
+from lightning_novograd.config.schema import OptimConfig, SchedulerSpec
 from lightning_novograd.large_batch import BatchRamp
 from lightning_novograd.log import rank_zero_logger
 
@@ -188,8 +188,7 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
     (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
-    scheds = [sched for sched in (config.sched, *map(own_sched, config.param_groups)) if sched is not None]
-    numbers_in_block = (number for sched in scheds for number in _numbers(vars(sched)))
+    numbers_in_block = (number for sched in config.scheds for number in _numbers(vars(sched)))
     steps = 1_000_000 + sum(math.ceil(value) for value in numbers_in_block if value >= 1)
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)
 
