@@ -32,10 +32,11 @@ from lightning_novograd.training.checkpoint.resume import ResumeCheck
 from lightning_novograd.training.checkpoint.snapshot import copy_hparams, read_checkpoint
 from lightning_novograd.training.checkpoint.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
 from lightning_novograd.training.clipping import check_clipping
-from lightning_novograd.training.manual import check_pace, warn_of_other_pace
+from lightning_novograd.training.manual import PaceWatch, check_pace
 from lightning_novograd.training.packages import lightning_of, package_of
 from lightning_novograd.training.run_length import run_length
 from lightning_novograd.training.thawed import follow_rules, thawed_groups
+from lightning_novograd.training.watchers import Watcher, put_first
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
@@ -178,9 +179,17 @@ class OptimMixin(_LightningModule):
             if config.clips or trainer.gradient_clip_val:
                 leave_unscaling_to_scaler(built["optimizer"])
             self._watch(index, config, built)
+        put_first(trainer, self._watchers(all_built))
         self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
         self._is_configured = True
         return all_built.get("", [*all_built.values()])
+
+    def _watchers(self, all_built: dict[str, dict[str, Any]]) -> list[Watcher]:
+        """What sees this fit, whatever hooks the module overrides."""
+        if self.automatic_optimization:
+            return []
+        pairs = ((config.stepped, all_built[name].get("lr_scheduler")) for name, config in self.optim_configs.items())
+        return [PaceWatch((sched, entry["scheduler"]) for sched, entry in pairs if sched is not None and entry)]
 
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
@@ -228,17 +237,6 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: leave the weights that are evaluated in the trained model."""
         super().on_train_end()
         self._tell("eval")
-
-    def on_train_epoch_end(self) -> None:
-        """Lightning's hook: under manual optimization, see whether the schedules were stepped as expected."""
-        super().on_train_epoch_end()
-        trainer = self.trainer
-        if self.automatic_optimization or trainer.current_epoch or trainer.ckpt_path:
-            return
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        scheduled = [config for config in self.optim_configs.values() if config.stepped is not None]
-        if len(schedulers) == len(scheduled):
-            warn_of_other_pace(scheduled, schedulers, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
