@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +23,7 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.accumulation import new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.averaging.ema import new_averaging, resume_weights, save_average
-from lightning_novograd.training.averaging.schedule_free import save_evaluated, tell
+from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
 from lightning_novograd.training.block import built_by_cli, parse_assigned
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
@@ -71,7 +71,8 @@ class OptimMixin(_LightningModule):
     skipped does not advance it. Where a checkpoint brings back other settings than the block has, a warning says so
     (`ResumeCheck`). Checkpoints hold hyper-parameters as plain data: they load with `weights_only=True`.
 
-    A module's own hooks must call `super()`'s, `on_save_checkpoint` and `on_load_checkpoint` too.
+    Where a module overrides a hook that is defined here, as `on_save_checkpoint` or `configure_callbacks`, it must call
+    `super()`'s. What sees the course of a fit is callbacks, which the hooks `on_train_start` and so on do not turn off.
 
     Example:
         >>> import torch, lightning.pytorch as pl
@@ -94,7 +95,6 @@ class OptimMixin(_LightningModule):
     _saved_optimizers: list[str] | None = None
     _attached = False
     _callbacks_asked = False  # whether Lightning has the callbacks of ours
-    _told_to_train = False  # whether optimizers have the weights that train, and others to evaluate
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -186,10 +186,15 @@ class OptimMixin(_LightningModule):
 
     def _watchers(self, all_built: dict[str, dict[str, Any]]) -> list[Watcher]:
         """What sees this fit, whatever hooks the module overrides."""
-        if self.automatic_optimization:
-            return []
-        pairs = ((config.stepped, all_built[name].get("lr_scheduler")) for name, config in self.optim_configs.items())
-        return [PaceWatch((sched, entry["scheduler"]) for sched, entry in pairs if sched is not None and entry)]
+        watchers: list[Watcher] = []
+        if told := [built["optimizer"] for built in all_built.values() if averages_itself(built["optimizer"])]:
+            watchers.append(Teller(told))
+        if not self.automatic_optimization:
+            entries = (
+                (config.stepped, all_built[name].get("lr_scheduler")) for name, config in self.optim_configs.items()
+            )
+            watchers.append(PaceWatch((sched, entry["scheduler"]) for sched, entry in entries if sched and entry))
+        return watchers
 
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
@@ -212,31 +217,6 @@ class OptimMixin(_LightningModule):
 
         """
         return thawed_groups(self._single("optimizer"), self, list(params))
-
-    def _tell(self, mode: Literal["train", "eval"]) -> None:
-        self._told_to_train = tell(self.trainer, mode) and mode == "train"
-
-    def on_train_start(self) -> None:
-        """Lightning's hook: tell optimizers that average weights themselves that training begins."""
-        super().on_train_start()
-        self._tell("train")
-
-    def on_validation_model_eval(self) -> None:
-        """Lightning's hook: tell them that an evaluation comes."""
-        super().on_validation_model_eval()
-        if self.trainer.state.fn == "fit":
-            self._tell("eval")
-
-    def on_validation_end(self) -> None:
-        """Lightning's hook, after checkpoints were saved: tell them that training goes on."""
-        super().on_validation_end()
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._tell("train")
-
-    def on_train_end(self) -> None:
-        """Lightning's hook: leave the weights that are evaluated in the trained model."""
-        super().on_train_end()
-        self._tell("eval")
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
@@ -277,8 +257,7 @@ class OptimMixin(_LightningModule):
         super().on_save_checkpoint(checkpoint)
         if self._trainer is not None:
             save_average(self._trainer, checkpoint)
-            if self._told_to_train:
-                save_evaluated(self._trainer, checkpoint)
+            save_evaluated(self._trainer, checkpoint)
         if self._is_configured:
             names = [config.optimizer_names for config in self.optim_configs.values()]
             checkpoint[_OPTIMIZER] = names[0] if len(names) == 1 else names
