@@ -22,7 +22,7 @@ from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.accumulation import new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
-from lightning_novograd.training.averaging.ema import new_averaging, resume_weights, save_average
+from lightning_novograd.training.averaging.ema import end_averaging, new_averaging, resume_weights, save_average
 from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
 from lightning_novograd.training.block import built_by_cli, parse_assigned
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
@@ -150,10 +150,11 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: what averages the weights or accumulates, if the block says `ema` or `large_batch`."""
         callbacks: Any = super().configure_callbacks()
         self._callbacks_asked = True
-        config = self.optim_configs.get("") if self._has_block else None
-        if config is None or self.trainer.state.fn != "fit":
+        if self.trainer.state.fn != "fit":
             return callbacks
-        ours = [new(config, self) for key, new in _CALLBACKS.items() if getattr(config, key) is not None]
+        config = self.optim_configs.get("") if self._has_block else None
+        ours = [new(config, self) for key, new in _CALLBACKS.items() if config and getattr(config, key) is not None]
+        end_averaging(self.trainer, self)
         return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *ours] if ours else callbacks
 
     def configure_optimizers(self) -> Any:
