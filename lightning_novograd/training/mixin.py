@@ -6,8 +6,8 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_novograd.config import OptimConfig, SchedConfig
-from lightning_novograd.config.optimizers import learning_rate
 from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
@@ -24,7 +23,7 @@ from lightning_novograd.training.accumulation import new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.averaging.ema import end_averaging, new_averaging, resume_weights, save_average
 from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
-from lightning_novograd.training.block import built_by_cli, parse_assigned
+from lightning_novograd.training.block import BlockLr, FoundLr, built_by_cli, parse_assigned, seeks_lr
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
 from lightning_novograd.training.checkpoint.reading import loaded, loaded_hparams
@@ -71,6 +70,9 @@ class OptimMixin(_LightningModule):
     skipped does not advance it. Where a checkpoint brings back other settings than the block has, a warning says so
     (`ResumeCheck`). Checkpoints hold hyper-parameters as plain data: they load with `weights_only=True`.
 
+    Lightning's LR finder writes what it finds into a single block. `lr` is the block's, too, unless the module has an
+    attribute `lr` of its own (`BlockLr`).
+
     Where a module overrides a hook that is defined here, as `on_save_checkpoint` or `configure_callbacks`, it must call
     `super()`'s. What sees the course of a fit is callbacks, which the hooks `on_train_start` and so on do not turn off.
 
@@ -88,6 +90,7 @@ class OptimMixin(_LightningModule):
 
     """
 
+    lr: Any = BlockLr()
     _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
     _is_configured = False  # whether the trainer has our optimizers
@@ -103,6 +106,9 @@ class OptimMixin(_LightningModule):
         for base in cls.__mro__[: cls.__mro__.index(OptimMixin)]:
             if package_of(base) is not None and "configure_optimizers" in vars(base):
                 raise TypeError(f"{cls.__name__}: OptimMixin must come before {base.__name__} in the list of bases")
+        lrs = [vars(base)["lr"] for base in cls.__mro__ if "lr" in vars(base) and base is not OptimMixin]
+        if lrs and isinstance(getattr_static(cls, "lr"), BlockLr):
+            cls.lr = lrs[0]  # a base's, which comes after the mixin
 
     @property
     def optim_config(self) -> Any:
@@ -123,18 +129,6 @@ class OptimMixin(_LightningModule):
                 raise ConfigError("optim", f"{type(self).__name__} has {problem}")
             self._optim_configs = parse_assigned(hparams["optim"], by_cli="_instantiator" in hparams)
         return self._optim_configs
-
-    @property
-    def lr(self) -> float:
-        """The block's learning rate; Lightning's LR finder reads it and writes the one that it has found."""
-        if not self._has_block or "" not in self.optim_configs:
-            raise AttributeError(f"{type(self).__name__} has no single optim block, whose lr this would be")
-        return learning_rate(self.optim_configs[""])
-
-    @lr.setter
-    def lr(self, lr: float) -> None:
-        config = self._single("lr")
-        self.optim_config = replace(config, args={**config.args, "lr": lr})
 
     @property
     def _has_block(self) -> bool:
@@ -187,7 +181,7 @@ class OptimMixin(_LightningModule):
 
     def _watchers(self, all_built: dict[str, dict[str, Any]]) -> list[Watcher]:
         """What sees this fit, whatever hooks the module overrides."""
-        watchers: list[Watcher] = []
+        watchers: list[Watcher] = [FoundLr()] if "" in all_built and seeks_lr(self.trainer) else []
         if told := [built["optimizer"] for built in all_built.values() if averages_itself(built["optimizer"])]:
             watchers.append(Teller(told))
         if not self.automatic_optimization:
