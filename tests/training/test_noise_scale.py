@@ -72,7 +72,7 @@ def mixed_precision():
 
 
 def expected(net, windows, named):
-    """The estimates of each window of micro-batches that use what is looked at, at the weights that the net has then."""
+    """The estimates of each window, from the batches that use the parameters, at the weights that the net has then."""
     params = {name: p for name, p in net.named_parameters() if name.startswith(named)}
     optimizer = net.build(net.parameters())
     noises = []
