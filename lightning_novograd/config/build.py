@@ -69,7 +69,7 @@ def build(config: OptimConfig, module: nn.Module, max_steps: Length = None) -> d
         ConfigError: the config does not fit the module or the length of the run.
 
     """
-    built = _build_of_parts(config, _parts_of(module, config), max_steps)
+    built = _build_of_parts(config, parts_of(config, module), max_steps)
     _log_groups(built["optimizer"])
     return built
 
@@ -82,14 +82,14 @@ def build_optimizer(config: OptimConfig, module: nn.Module) -> tuple[Optimizer, 
         `build`, an empty one for a block without a schedule.
 
     """
-    parts = _parts_of(module, config)
+    parts = parts_of(config, module)
     optimizer = whole(config, parts)
     _log_groups(optimizer)
     return optimizer, partial(_build_schedulers, config, parts, optimizer)
 
 
-def _parts_of(module: nn.Module, config: OptimConfig) -> list[Part]:
-    """The optimizers of the module's parameters."""
+def parts_of(config: OptimConfig, module: nn.Module) -> list[Part]:
+    """The optimizers of the module's parameters, which `whole` makes one; exceptions as in `build`."""
     groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
     parts = build_parts(config, groups)
     check_gradients(config, parts, module)

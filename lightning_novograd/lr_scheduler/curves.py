@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_novograd.lr_scheduler import pytorch
 from lightning_novograd.lr_scheduler.base import ClosedFormLR
+from lightning_novograd.lr_scheduler.parts import PartsLR
 
 Curves = list[list[float]]
 
@@ -91,6 +92,9 @@ def own_length(scheduler: LRScheduler) -> int | None:
         phases = scheduler.phases()
         last_step = phases[-1].last_step if phases else None
         return None if last_step is None else last_step + 1
+    if isinstance(scheduler, PartsLR):
+        ends = [end for part in scheduler._schedulers if (end := own_length(part)) is not None]
+        return max(ends, default=None)
     return pytorch.own_length(scheduler)
 
 
