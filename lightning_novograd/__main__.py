@@ -69,8 +69,9 @@ def _add_plot_schedule(commands: Any) -> None:
     command = commands.add_parser(
         "plot-schedule",
         help="draw the learning rate of a config",
-        description="Draw the learning rate that an optim block gives, a line per param group, phases marked. No model "
-        "is built. The picture is as long as the run; without the options that say it, as the schedule.",
+        description="Draw the learning rate that an optim block gives, a line per param group, phases marked, "
+        "several blocks below each other. No model is built. The picture is as long as the run; without the options "
+        "that say it, as the schedule.",
     )
     command.add_argument(
         "config",

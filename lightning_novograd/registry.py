@@ -41,6 +41,7 @@ class Entry:
         aliases: further names.
         ranges: by argument, where the class itself would fail later or never.
         check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
+        needs: by argument, the one without which it has no effect.
         interval: schedulers: how often Lightning steps it unless the config says so.
         length: schedulers: the argument that takes the length of the run.
         length_parts: schedulers: arguments that say the length together, in place of `length`.
@@ -55,6 +56,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
     ranges: Mapping[str, Range] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
     interval: Interval = "step"
     length: str | None = None
     length_parts: tuple[str, ...] = ()
@@ -133,7 +135,8 @@ class _Registry:
         known = self._known_of(cls)
         takes_length = self.kind == "scheduler" and length is not None and _takes(cls, length)
         given = {"aliases": (), **{key: value for key, value in facts.items() if value is not None}}
-        given["ranges"] = {**known.ranges, **given.get("ranges", {})}
+        for fact in ("ranges", "needs"):
+            given[fact] = {**getattr(known, fact), **given.get(fact, {})}
         return replace(known, **given, name=name, interval=interval, length=length if takes_length else None)
 
     def _known_of(self, cls: type) -> Entry:
@@ -145,7 +148,8 @@ class _Registry:
         if nearest.cls is cls:
             return nearest
         ranges = {name: allowed.of_numbers() for name, allowed in nearest.ranges.items()}
-        return Entry("", self.kind, cls, ranges=ranges, check=nearest.check, watches_metric=nearest.watches_metric)
+        known = replace(Entry("", self.kind, cls), ranges=ranges, check=nearest.check, needs=nearest.needs)
+        return replace(known, watches_metric=nearest.watches_metric)
 
     def get(self, name: str, path: str) -> Entry:
         _import_built_in()
@@ -240,6 +244,7 @@ def register_optimizer(
     aliases: Iterable[str] = (),
     ranges: Mapping[str, Range] | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
+    needs: Mapping[str, str] | None = None,
     help: str = "",
     paper: str = "",
 ) -> Callable[[type], type] | type:
@@ -252,6 +257,7 @@ def register_optimizer(
         ranges: what numbers its arguments may have, where the class does not check them; a subclass of a registered
             class inherits them, and the check.
         check: raises a ConfigError, with the argument's name as `path`, for arguments that do not go together.
+        needs: by argument, the one without which it has no effect: a block that gives the first alone is refused.
         help: one line for `describe`; the docstring's first line if empty.
         paper: link; the docstring's first link to a paper if empty.
 
@@ -266,7 +272,7 @@ def register_optimizer(
         >>> unregister_optimizer("my_sgd")
 
     """
-    meta = {"ranges": ranges, "check": check, "_help": help, "_paper": paper}
+    meta = {"ranges": ranges, "check": check, "needs": needs, "_help": help, "_paper": paper}
     return _register(OPTIMIZERS, name, cls, aliases=tuple(aliases), **meta)
 
 

@@ -55,6 +55,8 @@ optim:
 - An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.
 - Numbers are in range in float32 too: 1e39 is infinite there, and 0.99999999 is 1. Where the weights are float16
   (`precision: 16-true`), torch's Adam and its kin need an `eps` that float16 holds (1.0e-4).
+- What would do nothing is refused, as `luc_trust` without `luc` or `dampening` without `momentum`; so is what can only
+  fail in the first step, as `differentiable: true` and SparseAdam for parameters that are no sparse embedding's.
 - Everything becomes plain Python before it reaches an optimizer: checkpoints load with `weights_only=True`.
 - `python -m lightning_novograd describe optimizer NAME` (or `scheduler NAME`) lists the arguments of any of them.
 """

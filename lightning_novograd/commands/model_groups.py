@@ -8,18 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from lightning_novograd.commands.plot_schedule import find_optim
+from lightning_novograd.config.build import parts_of
 from lightning_novograd.config.data import load_yaml
-from lightning_novograd.config.optimizers import build_parts, whole
+from lightning_novograd.config.files import find_blocks
+from lightning_novograd.config.optimizers import whole
 from lightning_novograd.config.report import group_table
+from lightning_novograd.config.several import check_owners, submodule
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.optim.param_groups import build_param_groups
 
 _OPTION = "--model"
 
 
 def describe_model(name: str, config: Path) -> str:
-    """The param groups of a model as a table, and the parameters of each.
+    """The param groups of a model as a table, and the parameters of each; for several blocks, of each block.
 
     Args:
         name: `module:Class` or `module:function`, which is called without arguments and returns a model.
@@ -29,13 +30,20 @@ def describe_model(name: str, config: Path) -> str:
         ConfigError: no such model, or a block that does not fit it.
 
     """
-    optim = find_optim(load_yaml(config))
-    model = _model(name)
-    groups = build_param_groups(model, optim.param_groups, optim.no_decay, optim.path, optim.layer_decay)
-    optimizer = whole(optim, build_parts(optim, groups))
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    lists = (f"{group.name or 'default'}: {', '.join(names[p] for p in group.params)}" for group in groups)
-    return "\n\n".join([group_table(optimizer), *lists])
+    blocks, model = find_blocks(load_yaml(config)), _model(name)
+    modules = {name: submodule(model, block) for name, block in blocks.items()}
+    parts = {name: parts_of(block, modules[name]) for name, block in blocks.items()}
+    optimizers = {name: whole(block, parts[name]) for name, block in blocks.items()}
+    left = check_owners(blocks, optimizers, model)
+    paragraphs = []
+    for name, block in blocks.items():
+        names = {parameter: name for name, parameter in modules[name].named_parameters()}
+        groups = [group for part in parts[name] for group in part.groups]
+        of_module = f", of {block.module}" if block.module != name else ""
+        of_block = [f"{name}{of_module}:"] if name else []
+        lists = (f"{group.name or 'default'}: {', '.join(names[p] for p in group.params)}" for group in groups)
+        paragraphs += ["\n".join([*of_block, group_table(optimizers[name])]), *lists]
+    return "\n\n".join([*paragraphs, *([f"no optimizer: {', '.join(left)}"] if left else [])])
 
 
 def _model(name: str) -> nn.Module:

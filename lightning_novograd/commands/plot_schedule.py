@@ -2,27 +2,20 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from torch.optim.lr_scheduler import ConstantLR
 
-from lightning_novograd.commands.describe import entry_of
 from lightning_novograd.commands.output import check_folder, whole_file
-from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
+from lightning_novograd.config import OptimConfig, RunLength, SchedConfig
 from lightning_novograd.config.build import build_of_groups, some_groups
-from lightning_novograd.config.data import load_yaml, select
+from lightning_novograd.config.data import load_yaml
+from lightning_novograd.config.files import find_blocks, schedule_alone
+from lightning_novograd.config.schema import own_sched
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, choices
-from lightning_novograd.lr_scheduler.plot import own_length, plot_schedule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# What has no optim block around it is drawn with
-_OPTIMIZER = {"name": "sgd", "lr": 1.0, "momentum": 0.9}
-# Where a config may have its optim block; the last is LightningCLI's
-_PLACES = ("optim", "model.optim", "model.init_args.optim")
+from lightning_novograd.lr_scheduler.plot import Drawing, drawing, own_length, plot_schedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +68,8 @@ class RunOptions:
 def draw(config: Path, out: Path, run: RunOptions) -> None:
     """Write a picture of LR against steps (epochs, if the schedule is stepped once per epoch), a line per param group.
 
-    It is as long as the run; where `run` does not say how long that is, as the schedule.
+    It is as long as the run; where `run` does not say how long that is, as the schedule. Several blocks are drawn one
+    below the other.
 
     Args:
         config: YAML file with the optim block at its top, as `optim`, `model.optim` or `model.init_args.optim`; or with
@@ -91,56 +85,43 @@ def draw(config: Path, out: Path, run: RunOptions) -> None:
     _check_output(out)
     document = load_yaml(config)
     try:
-        optim = find_optim(document)
-        title = f"{optim.name}, " if _schedule_alone(document) is None else ""
-        figure = _figure(optim, run, title)
+        drawings = _drawings(find_blocks(document), run, with_optimizer=schedule_alone(document) is None)
     except ConfigError as error:
         raise ConfigError(str(config), str(error)) from error
+    figure = plot_schedules(drawings)
     with whole_file(out) as partial:
         figure.savefig(partial, dpi=150)
 
 
-def find_optim(document: Any) -> OptimConfig:
-    """The optim block of a loaded YAML file.
-
-    Raises:
-        ConfigError: there is none.
-
-    """
-    if isinstance(document, DictConfig):
-        for path in _PLACES:
-            if (block := select(document, path)) is not None:
-                return parse_optim(block, path)
-        if (schedule := _schedule_alone(document)) is not None:
-            return parse_optim({**_OPTIMIZER, "sched": schedule}, "optim")
-        if "name" in document:
-            return parse_optim(document, "optim")
-        if "sched" in document:
-            raise ConfigError("sched", "null; the learning rate is constant, and there is nothing to draw")
-        if "defaults" in document:
-            problem = "missing; Hydra takes it from another file of the defaults list. Draw the composed config, which"
-            raise ConfigError("optim", f"{problem} the program writes with --cfg job --resolve")
-    raise ConfigError("optim", f"missing; the file needs an optim block at its top, as {' or as '.join(_PLACES)}")
+def _drawings(blocks: Mapping[str, OptimConfig], options: RunOptions, with_optimizer: bool) -> list[Drawing]:
+    """What is drawn of each block; where another one has a schedule, a block without has a line as long."""
+    drawn: dict[str, Drawing] = {}
+    for name, optim in blocks.items():
+        if optim.stepped is not None:
+            of_optimizer = f"{optim.optimizer_names}, " if with_optimizer else ""
+            drawn[name] = _drawing(optim, options, f"{name}: {of_optimizer}" if name else of_optimizer)
+    if not drawn:
+        if "" not in blocks:
+            raise ConfigError("optim", "no block has a schedule; the learning rates are constant")
+        raise ConfigError(f"{blocks[''].path}.sched", "missing; the learning rate is constant")
+    longest = max(drawn.values(), key=lambda one: one.steps)
+    for name, optim in blocks.items():
+        if optim.stepped is None:
+            optimizer = build_of_groups(optim, some_groups(optim))["optimizer"]
+            title = f"{name}: {optim.optimizer_names}, constant"
+            constant = ConstantLR(optimizer, factor=1.0)
+            drawn[name] = drawing(constant, longest.steps, title=title, xlabel=longest.xlabel)
+    return [drawn[name] for name in blocks]
 
 
-def _schedule_alone(document: Any) -> Any:
-    """The schedule of a file that has no optimizer, at its top or as `sched`; None if it is no such file."""
-    if not isinstance(document, DictConfig) or any(select(document, path) is not None for path in _PLACES):
-        return None
-    if "name" not in document:
-        return select(document, "sched")
-    try:
-        return document if entry_of(str(select(document, "name"))).kind == "scheduler" else None
-    except ConfigError:
-        return None  # as what it is said to be unknown, the block of an optimizer
-
-
-def _figure(optim: OptimConfig, options: RunOptions, title: str) -> "Figure":
-    sched, path = optim.sched, f"{optim.path}.sched"
-    if sched is None:
-        raise ConfigError(path, "missing; the learning rate is constant")
-    if sched.reduce_on_plateau:
-        raise ConfigError(f"{path}.name", f"{sched.name} follows a metric; it has no curve to draw")
+def _drawing(optim: OptimConfig, options: RunOptions, title: str) -> Drawing:
+    """Of a block with a schedule, its own or one of a rule."""
+    scheds = [sched for sched in (optim.sched, *map(own_sched, optim.param_groups)) if sched is not None]
+    for sched in scheds:
+        if sched.reduce_on_plateau:
+            raise ConfigError(f"{sched.path}.name", f"{sched.name} follows a metric; it has no curve to draw")
+    # all are stepped together; one that counts epochs has more to ask
+    sched = next((sched for sched in scheds if sched.max_epochs is not None), scheds[0])
     run = options.run_length(sched)
     try:
         with warnings.catch_warnings():
@@ -154,14 +135,16 @@ def _figure(optim: OptimConfig, options: RunOptions, title: str) -> "Figure":
     if length is not None:
         steps: int | None = math.ceil(length / sched.frequency)
     else:
-        steps = _own_steps(sched, options.steps_per_epoch) or own_length(scheduler)
+        ends = [end for each in scheds if (end := _own_steps(each, options.steps_per_epoch)) is not None]
+        steps = max(ends) if ends else own_length(scheduler)
+    names = ", ".join(dict.fromkeys(each.name for each in scheds))
     if steps is None:
-        raise ConfigError(path, f"{sched.name} (interval: {sched.interval}) has no end of its own; {run.source}")
+        raise ConfigError(sched.path, f"{names} (interval: {sched.interval}) has no end of its own; {run.source}")
     xlabel = unit if sched.frequency == 1 else f"scheduler step, one every {sched.frequency} {unit}s"
     try:
-        return plot_schedule(scheduler, steps, title=title + sched.name, xlabel=xlabel)
+        return drawing(scheduler, steps, title=title + names, xlabel=xlabel)
     except ValueError as error:
-        raise ConfigError(path, f"{sched.name} cannot be stepped {steps} times ({run.source}): {error}") from error
+        raise ConfigError(sched.path, f"{names} cannot be stepped {steps} times ({run.source}): {error}") from error
 
 
 def _own_steps(sched: SchedConfig, steps_per_epoch: int | None) -> int | None:

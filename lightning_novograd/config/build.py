@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.gradients import check_gradients
 from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
 from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
 from lightning_novograd.config.refusals import join, named, said
@@ -68,8 +69,7 @@ def build(config: OptimConfig, module: nn.Module, max_steps: Length = None) -> d
         ConfigError: the config does not fit the module or the length of the run.
 
     """
-    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
-    built = build_of_groups(config, groups, max_steps)
+    built = _build_of_parts(config, parts_of(config, module), max_steps)
     _log_groups(built["optimizer"])
     return built
 
@@ -82,11 +82,18 @@ def build_optimizer(config: OptimConfig, module: nn.Module) -> tuple[Optimizer, 
         `build`, an empty one for a block without a schedule.
 
     """
-    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
-    parts = build_parts(config, groups)
+    parts = parts_of(config, module)
     optimizer = whole(config, parts)
     _log_groups(optimizer)
     return optimizer, partial(_build_schedulers, config, parts, optimizer)
+
+
+def parts_of(config: OptimConfig, module: nn.Module) -> list[Part]:
+    """The optimizers of the module's parameters, which `whole` makes one; exceptions as in `build`."""
+    groups = build_param_groups(module, config.param_groups, config.no_decay, config.path, config.layer_decay)
+    parts = build_parts(config, groups)
+    check_gradients(config, parts, module)
+    return parts
 
 
 def _log_groups(optimizer: Optimizer) -> None:
@@ -95,8 +102,11 @@ def _log_groups(optimizer: Optimizer) -> None:
 
 
 def build_of_groups(config: OptimConfig, groups: Sequence[ParamGroup], max_steps: Length = None) -> dict[str, Any]:
-    """The same of param groups, the model's or those of `some_groups`."""
-    parts = build_parts(config, groups)
+    """What `build` returns, of param groups that need not be a model's (`some_groups`)."""
+    return _build_of_parts(config, build_parts(config, groups), max_steps)
+
+
+def _build_of_parts(config: OptimConfig, parts: Sequence[Part], max_steps: Length) -> dict[str, Any]:
     built: dict[str, Any] = {"optimizer": whole(config, parts)}
     if lr_scheduler := _build_schedulers(config, parts, built["optimizer"], max_steps):
         built["lr_scheduler"] = lr_scheduler

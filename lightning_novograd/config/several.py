@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_novograd.config.build import build, dry_build
 from lightning_novograd.config.data import to_plain
@@ -71,12 +72,26 @@ def build_blocks(
         ConfigError: a block does not fit its submodule, or two blocks have a parameter in common.
 
     """
+    built = {name: build(config, submodule(module, config), length_of(config)) for name, config in configs.items()}
+    left = check_owners(configs, {name: of_one["optimizer"] for name, of_one in built.items()}, module)
+    if left and any(config.module for config in configs.values()):
+        log.warning("no optimizer takes %d parameters: %s", len(left), ", ".join(left[:8]) + ", ..." * (len(left) > 8))
+    return built
+
+
+def check_owners(
+    configs: Mapping[str, OptimConfig], optimizers: Mapping[str, Optimizer], module: nn.Module
+) -> list[str]:
+    """The names of the parameters that none of the blocks' optimizers has.
+
+    Raises:
+        ConfigError: two have a parameter in common.
+
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     owners: dict[nn.Parameter, OptimConfig] = {}
-    built = {}
     for name, config in configs.items():
-        built[name] = build(config, submodule(module, config), length_of(config))
-        for group in built[name]["optimizer"].param_groups:
+        for group in optimizers[name].param_groups:
             for parameter in group["params"]:
                 other = owners.setdefault(parameter, config)
                 if other is not config:
@@ -84,10 +99,7 @@ def build_blocks(
                         f"{names[parameter]!r} is optimized by {other.path} already; a parameter has one optimizer"
                     )
                     raise ConfigError(f"{config.path}.module", problem)
-    left = [name for parameter, name in names.items() if parameter.requires_grad and parameter not in owners]
-    if left and any(config.module for config in configs.values()):
-        log.warning("no optimizer takes %d parameters: %s", len(left), ", ".join(left[:8]) + ", ..." * (len(left) > 8))
-    return built
+    return [name for parameter, name in names.items() if parameter.requires_grad and parameter not in owners]
 
 
 def submodule(module: nn.Module, config: OptimConfig) -> nn.Module:

@@ -95,8 +95,8 @@ def own_length(scheduler: LRScheduler) -> int | None:
         last_step = phases[-1].last_step if phases else None
         return None if last_step is None else last_step + 1
     if isinstance(scheduler, PartsLR):
-        lengths = list(map(own_length, scheduler._schedulers))
-        return None if None in lengths else max(length for length in lengths if length is not None)
+        ends = [end for part in scheduler._schedulers if (end := own_length(part)) is not None]
+        return max(ends, default=None)
     return pytorch.own_length(scheduler)
 
 

@@ -2,16 +2,18 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from lightning_novograd.lr_scheduler.base import ClosedFormLR, Phase
-from lightning_novograd.lr_scheduler.curves import lr_curves, own_length, sampled_curves
+from lightning_novograd.lr_scheduler.curves import Curves, lr_curves, own_length, sampled_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 __all__ = ["lr_curves", "own_length", "plot_schedule"]
 
@@ -21,6 +23,19 @@ _LONGEST_MARK = 24  # of a phase or member, in the picture
 _LINEAR_RATIO = 20
 # In points: what a letter of a mark takes, along and across; the axes, nearly; a stripe of curves that are equal
 _LETTER, _LINE, _WIDTH, _HEIGHT, _STRIPE = 5.5, 12, 470, 230, 6
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn of a schedule: its curves, sampled at `positions`, for so many `steps`."""
+
+    scheduler: LRScheduler
+    steps: int
+    title: str
+    xlabel: str
+    phases: list[Phase]
+    positions: list[int]
+    curves: Curves
 
 
 def plot_schedule(
@@ -41,36 +56,54 @@ def plot_schedule(
         ValueError: no `steps`, and the schedule has no end to take them from; or as in `lr_curves`.
 
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    return plot_schedules([drawing(scheduler, steps, title=title, xlabel=xlabel)])
 
+
+def drawing(
+    scheduler: LRScheduler, steps: int | None = None, *, title: str = "", xlabel: str = "optimizer step"
+) -> Drawing:
+    """What `plot_schedule` draws; arguments and exceptions as there."""
     if steps is None:
         steps = own_length(scheduler)
         if steps is None:
             raise ValueError(f"{type(scheduler).__name__} has no end of its own: say how many steps to draw")
     phases = _phases(scheduler)
     positions, curves = sampled_curves(scheduler, steps, (phase.first_step for phase in phases))
-    groups = scheduler.optimizer.param_groups
-    labels = [_label(index, group, max(curve)) for index, (group, curve) in enumerate(zip(groups, curves, strict=True))]
-    # about 100 characters fit beside each other
-    columns = max(1, min(4, len(labels), 100 // (max(map(len, labels)) + 8)))
-    figure = Figure(figsize=(8, 4.3 + 0.2 * math.ceil(len(labels) / columns)), layout="constrained")
+    return Drawing(scheduler, steps, title or type(scheduler).__name__, xlabel, phases, positions, curves)
+
+
+def plot_schedules(drawings: Sequence[Drawing]) -> "Figure":
+    """The pictures of one or several schedules below each other, each with axes and a legend of its own."""
+    from matplotlib.figure import Figure
+
+    labels = [_labels(one) for one in drawings]
+    columns = [_columns(of_one) for of_one in labels]
+    heights = [4.3 + 0.2 * math.ceil(len(of_one) / n) for of_one, n in zip(labels, columns, strict=True)]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    parts: Any = [figure] if len(drawings) == 1 else figure.subfigures(len(drawings), 1, height_ratios=heights)
+    for part, one, of_one, n in zip(parts, drawings, labels, columns, strict=True):
+        _draw(part, one, of_one, n)
+    return figure
+
+
+def _draw(figure: "FigureBase", one: Drawing, labels: list[str], columns: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.add_subplot()
-    equal, drawn = Counter(map(tuple, curves)), Counter[tuple[float, ...]]()
-    for color, curve, label in zip(_colors(len(curves)), curves, labels, strict=True):
+    equal, drawn = Counter(map(tuple, one.curves)), Counter[tuple[float, ...]]()
+    for color, curve, label in zip(_colors(len(one.curves)), one.curves, labels, strict=True):
         # step k lasts from k to k + 1, the last one too
-        values, x = [*curve, curve[-1]], [*positions, steps]
+        values, x = [*curve, curve[-1]], [*one.positions, one.steps]
         style = _stripes(drawn[tuple(curve)], equal[tuple(curve)])
         drawn[tuple(curve)] += 1
         axes.plot(x, values, drawstyle="steps-post", linestyle=style, color=color, label=label)
-    axes.set(xlabel=xlabel, ylabel="learning rate", title=title or type(scheduler).__name__, xlim=(0, steps))
+    axes.set(xlabel=one.xlabel, ylabel="learning rate", title=one.title, xlim=(0, one.steps))
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    _scale(axes, [max(curve) for curve in curves], _mark(axes, phases, steps))
+    _scale(axes, [max(curve) for curve in one.curves], _mark(axes, one.phases, one.steps))
     handles, _ = axes.get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower right", ncols=columns)
     for line in legend.get_lines():
         line.set_linestyle("-")  # too short for the stripes
-    return figure
 
 
 def _phases(scheduler: LRScheduler) -> list[Phase]:
@@ -85,9 +118,18 @@ def _phases(scheduler: LRScheduler) -> list[Phase]:
     return [Phase(name, start, end) for name, start, end in zip(names, starts, ends, strict=True)]
 
 
-def _label(index: int, group: dict[str, Any], highest: float) -> str:
-    name = _short(group.get("name", f"group {index}"), _LONGEST_NAME)
-    return f"{name} (lr {highest:.4g})"
+def _labels(one: Drawing) -> list[str]:
+    """Of the param groups: the name, and the highest LR."""
+    named = enumerate(zip(one.scheduler.optimizer.param_groups, one.curves, strict=True))
+    names = (
+        (_short(group.get("name", f"group {index}"), _LONGEST_NAME), max(curve)) for index, (group, curve) in named
+    )
+    return [f"{name} (lr {highest:.4g})" for name, highest in names]
+
+
+def _columns(labels: list[str]) -> int:
+    """Of the legend; about 100 characters fit beside each other."""
+    return max(1, min(4, len(labels), 100 // (max(map(len, labels)) + 8)))
 
 
 def _short(name: str, longest: int) -> str:

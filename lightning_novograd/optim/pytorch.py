@@ -202,6 +202,16 @@ _CHECKS: dict[type, Callable[[Mapping[str, Any]], None]] = {
     optim.Muon: _check_muon,
 }
 
+_DECOUPLED = {"decoupled_weight_decay": "weight_decay"}
+# What is multiplied with 0 unless another argument is given; torch says so of `nesterov` itself
+_NEEDS: dict[type, dict[str, str]] = {
+    optim.SGD: {"dampening": "momentum"},
+    optim.Adam: _DECOUPLED,
+    optim.NAdam: _DECOUPLED,
+    optim.RAdam: _DECOUPLED,
+}
+
 for _name, _cls in vars(optim).items():
     if isinstance(_cls, type) and issubclass(_cls, optim.Optimizer) and _cls is not optim.Optimizer:
-        OPTIMIZERS.add(Entry(_name, "optimizer", _cls, ranges=_RANGES.get(_cls, {}), check=_CHECKS.get(_cls)))
+        _facts: dict[str, Any] = {"ranges": _RANGES.get(_cls, {}), "check": _CHECKS.get(_cls)}
+        OPTIMIZERS.add(Entry(_name, "optimizer", _cls, **_facts, needs=_NEEDS.get(_cls, {})))

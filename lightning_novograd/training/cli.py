@@ -61,12 +61,14 @@ class OptimCLI(LightningCLI):
 
 
 def _block(chosen: Any, get: Callable[[str], Entry]) -> dict[str, Any] | None:
-    """A part of the optim block; jsonargparse gives defaults too, which say nothing of the momentum."""
+    """A part of the optim block; jsonargparse gives defaults too, which say nothing of what the user has given."""
     if not chosen:
         return None
     name = chosen["class_path"].rpartition(".")[2]
     args = chosen.get("init_args", {}).as_dict()
-    for key, argument in entry_arguments(get(name)).items():
-        if key in ("momentum", "betas", *MOMENTUM_CYCLE) and args.get(key) == argument.default:
+    entry = get(name)
+    unsaid = {"momentum", "betas", *MOMENTUM_CYCLE, *entry.needs, *entry.needs.values()}
+    for key, argument in entry_arguments(entry).items():
+        if key in unsaid and args.get(key) == argument.default:
             del args[key]
     return {"name": name, **args}

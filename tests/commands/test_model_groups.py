@@ -80,3 +80,60 @@ def test_a_block_that_does_not_fit_is_one_line(describe):
 def test_it_needs_a_config(describe):
     status, _, err = describe("some_models:small", "a.yaml", "b.yaml")
     assert (status, err) == (2, "error: --model: give one YAML file with the optim block\n")
+
+
+GAN = """
+from torch import nn
+
+class Gan(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator, self.discriminator = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3))
+        self.scale = nn.Linear(1, 1, bias=False)
+"""
+
+
+@pytest.fixture
+def gan(describe, tmp_path):
+    (tmp_path / "some_gan.py").write_text(GAN)
+    return lambda block: describe("some_gan:Gan", block=block)
+
+
+def test_a_block_for_a_submodule_has_its_parameters_alone(gan):
+    status, out, err = gan("optim: {name: adam, module: generator, no_decay: [0.bias]}")
+    assert (status, err) == (0, "")
+    assert out.split("\n\n")[1:] == [
+        "default: 0.weight",
+        "default, no decay: 0.bias",
+        "no optimizer: discriminator.0.weight, discriminator.0.bias, scale.weight\n",
+    ]
+    status, _, err = gan("optim: {name: adam, module: generatr}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "optim.module: Gan has no submodule 'generatr'; did you mean 'generator'?" in err
+
+
+def test_several_blocks_have_a_table_each(gan):
+    status, out, err = gan("optim: {generator: {name: adam, lr: 0.1}, d: {name: sgd, lr: 0.2, module: discriminator}}")
+    assert (status, err) == (0, "")
+    paragraphs = [[line.split() for line in paragraph.splitlines()] for paragraph in out.split("\n\n")]
+    assert paragraphs == [
+        [
+            ["generator:"],
+            ["group", "tensors", "elements", "lr", "weight", "decay", "optimizer"],
+            ["default", "2", "6", "0.1", "0", "Adam"],
+        ],
+        [["default:", "0.weight,", "0.bias"]],
+        [
+            ["d,", "of", "discriminator:"],
+            ["group", "tensors", "elements", "lr", "weight", "decay", "optimizer"],
+            ["default", "2", "9", "0.2", "0", "SGD"],
+        ],
+        [["default:", "0.weight,", "0.bias"]],
+        [["no", "optimizer:", "scale.weight"]],
+    ]
+
+
+def test_blocks_that_share_a_parameter_are_refused_as_in_a_run(gan):
+    status, _, err = gan("optim: {generator: {name: adam}, again: {name: sgd, module: generator}}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "optim.again.module: 'generator.0.weight' is optimized by optim.generator already" in err

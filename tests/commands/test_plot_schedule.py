@@ -2,12 +2,12 @@
 
 import json
 import sys
-import warnings
 
+import drawn
 import pytest
 from conftest import ROOT
+from drawn import refused
 
-from lightning_novograd.__main__ import main
 from lightning_novograd.commands import plot_schedule as command
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler import curves
@@ -18,35 +18,7 @@ pytest.importorskip("matplotlib")
 RUN = ["--max-steps", "40", "--max-epochs", "8", "--steps-per-epoch", "5"]
 
 
-@pytest.fixture
-def plot(tmp_path, monkeypatch, capsys):
-    """`plot(yaml, *options)` -> exit status, stdout, stderr, and the axes that were drawn, or None."""
-    drawn = []
-
-    def keep(*args, **kwargs):
-        drawn.append(plot_schedule(*args, **kwargs))
-        return drawn[-1]
-
-    plot_schedule = command.plot_schedule
-    monkeypatch.setattr(command, "plot_schedule", keep)
-    monkeypatch.chdir(tmp_path)
-
-    def run(text, *options):
-        (tmp_path / "conf.yaml").write_text(text)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            status = main(["plot-schedule", "conf.yaml", "--out", "lr.png", *options])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err, drawn[-1].axes[0] if drawn else None
-
-    return run
-
-
-def refused(result):
-    status, out, err, _ = result
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: ")
-    return err.removeprefix("error: ").rstrip("\n")
+plot = drawn.plot
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn

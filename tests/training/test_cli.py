@@ -228,3 +228,10 @@ def test_the_commands_of_the_page_run(fit, command):
 
 def test_the_page_has_commands():
     assert len(COMMANDS) == 4
+
+
+def test_defaults_of_the_command_line_say_nothing_of_luc(fit):
+    model = fit(OptimCLI, Net, "--optimizer=NovoGrad", "--optimizer.luc=true", "--optimizer.luc_trust=0.01")
+    assert model.optimizers().param_groups[0]["luc_trust"] == 0.01
+    with pytest.raises(ConfigError, match=r"luc_trust: 0\.01 has no effect without luc"):
+        fit(OptimCLI, Net, "--optimizer=NovoGrad", "--optimizer.luc_trust=0.01")

@@ -39,6 +39,14 @@ class Net(pl.LightningModule):
         return self.build(self.parameters())
 
 
+class Dropping(Net):
+    """Leaves its normalization layer out for some batches, as stochastic depth does."""
+
+    def loss(self, batch):
+        hidden = self.first(batch)
+        return (self.last((self.norm(hidden) if batch.sum() > 0 else hidden).tanh()) - batch[:, :1]).square().mean()
+
+
 class Recorded(Logger):
     name, version = "recorded", 0
 
@@ -64,20 +72,21 @@ def mixed_precision():
 
 
 def expected(net, windows, named):
-    """The estimates of each window of micro-batches, at the weights that the net has then."""
+    """The estimates of each window, from the batches that use the parameters, at the weights that the net has then."""
     params = {name: p for name, p in net.named_parameters() if name.startswith(named)}
     optimizer = net.build(net.parameters())
     noises = []
     for window in windows:
-        parts = []
+        parts, sizes = [], []
         for batch in window:
-            grads = torch.autograd.grad(net.loss(batch), list(params.values()), retain_graph=False)
-            parts.append(torch.cat([grad.flatten() for grad in grads]))
-        sizes = [len(batch) for batch in window]
+            grads = torch.autograd.grad(net.loss(batch), list(params.values()), allow_unused=True)
+            if grads[0] is not None:
+                parts.append(torch.cat([grad.flatten() for grad in grads]))
+                sizes.append(len(batch))
         inverse = sum(1 / size for size in sizes)
-        small = sum(float(part.square().sum()) for part in parts) / len(parts)
-        large = float((sum(parts) / len(parts)).square().sum())
         if len(parts) > 1:
+            small = sum(float(part.square().sum()) for part in parts) / len(parts)
+            large = float((sum(parts) / len(parts)).square().sum())
             noise = gradient_noise(small, large, len(parts) / inverse, len(parts) ** 2 / inverse)
             noises.append((noise.sq_gradient, noise.trace, len(parts) ** 2 / inverse))
         optimizer.zero_grad()
@@ -103,6 +112,15 @@ def test_estimates_are_those_of_a_plain_loop(match, named, tmp_path):
     windows = in_windows([batch.double() for batch in BATCHES[:12]], 4)
     assert [record.step for record in callback.records] == [1, 2, 3]
     assert measured(callback) == [pytest.approx(row, rel=1e-9) for row in expected(Net().double(), windows, named)]
+
+
+def test_micro_batches_that_do_not_use_the_parameters_do_not_count(tmp_path):
+    callback = GradientNoiseScale(every_n_steps=1)
+    batches = [batch.double() for batch in BATCHES[:12]]
+    fit(Dropping().double(), callback, tmp_path, batches, accumulate_grad_batches=3)
+    rows = expected(Dropping().double(), in_windows(batches, 3), "norm")
+    assert measured(callback) == [pytest.approx(row, rel=1e-9) for row in rows]
+    assert 0 < len(rows) < 4
 
 
 def test_what_is_logged(tmp_path):
@@ -263,14 +281,17 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_ranks_are_micro_batches_too(accumulation, tmp_path):
+@pytest.mark.parametrize("net", [Net, Dropping])
+def test_ranks_are_micro_batches_too(net, accumulation, tmp_path):
     script = Path(__file__).parent / "ddp_noise_scale.py"
-    command = [sys.executable, script, str(accumulation)]
+    command = [sys.executable, script, str(accumulation), net.__name__]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines() if line.startswith("measured")]
     # rank r gets batches r, r + 2, ...
-    rows = expected(Net(), in_windows(BATCHES[:12], 2 * accumulation), "norm")
+    windows = in_windows(BATCHES[:12], 2 * accumulation)
+    rows = expected(net(), windows, "norm")
+    assert (len(rows) < len(windows)) == (net is Dropping)
     assert len(lines) == 2 * len(rows) > 0
     for index, row in enumerate(rows):
         for line in (line for line in lines if line[1] == str(index)):

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_novograd.config.arguments import REQUIRED, entry_arguments
 from lightning_novograd.config.parse import nemo
 from lightning_novograd.config.parse.block import Block, check_arguments, in_range
+from lightning_novograd.config.parse.effects import check_effects
 from lightning_novograd.config.parse.sched import sched_of_block
 from lightning_novograd.config.schema import (
     EMA_KEYS,
@@ -63,6 +64,7 @@ def parse_block(values: Any, path: str) -> OptimConfig:
         _CLIP.check(f"{path}.{key}", value)
     _check_clipping(clip, larc, path)
     sched = sched_of_block(nemo.used_schedule(fields["sched"], f"{path}.sched"), args, rules, f"{path}.sched")
+    check_effects(OptimizerSpec(name=entry.name, args=args, path=path), rules, sched)
     _check_one_larc(larc, rules)
     _check_stepped_together(sched, rules)
     return OptimConfig(

@@ -31,7 +31,7 @@ from lightning_novograd.registry import register_optimizer
 _DTYPE = attrgetter("dtype")
 
 
-@register_optimizer("NovoGrad")
+@register_optimizer("NovoGrad", needs={"luc_trust": "luc", "luc_eps": "luc"})
 class NovoGrad(Optimizer):
     r"""Stochastic gradient descent with layer-wise normalized gradients and one second moment per layer.
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_novograd.large_batch.noise_scale import RunningNoise, gradient_noise
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.optim.norms import squared_norms
+from lightning_novograd.optim.norms import accumulation_dtype, squared_norms
 from lightning_novograd.optim.param_groups import matching
 from lightning_novograd.training.amp import loss_scale
 from lightning_novograd.training.callbacks.pictures import NoiseCurves, draw_noise
@@ -75,10 +75,10 @@ class GradientNoiseScale(pl.Callback):
     checkpoint.
 
     Of all parameters only those of normalization layers are looked at: their noise scale follows the whole model's
-    (Gray et al.), at nearly no cost. Between the steps that are measured nothing is done. One process without
-    accumulation has only one batch size: nothing can be measured then, and a warning says so; likewise where
-    parameters are sharded, and under manual optimization. Samples of a batch must not depend on each other: where
-    BatchNorm mixes them, the values are those of the loss with batches of this size.
+    (Gray et al.), at nearly no cost; micro-batches that use none of them do not count. Between the steps that are
+    measured nothing is done. One process without accumulation has only one batch size: nothing can be measured then,
+    and a warning says so; likewise where parameters are sharded, and under manual optimization. Samples of a batch must
+    not depend on each other: where BatchNorm mixes them, the values are those of the loss with batches of this size.
 
     Args:
         every_n_steps: optimizer steps between two measurements, >= 1.
@@ -118,6 +118,7 @@ class GradientNoiseScale(pl.Callback):
         self.folder = folder
         self.records: list[_Record] = []
         self._params: list[Tensor] = []
+        self._zero = torch.zeros(())  # of the device and dtype in which norms are added up
         self._window: _Window | None = None
         self._warned = False
 
@@ -165,6 +166,9 @@ class GradientNoiseScale(pl.Callback):
             )
         else:
             self._params = list(matching(pl_module, self.match, "GradientNoiseScale").values())
+            dtypes = {accumulation_dtype(p.dtype) for p in self._params}
+            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+            self._zero = torch.zeros((), device=self._params[0].device, dtype=dtype)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -184,7 +188,7 @@ class GradientNoiseScale(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add up what one micro-batch has brought."""
         if (window := self._window) is not None and window.incoming:
-            window.sq_norms.append(_sum(window.incoming))
+            window.sq_norms.append(self._sum(window.incoming))
             window.inverse_sizes.append(window.inverse_size)
             window.incoming = []
 
@@ -194,11 +198,9 @@ class GradientNoiseScale(pl.Callback):
         """Take the norm of the gradients' mean."""
         if (window := self._window) is None:
             return
+        # A rank whose micro-batches have used none of the parameters goes on as well: others wait for its count of 0
         grads = [_dense(p.grad) for p in self._params if p.grad is not None]
-        if not window.sq_norms or not grads:
-            self._close()
-            return
-        window.sq_norm_of_sum = _sum(squared_norms(grads))
+        window.sq_norm_of_sum = self._sum(squared_norms(grads))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         window.scales = (1.0 if scaler is None else scaler.get_scale(), loss_scale(trainer, optimizer))
 
@@ -222,16 +224,14 @@ class GradientNoiseScale(pl.Callback):
                 logger.log_metrics(metrics, step=trainer.global_step)
 
     def _record(self, trainer: pl.Trainer, window: _Window, sq_norm_of_sum: Tensor) -> _Record | None:
-        """The estimates of a step; None if there is but one micro-batch, or an overflow."""
-        sq_norms = torch.stack(window.sq_norms).sum()
-        counts = torch.tensor(
-            [len(window.sq_norms), sum(window.inverse_sizes)], device=sq_norms.device, dtype=sq_norms.dtype
-        )
+        """The estimates of a step; None if at most one micro-batch has used the parameters, or for an overflow."""
+        sq_norms = self._sum(window.sq_norms)
+        counts = sq_norms.new_tensor([len(window.sq_norms), sum(window.inverse_sizes)])
         # the one transfer, and under DDP the one collective
         sums = trainer.strategy.reduce(torch.stack([sq_norms, *counts]), reduce_op="sum")
         total, parts, inverse_sizes = sums.tolist()
         if parts < 2:
-            if not self._warned and trainer.accumulate_grad_batches == 1:
+            if not self._warned and trainer.accumulate_grad_batches == trainer.world_size == 1:
                 log.warning(
                     "no gradient noise scale: one process without accumulation has one batch size, and two are needed; "
                     "set accumulate_grad_batches to 2 or more, or use several processes"
@@ -249,6 +249,10 @@ class GradientNoiseScale(pl.Callback):
         noise = gradient_noise(small, large, size, parts * size)
         running = self.running.and_then(noise, self.smoothing)
         return _Record(trainer.global_step, parts * size, noise.sq_gradient, noise.trace, running)
+
+    def _sum(self, sq_norms: Sequence[Tensor]) -> Tensor:
+        """The sum of norms that may be of several devices and dtypes; of one dtype on all ranks."""
+        return torch.stack([self._zero, *(norm.to(self._zero) for norm in sq_norms)]).sum()
 
     def _close(self) -> None:
         for handle in self._window.handles if self._window is not None else ():
@@ -271,9 +275,3 @@ class GradientNoiseScale(pl.Callback):
 
 def _dense(grad: Tensor) -> Tensor:
     return grad.coalesce().values() if grad.is_sparse else grad
-
-
-def _sum(sq_norms: Sequence[Tensor]) -> Tensor:
-    """The sum of norms that may be of several devices and dtypes."""
-    dtype = torch.float64 if any(norm.dtype == torch.float64 for norm in sq_norms) else torch.float32
-    return torch.stack([norm.to(sq_norms[0].device, dtype) for norm in sq_norms]).sum()
