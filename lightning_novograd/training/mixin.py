@@ -34,7 +34,7 @@ from lightning_novograd.training.clipping import check_clipping
 from lightning_novograd.training.manual import PaceWatch, check_pace
 from lightning_novograd.training.packages import lightning_of, package_of
 from lightning_novograd.training.run_length import run_length
-from lightning_novograd.training.thawed import follow_rules, thawed_groups
+from lightning_novograd.training.thawed import Labels, follow_rules, leave_out, parts_of_frozen, thawed_groups
 from lightning_novograd.training.watchers import Watcher, put_first
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class OptimMixin(_LightningModule):
     lr: Any = BlockLr()
     _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
+    _labels: Labels | None = None  # of the optimizer's parts
     _is_configured = False  # whether the trainer has our optimizers
     _saved_schedulers: list[Any] | None = None
     _saved_optimizers: list[str] | None = None
@@ -165,7 +166,8 @@ class OptimMixin(_LightningModule):
             check_pace(config, self.automatic_optimization)
             check_clipping(config, trainer, self.automatic_optimization)
         blocks = [*configs.values()]
-        all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
+        with parts_of_frozen(blocks, self) as frozen:
+            all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
         for index, (config, built) in enumerate(zip(blocks, all_built.values(), strict=True)):
             built.pop("clip_gradients", None)  # Lightning has a hook for it
             if not self.automatic_optimization and "lr_scheduler" in built:
@@ -174,6 +176,7 @@ class OptimMixin(_LightningModule):
             if config.clips or trainer.gradient_clip_val:
                 leave_unscaling_to_scaler(built["optimizer"])
             self._watch(index, config, built)
+            leave_out(built["optimizer"], frozen)
         put_first(trainer, self._watchers(all_built))
         self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
         self._is_configured = True
@@ -194,7 +197,7 @@ class OptimMixin(_LightningModule):
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
         trainer, blocks = self.trainer, [*self.optim_configs.values()]
-        follow_rules(built["optimizer"], config, submodule(self, config))
+        self._labels = follow_rules(built["optimizer"], config, submodule(self, config))
         ResumeCheck(
             config,
             built,
@@ -211,7 +214,8 @@ class OptimMixin(_LightningModule):
             params: parameters of this module, which the optimizer does not have yet.
 
         """
-        return thawed_groups(self._single("optimizer"), self, list(params))
+        config = self._single("optimizer")
+        return thawed_groups(config, submodule(self, config), list(params), self._labels or {})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
