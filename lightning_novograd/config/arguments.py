@@ -50,7 +50,12 @@ LARGEST_INTEGER = 2**63 - 1
 
 # Whether texts may stand for numbers, as they do on a command line
 _OF_COMMAND_LINE: ContextVar[bool] = ContextVar("of_command_line", default=False)
-_WORDS = {"true": True, "false": False, "null": None}
+# As YAML has them
+_WORDS = {
+    form: value
+    for word, value in {"true": True, "false": False, "null": None}.items()
+    for form in (word, word.capitalize(), word.upper())
+}
 
 
 @contextmanager

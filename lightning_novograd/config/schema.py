@@ -128,11 +128,11 @@ class EmaConfig:
     """`optim.ema`: the average of the weights that validation, checkpoints and the trained model have.
 
     Args:
-        decay: what the average keeps at each update, >= 0 and < 1.
-        update_every_n_steps: optimizer steps between two updates, >= 1.
-        update_starting_at_step: optimizer steps before the first update; None: 0.
+        decay: what the average keeps at each update, at least 0, below 1.
+        update_every_n_steps: optimizer steps between two updates, at least 1.
+        update_starting_at_step: optimizer steps before the first update; null: 0.
         use_buffers: whether buffers that are no integers are averaged too; otherwise they are the model's.
-        device: where the average is; None: where the weights are.
+        device: where the average is; cpu saves memory of the GPU, null: with the weights.
 
     """
 
@@ -334,18 +334,10 @@ RULE_KEYS = {
 LAYER_DECAY_KEYS = {
     "decay": Argument("decay", float, REQUIRED, "factor, above 0 and up to 1"),
     "layers": Argument(
-        "layers", list[str] | str, "auto", "globs from input to output, a method of the module, or auto"
+        "layers", list[str] | str, LayerDecay.layers, "globs from input to output, a method of the module, or auto"
     ),
 }
-EMA_KEYS = {
-    "decay": Argument("decay", float, EmaConfig.decay, "what the average keeps at each update, at least 0, below 1"),
-    "update_every_n_steps": Argument("update_every_n_steps", int, 1, "optimizer steps between two updates"),
-    "update_starting_at_step": Argument(
-        "update_starting_at_step", int | None, None, "optimizer steps before the first update"
-    ),
-    "use_buffers": Argument("use_buffers", bool, True, "average buffers too, but for integers"),
-    "device": Argument("device", Literal["cpu"] | None, None, "cpu saves memory of the GPU; null: with the weights"),
-}
+EMA_KEYS = arguments_of(EmaConfig, skip=())
 LARGE_BATCH_KEYS = {
     "global_batch_size": Argument(
         "global_batch_size", int | list[list[int]], REQUIRED, "samples of each step, or pairs [step, samples]"
@@ -353,7 +345,9 @@ LARGE_BATCH_KEYS = {
     "per_device_batch_size": Argument(
         "per_device_batch_size", int, REQUIRED, "samples of a forward pass on one device, as the loader deals them"
     ),
-    "lr_scaling": Argument("lr_scaling", LrRule, "none", "factor of the LR by the ratio to the first stage's batch"),
+    "lr_scaling": Argument(
+        "lr_scaling", LrRule, LargeBatchConfig.lr_scaling, "factor of the LR by the ratio to the first stage's batch"
+    ),
 }
 LARC_ARGUMENTS = arguments_of(LARC, skip=("optimizer",))
 LARC_KEYS = {

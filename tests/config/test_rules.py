@@ -271,6 +271,12 @@ def test_the_log_has_a_table_of_the_groups(caplog):
         ({"layer_decay": 0.0}, "layer_decay.decay", "0.0 is out of range"),
         ({"layer_decay": 1.5}, "layer_decay.decay", "1.5 is out of range"),
         ({"layer_decay": {"layers": ["a"]}}, "layer_decay.decay", "missing"),
+        (
+            {"layer_decay": {"decay": 0.5, "layers": []}},
+            "layer_decay.layers",
+            "[] names no layer; expected a list of tex",
+        ),
+        ({"layer_decay": {"decay": 0.5, "layers": ""}}, "layer_decay.layers", "'' names no layer"),
         ({"layer_decay": {"decay": 0.5, "layer": "auto"}}, "layer_decay.layer", "did you mean 'layers'?"),
         ({"layer_decay": True}, "layer_decay", "expected a number or a mapping"),
     ],

@@ -235,3 +235,54 @@ def test_defaults_of_the_command_line_say_nothing_of_luc(fit):
     assert model.optimizers().param_groups[0]["luc_trust"] == 0.01
     with pytest.raises(ConfigError, match=r"luc_trust: 0\.01 has no effect without luc"):
         fit(OptimCLI, Net, "--optimizer=NovoGrad", "--optimizer.luc_trust=0.01")
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
+def test_yamls_words_for_true_are_true(fit, word):
+    arguments = ["--model.optim.name=sgd", "--model.optim.momentum=0.9", f"--model.optim.nesterov={word}"]
+    (group,) = fit(LightningCLI, NetWithPlainDict, *arguments).optimizers().param_groups
+    assert group["nesterov"] is True
+    with pytest.raises(ConfigError, match=r"optim\.nesterov: expected true or false, got the text 'tRue'"):
+        fit(LightningCLI, NetWithPlainDict, *arguments[:2], "--model.optim.nesterov=tRue")
+
+
+@pytest.mark.parametrize("word", ["null", "Null", "NULL"])
+def test_yamls_words_for_null_are_null(fit, word):
+    arguments = ["--model.optim.name=sgd", "--model.optim.lr=0.1", f"--model.optim.grad_clip_norm={word}"]
+    assert fit(LightningCLI, NetWithPlainDict, *arguments).optim_config.grad_clip_norm is None
+
+
+NESTED = ["--model.optim.name=sgd", "--model.optim.sched.name=cosine", "--model.optim.sched.warmup_steps", "3"]
+
+
+@pytest.mark.parametrize("cli", [LightningCLI, OptimCLI])
+@pytest.mark.parametrize("model", [NetWithBlock, NetWithPlainDict, NetWithSavedBlock])
+@pytest.mark.parametrize(
+    ("arguments", "lost", "cure"),
+    [
+        (NESTED, "sched.name: cosine", "sched='{name: cosine, warmup_steps: 3}'"),
+        ([NESTED[0], *NESTED[2:], NESTED[1]], "sched.warmup_steps: 3", "sched='{warmup_steps: 3, name: cosine}'"),
+        (
+            [NESTED[0], "--model.optim.larc.eps=1e-7", "--model.optim.larc.clip=false"],
+            "larc.eps: 1e-7",
+            "larc='{eps: 1e-7, clip: false}'",
+        ),
+    ],
+)
+def test_what_jsonargparse_loses_is_refused(cli, model, arguments, lost, cure, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *TRAINER, f"--trainer.default_root_dir={tmp_path}", *arguments])
+    with pytest.raises(ConfigError, match=re.escape(f"optim.{lost}, which got lost")) as caught:
+        cli(model)
+    assert f"write one: --model.optim.{cure}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.optim.name=sgd", "--model.optim.sched={name: cosine, warmup_steps: 3}"],
+        ["--model.optim.name=sgd", "--model.optim.sched={name: cosine}", "--model.optim.larc.eps=1e-7"],
+    ],
+)
+def test_what_jsonargparse_keeps_is_not(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *TRAINER, f"--trainer.default_root_dir={tmp_path}", *arguments])
+    assert OptimCLI(NetWithBlock).model.optim_config.sched.name == "CosineAnnealing"

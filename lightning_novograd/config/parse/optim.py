@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning_novograd.config.arguments import REQUIRED, entry_arguments
+from lightning_novograd.config.arguments import REQUIRED, Argument, entry_arguments
 from lightning_novograd.config.parse import nemo
 from lightning_novograd.config.parse.block import Block, check_arguments, in_range
 from lightning_novograd.config.parse.effects import check_effects
@@ -169,22 +169,20 @@ def _check_stepped_together(sched: SchedConfig | None, rules: Iterable[RuleConfi
 
 
 def _layer_decay(value: Any, path: str) -> LayerDecay | None:
-    if value is None:
+    fields = _decay_fields(value, LAYER_DECAY_KEYS, path)
+    if fields is None:
         return None
-    block = Block.of({"decay": value} if isinstance(value, float) else value, path)
-    fields, _ = block.split(LAYER_DECAY_KEYS, {})
-    if fields["decay"] is REQUIRED:
-        raise ConfigError(f"{path}.decay", f"missing; {LAYER_DECAY_KEYS['decay'].wanted}")
     POSITIVE_SHARE.check(f"{path}.decay", fields["decay"])
     layers = fields["layers"]
+    if not layers:
+        raise ConfigError(f"{path}.layers", f"{layers!r} names no layer; {LAYER_DECAY_KEYS['layers'].wanted}")
     return LayerDecay(decay=fields["decay"], layers=layers if isinstance(layers, str) else tuple(layers), path=path)
 
 
 def _ema(value: Any, path: str) -> EmaConfig | None:
-    if value is None:
+    fields = _decay_fields(value, EMA_KEYS, path)
+    if fields is None:
         return None
-    block = Block.of({"decay": value} if isinstance(value, float) else value, path)
-    fields, _ = block.split(EMA_KEYS, {})
     in_range(BELOW_1, fields["decay"], f"{path}.decay")
     in_range(AT_LEAST_1, fields["update_every_n_steps"], f"{path}.update_every_n_steps")
     in_range(NOT_NEGATIVE, fields["update_starting_at_step"], f"{path}.update_starting_at_step")
@@ -194,14 +192,25 @@ def _ema(value: Any, path: str) -> EmaConfig | None:
 def _large_batch(value: Any, path: str) -> LargeBatchConfig | None:
     if value is None:
         return None
-    block = Block.of(value, path)
-    fields, _ = block.split(LARGE_BATCH_KEYS, {})
-    for key, argument in LARGE_BATCH_KEYS.items():
-        if fields[key] is REQUIRED:
-            raise ConfigError(f"{path}.{key}", f"missing; {argument.wanted}")
-    config = LargeBatchConfig(**fields, path=path)
+    config = LargeBatchConfig(**_fields(Block.of(value, path), LARGE_BATCH_KEYS), path=path)
     config.ramp(devices=1)  # what has no exact split there has none on more
     return config
+
+
+def _decay_fields(value: Any, keys: Mapping[str, Argument], path: str) -> dict[str, Any] | None:
+    """The `keys` of a mapping, or of a number that stands for its `decay`; None for null."""
+    if value is None:
+        return None
+    return _fields(Block.of({"decay": value} if isinstance(value, float) else value, path), keys)
+
+
+def _fields(block: Block, keys: Mapping[str, Argument]) -> dict[str, Any]:
+    """The `keys` of a block that has no others, all that must be given among them."""
+    fields, _ = block.split(keys, {})
+    for key, argument in keys.items():
+        if fields[key] is REQUIRED:
+            raise ConfigError(f"{block.path}.{key}", f"missing; {argument.wanted}")
+    return fields
 
 
 def _larc(value: Any, path: str) -> LarcConfig | None:
