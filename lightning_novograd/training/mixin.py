@@ -93,6 +93,7 @@ class OptimMixin(_LightningModule):
     lr: Any = BlockLr()
     _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
+    _first_step = 0  # of the optimizer that this fit has built
     _labels: Labels | None = None  # of the optimizer's parts
     _is_configured = False  # whether the trainer has our optimizers
     _saved_schedulers: list[Any] | None = None
@@ -173,11 +174,14 @@ class OptimMixin(_LightningModule):
             if not self.automatic_optimization and "lr_scheduler" in built:
                 for key in ("strict", "reduce_on_plateau"):  # which Lightning says that it ignores
                     del built["lr_scheduler"][key]
+            elif config.stepped is not None and config.stepped.interval == "step":
+                built["lr_scheduler"]["frequency"] = 1  # Lightning would count batches; see lr_scheduler_step
             if config.clips or trainer.gradient_clip_val:
                 leave_unscaling_to_scaler(built["optimizer"])
             self._watch(index, config, built)
             leave_out(built["optimizer"], frozen)
         put_first(trainer, self._watchers(all_built))
+        self._first_step = 0 if trainer.ckpt_path else trainer.global_step  # a second fit begins a new schedule
         self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
         self._is_configured = True
         return all_built.get("", [*all_built.values()])
@@ -218,11 +222,14 @@ class OptimMixin(_LightningModule):
         return thawed_groups(config, submodule(self, config), list(params), self._labels or {})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
+        """Lightning's hook: step the schedule, at every `frequency`-th optimizer step that no GradScaler skipped."""
         sched, count = self._single("schedule").stepped, self._step_count
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if sched and sched.interval == "step" and scaler is not None and count is not None and not count.advanced():
-            return
+        if sched is not None and sched.interval == "step":
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None and count is not None and not count.advanced():
+                return
+            if (self.trainer.global_step - self._first_step) % sched.frequency:
+                return
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(
