@@ -92,10 +92,19 @@ optim:
 ```
 
 To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
-`layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; `layers` says how
-layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in
-the order in which they were registered), a list of globs from input to output, or the name of a method of the module
-that takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
+`layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; a rule's own `lr`
+stays as it is. `layers` says how layers are found:
+
+- `auto`, by the order in which modules were registered. The elements of the outermost `Sequential` or `ModuleList`
+  are layers; where any of these have submodules (the blocks of a Transformer or ResNet), those alone are. All that
+  comes before the first one is one layer (embeddings, a stem), so is all that comes after the last (norm, head), and
+  what stands between two. Parameters that a module around the blocks has itself come before its blocks if a word in
+  their name begins with `token`, `embed` or `pos` (`cls_token`, `pos_embed`), else after them (`logit_scale`). In a
+  model without lists every module that owns parameters is a layer. As BEiT does (timm has the last norm with the
+  last block). Where the order of registration is not that of the forward pass, use one of the other two.
+- A list of globs from input to output; what none matches is with the output.
+- The name of a public method that the model's own class defines, which takes a parameter's name and returns the
+  layer's index, 0 at the input.
 """
 
 _SEVERAL = """\
