@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from types import FunctionType
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_novograd.errors import ConfigError, choices, closest
+from lightning_novograd.optim.selection import Names
 from lightning_novograd.optim.wrappers import unwrapped
 
 AUTO = "auto"
@@ -65,13 +65,14 @@ class LayerDecay:
             return {name: indices[layers[name]] for name in names}
         if isinstance(self.layers, str):
             return self._depths_by_method(module, names)
-        for glob in self.layers:
-            if not any(fnmatchcase(name, glob) for name in names):
+        found = Names(names)
+        depths = dict.fromkeys(names, len(self.layers))
+        for depth, glob in reversed([*enumerate(self.layers)]):
+            matches = found.matching(glob)
+            if not matches:
                 raise ConfigError(f"{self.path}.layers", f"{glob!r} matches no parameter{choices(glob, names)}")
-        return {
-            name: next((i for i, glob in enumerate(self.layers) if fnmatchcase(name, glob)), len(self.layers))
-            for name in names
-        }
+            depths.update({names[index]: depth for index in matches})
+        return depths
 
     def _depths_by_method(self, module: nn.Module, names: list[str]) -> dict[str, int]:
         where, kind = f"{self.path}.layers", type(module).__name__

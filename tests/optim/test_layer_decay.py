@@ -365,3 +365,11 @@ def test_a_decay_of_one_changes_nothing():
     (group,) = build_param_groups(model, layer_decay=LayerDecay(decay=1.0))
     assert group.options({"lr": 0.1}).keys() == {"params"}
     assert torch.equal(group.params[0], model.embed.weight)
+
+
+@pytest.mark.parametrize("decay", [0.999, 1 - 1e-9, 1 - 2**-53])
+def test_groups_of_many_layers_have_names_of_their_own(decay):
+    model = nn.Sequential(*(linear() for _ in range(60)))
+    groups = build_param_groups(model, no_decay=["bias"], layer_decay=LayerDecay(decay=decay))
+    assert len({group.name for group in groups}) == len(groups) == 120
+    assert [group.name for group in groups][:2] == ["default", "default, no decay"]
