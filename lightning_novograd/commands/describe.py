@@ -68,7 +68,8 @@ names, dots included, without what torch.compile puts into them; its brackets ar
 
 - A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
   nothing to. Names of groups, given or made of the patterns, differ.
-- `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule sets a value.
+- `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule itself has
+  `weight_decay`; that of a rule's optimizer is like the block's, and `no_decay` goes before it, and before `wd_mult`.
 - Frozen parameters (`requires_grad=False`) are left out; the log says how many. A param group that a fine-tuning
   callback adds later gets the options of the rule that all its parameters fall under; a warning says if they fall under
   several (`OptimMixin.thawed_groups` makes a group for each).
