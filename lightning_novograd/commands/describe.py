@@ -94,7 +94,9 @@ optim:
 
 To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
 `layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; a rule's own `lr`
-stays as it is. `layers` says how layers are found:
+stays as it is. What has a factor has the schedule of the others times it at every step: where the block's LR ends at
+`min_lr: 1.0e-6`, a layer with 0.9 of it ends at 9.0e-7. torch's schedulers with one `eta_min` for all are refused if
+that is above a group's LR. `layers` says how layers are found:
 
 - `auto`, by the order in which modules were registered. The elements of the outermost `Sequential` or `ModuleList`
   are layers; where any of these have submodules (the blocks of a Transformer or ResNet), those alone are. All that

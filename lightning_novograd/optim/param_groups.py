@@ -72,9 +72,10 @@ class ParamGroup:
         """The group as an optimizer takes it; `defaults` are the optimizer's."""
         rule = self.rule or ParamGroupRule()
         group: dict[str, Any] = {"params": self.params, **rule.options}
-        if "lr" not in rule.options and (rule.lr_mult is not None or self.lr_scale != 1):
-            lr_mult = 1.0 if rule.lr_mult is None else rule.lr_mult
-            group["lr"] = defaults["lr"] * lr_mult * self.lr_scale
+        factor = self.lr_scale * (1.0 if rule.lr_mult is None else rule.lr_mult)
+        if "lr" not in rule.options and factor != 1:
+            group["lr"] = defaults["lr"] * factor
+            group["lr_factor"] = factor  # for schedules with absolute LRs of their own, as `min_lr`
         if rule.wd_mult is not None:
             group["weight_decay"] = defaults["weight_decay"] * rule.wd_mult
         if self.exempt and "weight_decay" in defaults:
