@@ -33,11 +33,20 @@ _FACTORS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
 
 @dataclass(frozen=True)
 class Part:
-    """Param groups with one optimizer object and one schedule, and that optimizer."""
+    """Param groups with one optimizer object and one schedule, and that optimizer.
+
+    Args:
+        groups: of the module.
+        sched: the rule's, or the block's.
+        optimizer: the rule's, or the block's.
+        lr: stated beside `sched`; LRs of the schedule's own are in proportion to it. None: the optimizer has none.
+
+    """
 
     groups: Sequence[ParamGroup]
     sched: SchedConfig | None
     optimizer: Optimizer
+    lr: float | None
 
 
 def build_parts(config: OptimConfig, groups: Sequence[ParamGroup]) -> list[Part]:
@@ -60,7 +69,10 @@ def _part(config: OptimConfig, groups: Sequence[ParamGroup]) -> Part:
     defaults = new_optimizer(spec, [throw_away_weight()]).defaults
     options = [_options(group, spec, defaults) for group in groups]
     optimizer = new_optimizer(spec, options if len(options) > 1 or len(options[0]) > 1 else options[0]["params"])
-    return Part(groups, own_sched(rule) or config.sched, around(optimizer, spec.larc, spec.path))
+    lr = learning_rate(config)
+    if (sched := own_sched(rule)) is not None and rule is not None and "lr" in defaults:
+        lr = float(rule.options.get("lr", defaults["lr"])) * (1.0 if rule.lr_mult is None else rule.lr_mult)
+    return Part(groups, sched or config.sched, around(optimizer, spec.larc, spec.path), lr)
 
 
 def _options(group: ParamGroup, spec: OptimizerSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,9 +139,10 @@ def new_optimizer(spec: OptimizerSpec, groups: list[Any]) -> Optimizer:
         raise ConfigError(where, f"{entry.name} refuses it: {said(error)}") from error
 
 
-def learning_rate(config: OptimConfig) -> float:
-    """The lr of the block, or of its class where the block has none."""
-    return float(new_optimizer(config.optimizer, [throw_away_weight()]).defaults["lr"])
+def learning_rate(config: OptimConfig) -> float | None:
+    """The lr of the block, or of its class where the block has none; None: its optimizer knows no lr."""
+    lr = new_optimizer(config.optimizer, [throw_away_weight()]).defaults.get("lr")
+    return None if lr is None else float(lr)
 
 
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:

@@ -14,16 +14,19 @@ from lightning_novograd.lr_scheduler.pytorch import MOMENTUM_CYCLE, cycles_momen
 Spec = TypeVar("Spec", bound=SchedulerSpec)
 
 
-def keep_group_lrs(spec: SchedulerSpec, optimizer: Optimizer, base_lrs: list[float]) -> SchedulerSpec:
-    """`spec` with a list for each LR of its own: the number that the block has, times the group's LR over the block's.
+def keep_group_lrs(
+    spec: SchedulerSpec, optimizer: Optimizer, base_lrs: list[float], stated_lr: float | None
+) -> SchedulerSpec:
+    """`spec` with a list for each LR of its own: the number that is written, times the group's LR over the stated one.
 
     The least LR of a torch scheduler, which is for every group, is multiplied with the factors of groups alone, as our
     schedules do it themselves.
 
     Args:
         spec: what will be built.
-        optimizer: its `defaults` have the LR of the block.
+        optimizer: what it drives.
         base_lrs: of its param groups.
+        stated_lr: of the block, or of the rule whose schedule it is; None: the first group's.
 
     Raises:
         ConfigError: the LRs of groups differ and the scheduler cannot tell them apart, or overrules an LR of 0, or
@@ -32,7 +35,7 @@ def keep_group_lrs(spec: SchedulerSpec, optimizer: Optimizer, base_lrs: list[flo
     """
     if not getattr(spec.entry.cls, "uses_base_lr", True):
         _check_unused(spec, base_lrs)
-    block_lr = float(optimizer.defaults.get("lr", base_lrs[0]))
+    block_lr = base_lrs[0] if stated_lr is None else stated_lr
     args: dict[str, Any] = {}
     for name, value in spec.args.items():
         if name == own_floor(spec.entry.cls) and isinstance(value, int | float):
@@ -45,7 +48,9 @@ def keep_group_lrs(spec: SchedulerSpec, optimizer: Optimizer, base_lrs: list[flo
                 raise ConfigError(f"{spec.path}.{name}", f"{problem}; give a list, a value for each group")
             value = [value * (lr / block_lr) for lr in base_lrs]
         elif isinstance(value, list):
-            value = [keep_group_lrs(v, optimizer, base_lrs) if isinstance(v, SchedulerSpec) else v for v in value]
+            value = [
+                keep_group_lrs(v, optimizer, base_lrs, stated_lr) if isinstance(v, SchedulerSpec) else v for v in value
+            ]
         args[name] = value
     return replace(spec, args=args)
 
