@@ -35,6 +35,8 @@ class LightningNovoGradGroups(ConfigSource):
     def _place(self, config_path: str) -> Traversable | None:
         """The file or folder; None for what is not lent."""
         parts = [part for part in config_path.split("/") if part]
+        if parts[:2] == ["optim", "sched"]:  # where the block has it
+            parts = parts[1:]
         if parts and parts[0] not in _GROUPS:
             return None
         return files("lightning_novograd.conf").joinpath(*parts)
@@ -66,6 +68,7 @@ class LightningNovoGradGroups(ConfigSource):
         """Names of groups and options in a group, sorted; at the top, those that are lent."""
         found: list[str] = []
         place = self._place(config_path)
-        for name in (item.name for item in place.iterdir()) if place is not None and place.is_dir() else ():
+        names = [item.name for item in place.iterdir()] if place is not None and place.is_dir() else []
+        for name in [*names, "sched"] if config_path.strip("/") == "optim" else names:
             self._list_add_result(found, f"{config_path}/{name}".lstrip("/"), name, results_filter)
         return sorted(set(found))

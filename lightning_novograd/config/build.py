@@ -44,7 +44,7 @@ from lightning_novograd.config.schema import (
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.lr_scheduler.parts import PartsLR
+from lightning_novograd.lr_scheduler.parts import parts_scheduler
 from lightning_novograd.optim.param_groups import ParamGroup, ParamGroupRule, build_param_groups
 from lightning_novograd.optim.wrapped import full_name
 from lightning_novograd.ranges import BEYOND_FLOAT32, in_float32
@@ -138,9 +138,9 @@ def _build_schedulers(
         return build_scheduler(config.sched, optimizer, max_steps)
     run = cache(lambda: RunLength.given(max_steps))
     entries = [build_scheduler(part.sched, part.optimizer, run) for part in parts if part.sched is not None]
-    if not entries:
+    if not entries or config.stepped is None:
         return {}
-    return {**entries[0], "scheduler": PartsLR(optimizer, [entry["scheduler"] for entry in entries])}
+    return _entry(config.stepped, parts_scheduler(optimizer, [entry["scheduler"] for entry in entries]))
 
 
 def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None) -> dict[str, Any]:
@@ -159,6 +159,18 @@ def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length 
             UserWarning,
             stacklevel=2,
         )
+    if whose == "schedule":
+        refuse_longer_run(sched, spec, scheduler, run)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
+    after = f" after {spec.args['milestones'][0]} of warmup" if spec.name != sched.name else ""
+    length_said = f"; {explained}" if explained else ""
+    log.info("Schedule %s%s, stepped every %s%s", sched.name, after, sched.interval, length_said)
+    return _entry(sched, scheduler)
+
+
+def _entry(sched: SchedConfig, scheduler: Any) -> dict[str, Any]:
+    """Lightning's `lr_scheduler` dict of a scheduler that is stepped as `sched` says."""
     entry: dict[str, Any] = {
         "scheduler": scheduler,
         "interval": sched.interval,
@@ -166,17 +178,10 @@ def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length 
         "strict": sched.strict,
         "reduce_on_plateau": sched.reduce_on_plateau,
     }
-    if whose == "schedule":
-        refuse_longer_run(sched, spec, scheduler, run)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # as all schedulers do but ReduceLROnPlateau
     if sched.monitor is not None:
         entry["monitor"] = sched.monitor
     if sched.log_name is not None:
         entry["name"] = sched.log_name
-    after = f" after {spec.args['milestones'][0]} of warmup" if spec.name != sched.name else ""
-    length_said = f"; {explained}" if explained else ""
-    log.info("Schedule %s%s, stepped every %s%s", sched.name, after, sched.interval, length_said)
     return entry
 
 
@@ -222,10 +227,13 @@ def dry_build(config: OptimConfig) -> None:
         if not _has_own_schedules(config):
             parts = [Part([], config.sched, optimizer)]
         some_run = RunLength(_SOME_LENGTH, "some run", _SOME_LENGTH, steps_per_epoch=1)
+        schedulers = []
         for part in parts:
             if part.sched is not None:
                 length = part.sched.max_steps or _SOME_LENGTH if part.sched.needs_length else None
-                _new_schedule(part.sched, part.optimizer, length, lambda: some_run)
+                schedulers.append(_new_schedule(part.sched, part.optimizer, length, lambda: some_run)[1])
+        if _has_own_schedules(config):
+            parts_scheduler(optimizer, schedulers)
 
 
 def _check_rule(rule: ParamGroupRule, config: OptimConfig, optimizer: Optimizer) -> None:

@@ -1,14 +1,17 @@
 """How long a schedule is: by its own keys, else as long as the run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from numbers import Integral
 from typing import Any
 
 from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.config.schema import SchedConfig, SchedulerSpec
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.lr_scheduler.pytorch import one_cycles
+
+_WITH_EPOCHS = "to count epochs, give max_steps=RunLength(steps, 'my loop', epochs, steps_per_epoch)"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class RunLength:
         steps_per_epoch: optimizer steps in one epoch, or a function of its index (from 0) if they are not as many in
             each; None: unknown.
         trial: not the run's length but one in which every schedule fits (`fast_dev_run`).
+        without_epochs: why epochs are unknown, where `source` does not say so; shown to the user.
 
     """
 
@@ -30,12 +34,34 @@ class RunLength:
     epochs: int | None = None
     steps_per_epoch: int | Callable[[int], int] | None = None
     trial: bool = False
+    without_epochs: str = ""
+
+    @property
+    def unknown(self) -> str:
+        """Why nothing is known of epochs."""
+        return self.without_epochs or self.source
 
     @classmethod
     def given(cls, length: "Length") -> "RunLength":
-        """What a caller said: a number of steps, a RunLength, a function that returns one of them, or None."""
+        """What a caller said: a number of steps, a RunLength, a function that returns one of them, or None.
+
+        Raises:
+            ConfigError: a number below 1, or no whole number.
+
+        """
         said = length() if callable(length) else length
-        return said if isinstance(said, RunLength) else cls(said, "max_steps" if said else "it was not given")
+        if said is None:
+            return cls(None, "it was not given", without_epochs=f"max_steps was not given; {_WITH_EPOCHS}")
+        if isinstance(said, RunLength):
+            steps, per_epoch = said.steps, said.steps_per_epoch
+            if said.epochs is None and steps is not None and isinstance(per_epoch, int) and per_epoch > 0:
+                return replace(said, epochs=-(-steps // per_epoch))
+            return said
+        if isinstance(said, bool) or not isinstance(said, Integral):
+            raise ConfigError("max_steps", f"{said!r} is not a whole number; must be one of at least 1, or None")
+        if said < 1:
+            raise ConfigError("max_steps", f"{said} is out of range; must be at least 1")
+        return cls(int(said), "max_steps", without_epochs=f"max_steps is a number of steps; {_WITH_EPOCHS}")
 
 
 Length = int | RunLength | Callable[[], int | RunLength] | None
@@ -57,9 +83,10 @@ def schedule_length(sched: SchedConfig, run: Callable[[], RunLength]) -> tuple[i
         return steps_of_epochs(sched, "max_epochs", asked)
     length = asked.steps if sched.interval == "step" else asked.epochs
     if length is None and _required(sched):
+        why = asked.source if sched.interval == "step" else asked.unknown
         raise ConfigError(
             f"{sched.path}.max_{sched.interval}s",
-            f"{sched.name} needs the length of the run, which is unknown: {asked.source}; set it here",
+            f"{sched.name} needs the length of the run, which is unknown: {why}; set it here",
         )
     return length, asked.source
 
@@ -74,7 +101,7 @@ def steps_of_epochs(sched: SchedConfig, key: str, run: RunLength) -> tuple[int, 
     epochs = getattr(sched, key)
     source = f"{sched.path}.{key}={epochs}"
     if run.steps_per_epoch is None:
-        raise ConfigError(f"{sched.path}.{key}", f"the length of an epoch is unknown: {run.source}")
+        raise ConfigError(f"{sched.path}.{key}", f"the length of an epoch is unknown: {run.unknown}")
     if callable(run.steps_per_epoch):
         return sum(map(run.steps_per_epoch, range(epochs))), f"{source} with a changing accumulation"
     return epochs * run.steps_per_epoch, f"{source} x {run.steps_per_epoch} steps per epoch"

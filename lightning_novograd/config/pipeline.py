@@ -8,15 +8,19 @@ from lightning_novograd.config.build import dry_build
 from lightning_novograd.config.data import to_plain
 from lightning_novograd.config.length import Length
 from lightning_novograd.config.parse.optim import parse_block
-from lightning_novograd.config.refusals import refuse_keys
+from lightning_novograd.config.refusals import refuse_keys, refuse_sched_keys
 from lightning_novograd.config.schema import OptimConfig
 from lightning_novograd.config.several import build_blocks, parse_blocks
 
 _OF_LIGHTNING = {
     "ema": "Lightning averages the weights (OptimMixin); in a loop of your own, leave it out and use "
-    "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))",
+    "torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn({0.decay}))",
     "large_batch": "Lightning accumulates (OptimMixin); in a loop of your own, leave it out and step after "
     "solve_batch_ramp(...).plan_at(step).accumulate_grad_batches batches",
+}
+_OF_MANUAL_OPTIMIZATION = {
+    "steps_per_batch": "here nobody counts batches, as OptimMixin does under manual optimization; leave it out and "
+    "give max_steps in steps of this optimizer",
 }
 
 
@@ -52,7 +56,8 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         cfg: an `OptimConfig`, or whatever `parse_optim` takes; or several blocks by name.
         module: whose parameters are optimized, of several blocks those of its submodules that they name.
         max_steps: length of the run in optimizer steps, for schedules whose config does not set one. A function is
-            called at most once, after everything else is built, and only if the length is needed.
+            called at most once, after everything else is built, and only if the length is needed. A `RunLength`
+            in its place says what epochs are, for a schedule that counts them.
 
     Returns:
         `{"optimizer": ...}`, with a schedule `"lr_scheduler": {"scheduler", "interval", "frequency", ...}`, and where
@@ -62,7 +67,7 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
 
     Raises:
         ConfigError: a block that does not parse or does not fit the module or the length of the run, or one with
-            `ema` or `large_batch`, which need more than an optimizer.
+            `ema`, `large_batch` or `steps_per_batch`, which need more than an optimizer.
 
     Example:
         >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
@@ -75,4 +80,6 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
     for config in configs.values():
         refuse_keys(config, _OF_LIGHTNING)
     built = build_blocks(configs, module, lambda _: max_steps)
+    for config in configs.values():
+        refuse_sched_keys(config, _OF_MANUAL_OPTIMIZATION)
     return built.get("", built)

@@ -29,9 +29,17 @@ def refuse_keys(config: OptimConfig, reasons: Mapping[str, str]) -> None:
 
     Args:
         config: the block.
-        reasons: why these keys are refused, and what to use instead.
+        reasons: why these keys are refused, and what to use instead; `{}` stands for the value.
 
     """
     for key, reason in reasons.items():
-        if getattr(config, key) is not None:
-            raise ConfigError(f"{config.path}.{key}", reason)
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(f"{config.path}.{key}", reason.format(value))
+
+
+def refuse_sched_keys(config: OptimConfig, reasons: Mapping[str, str]) -> None:
+    """The same of keys of the block's schedules."""
+    for sched in config.scheds:
+        for key, reason in reasons.items():
+            if (value := getattr(sched, key)) is not None:
+                raise ConfigError(f"{sched.path}.{key}", f"{value:g}, but {reason}")

@@ -262,10 +262,14 @@ class OptimConfig:
         return ", ".join(dict.fromkeys(spec.name for spec in self.optimizers))
 
     @property
+    def scheds(self) -> tuple[SchedConfig, ...]:
+        """All schedules: the block's own, then those of rules."""
+        return tuple(sched for sched in (self.sched, *map(own_sched, self.param_groups)) if sched is not None)
+
+    @property
     def stepped(self) -> SchedConfig | None:
         """A schedule whose interval and frequency are those of all, the block's if it has one."""
-        scheds = (self.sched, *map(own_sched, self.param_groups))
-        return next((sched for sched in scheds if sched is not None), None)
+        return next(iter(self.scheds), None)
 
     @property
     def clips(self) -> bool:

@@ -1,6 +1,7 @@
 """The optim block in Hugging Face's Trainer: `OptimTrainerMixin`, for `transformers.Trainer` and its subclasses."""
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 
-from lightning_novograd.config import OptimConfig, SchedConfig, parse_optim
+from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_optimizer, clip_gradients
-from lightning_novograd.config.refusals import refuse_keys
-from lightning_novograd.config.schema import own_sched
+from lightning_novograd.config.refusals import refuse_keys, refuse_sched_keys
 from lightning_novograd.config.several import submodule
 from lightning_novograd.errors import ConfigError
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-# arguments that say what the block says
 # what the block has for a trainer that asks it
 _NOT_HERE = {
     "ema": "this Trainer does not average weights; leave it out and use a callback of your own",
     "large_batch": "this Trainer accumulates evenly; use gradient_accumulation_steps",
 }
+_NO_EPOCHS = "the Trainer knows of none (an iterable dataset, or a scheduler that was made before train())"
+_NOT_IN_SCHEDULES = {"steps_per_batch": "this Trainer steps the optimizer and knows its steps; leave it out"}
+# arguments that say what the block says
 _REPLACED = (
     "learning_rate",
     "weight_decay",
@@ -78,12 +80,26 @@ class OptimTrainerMixin(_Trainer):
                 raise TypeError(f"{type(self).__name__}: {name} and optim both say which optimizer is used; give one")
         self.optim_config = parse_optim(optim)
         refuse_keys(self.optim_config, _NOT_HERE)
+        refuse_sched_keys(self.optim_config, _NOT_IN_SCHEDULES)
         self._built: tuple[Optimizer, Callable[..., dict[str, Any]]] | None = None
+        self._epochs: tuple[int, int] | None = None  # of the run, and the steps in one
         super().__init__(*args, **kwargs)
         _check_schedules(self.optim_config, self.args)
         if _block_clips(self.optim_config, self.args.max_grad_norm):
             self.add_callback(_clipping_callback(self))
         _warn_of_replaced(self.args)
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's count of epochs and steps, noted for schedules that count epochs."""
+        values = super().set_initial_training_values(*args, **kwargs)
+        epochs, steps_per_epoch, *_ = values
+        self._epochs = (epochs, steps_per_epoch) if epochs < sys.maxsize else None  # the data has a length
+        return values
+
+    def _run_length(self, steps: int) -> RunLength:
+        if self._epochs is None:
+            return RunLength(steps, "the Trainer", without_epochs=_NO_EPOCHS)
+        return RunLength(steps, "the Trainer", *self._epochs)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The Trainer's hook: the block's optimizer."""
@@ -98,16 +114,14 @@ class OptimTrainerMixin(_Trainer):
         if self.lr_scheduler is None:
             assert self._built is not None, "the Trainer makes the optimizer first"
             unwrapped, new_scheduler = self._built
-            built = new_scheduler(num_training_steps)
+            built = new_scheduler(self._run_length(num_training_steps))
             self.lr_scheduler = built.get("scheduler") or ConstantLR(unwrapped, factor=1.0, total_iters=0)
             self._created_lr_scheduler = True  # so a second train() begins a schedule of its own
         return self.lr_scheduler
 
 
 def _check_schedules(config: OptimConfig, args: Any) -> None:
-    for sched in (config.sched, *map(own_sched, config.param_groups)):
-        if sched is None:
-            continue
+    for sched in config.scheds:
         if issubclass(sched.entry.cls, ReduceLROnPlateau):
             _check_plateau(sched, args)
         elif sched.interval != "step" or sched.frequency != 1:

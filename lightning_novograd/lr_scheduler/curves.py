@@ -70,8 +70,10 @@ def sampled_curves(scheduler: LRScheduler, steps: int, edges: Iterable[int] = ()
         return list(range(steps)), lr_curves(scheduler, steps)
     # torch's in a chain would have to be stepped one after the other
     if not _has_closed_form(scheduler):
+        parts = scheduler._schedulers if isinstance(scheduler, PartsLR) else [scheduler]
+        unknown = next(part for part in parts if not _has_closed_form(part))
         raise ValueError(
-            f"the LR of {type(scheduler).__name__} is known only step by step, and {steps} steps would take long; "
+            f"the LR of {type(unknown).__name__} is known only step by step, and {steps} steps would take long; "
             f"at most {_MOST_STEPS} are drawn"
         )
     wanted = {round(point * (steps - 1) / _MOST_POINTS) for point in range(_MOST_POINTS + 1)}
@@ -112,7 +114,7 @@ def _base_lrs(scheduler: ClosedFormLR) -> list[float]:
 
 
 def _has_closed_form(scheduler: Any) -> bool:
-    if isinstance(scheduler, torch.SequentialLR):
+    if isinstance(scheduler, torch.SequentialLR | PartsLR):
         return all(map(_has_closed_form, scheduler._schedulers))
     known = (ClosedFormLR, torch.CosineAnnealingWarmRestarts, *_OF_THE_STEP)
     return isinstance(scheduler, known) or hasattr(scheduler, "_get_closed_form_lr")
@@ -125,6 +127,8 @@ def _lrs_at(scheduler: Any, step: int) -> list[float]:
     if isinstance(scheduler, torch.SequentialLR):
         index = bisect_right(scheduler._milestones, step)
         return _lrs_at(scheduler._schedulers[index], step - [0, *scheduler._milestones][index])
+    if isinstance(scheduler, PartsLR):
+        return scheduler.spread(lambda member: _lrs_at(member, step))
     if isinstance(scheduler, torch.CosineAnnealingWarmRestarts):
         scheduler.step(step)
         return [float(lr) for lr in scheduler.get_last_lr()]

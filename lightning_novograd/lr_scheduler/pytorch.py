@@ -166,6 +166,10 @@ def is_closed_form(cls: type) -> bool:
     return issubclass(cls, (ClosedFormLR, *_CLOSED_FORMS))
 
 
+# Lists in states of schedulers that have a value for each param group
+OF_EACH_GROUP = frozenset(
+    ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "base_momentums", "max_momentums", "lr_lambdas")
+)
 # What schedulers put into param groups and leave there unchanged
 GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
 

@@ -1,7 +1,6 @@
 """The optim block for LightningModules of others."""
 
 from functools import cache
-from inspect import getattr_static
 from typing import Any
 
 from lightning_novograd.config.several import parse_blocks
@@ -12,9 +11,11 @@ from lightning_novograd.training.packages import lightning_of
 def attach_optimizers(module: Any, cfg: Any) -> Any:
     """Give a LightningModule that is not yours the optimizer and schedule of `cfg`; returns the same module.
 
-    Its class becomes a subclass with `OptimMixin` in front, so `configure_optimizers` is ours and its other hooks run
-    as before. Pickling and copying keep that. Its own class loads its checkpoints: their hyper-parameters are as that
-    class saves them, except that `optim` becomes plain data.
+    Its class becomes a subclass with `OptimMixin` in front. `configure_optimizers` is ours, and the module's own never
+    runs. Its `configure_gradient_clipping` is given the block's bound, if there is one, and its `lr_scheduler_step` is
+    left out where a GradScaler skipped the step. Its other hooks run as before, and an `lr` of its own stays its own.
+    Pickling and copying keep that. Its own class loads its checkpoints: their hyper-parameters are as that class saves
+    them, except that `optim` becomes plain data.
 
     Args:
         module: a LightningModule of `lightning.pytorch` or `pytorch_lightning`.
@@ -42,9 +43,7 @@ def _with_mixin(cls: Any) -> Any:
     def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
         return _new_attached, (cls,), self.__getstate__()
 
-    own = {"lr": getattr_static(cls, "lr")} if hasattr(cls, "lr") else {}  # which is not the block's
     members = {
-        **own,
         "_attached": True,
         "__reduce_ex__": reduce,
         "__module__": cls.__module__,

@@ -1,14 +1,21 @@
-"""The optim block as a module is given it: in code, or by LightningCLI, which may leave numbers in it as text."""
+"""The optim block as a module is given it: in code, by LightningCLI (numbers may be text), by Lightning's LR finder."""
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from lightning_novograd.config import OptimConfig
 from lightning_novograd.config.arguments import of_command_line
+from lightning_novograd.config.optimizers import learning_rate
 from lightning_novograd.config.several import parse_blocks
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.training.watchers import Watcher
+
+log = rank_zero_logger(__name__)
 
 
 def parse_assigned(cfg: Any, by_cli: bool) -> dict[str, OptimConfig]:
@@ -66,3 +73,88 @@ def built_by_cli(lightning: str | None) -> bool:
     mixins = sys.modules.get(f"{lightning}.core.mixins.hparams_mixin")
     given = getattr(mixins, "_given_hyperparameters", None)
     return given is not None and given.get() is not None
+
+
+class BlockLr:
+    """The attribute `lr` of a module with a single block: the block's, unless the module has an `lr` of its own.
+
+    Lightning's LR finder wants an attribute of that name. It is the module's own where its class or its base defines
+    one, where its code sets one (`self.lr = lr`, in `__init__` or elsewhere), or where it is a parameter, a buffer or a
+    submodule. Whoever else sets it sets the block's.
+    """
+
+    def __get__(self, module: Any, cls: type) -> Any:
+        if module is None:
+            return self
+        if "lr" in vars(module):
+            return vars(module)["lr"]
+        registered = any("lr" in vars(module).get(kind, ()) for kind in ("_parameters", "_buffers", "_modules"))
+        if registered or not module._has_block or "" not in module.optim_configs:
+            # torch's __getattr__ comes next
+            raise AttributeError(f"{cls.__name__} has no single optim block, whose lr this would be")
+        return learning_rate(module.optim_configs[""])
+
+    def __set__(self, module: Any, lr: Any) -> None:
+        if "lr" in vars(module) or _sets_itself(module):
+            vars(module)["lr"] = lr
+        else:
+            set_lr(module, lr)
+
+    def __delete__(self, module: Any) -> None:
+        if vars(module).pop("lr", self) is self:
+            raise AttributeError("lr")
+
+
+def _sets_itself(module: Any) -> bool:
+    """Whether the code that sets an attribute is a method of `module`; two calls below."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    return bool(arguments) and frame.f_locals.get(arguments[0]) is module
+
+
+def set_lr(module: Any, lr: float) -> None:
+    """Write `lr` into the single block of `module`.
+
+    Raises:
+        ConfigError: it has several, or none.
+
+    """
+    if "" not in module.optim_configs:
+        raise ConfigError("optim", f"there is no single lr: the blocks are {', '.join(module.optim_configs)}")
+    config = module.optim_configs[""]
+    module.optim_config = replace(config, args={**config.args, "lr": lr})
+
+
+class FoundLr(Watcher):
+    """Takes what Lightning's LR finder has found into the block, whatever attribute the finder sets."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """The finder is a callback of this fit, whose optimizers and schedules are built already."""
+        lr = _found(trainer)
+        if lr is not None and (trainer.lr_scheduler_configs or len(trainer.optimizers[0].param_groups) > 1):
+            warnings.warn(
+                f"LearningRateFinder has set the LR of all param groups to {lr:.6g}, and schedules go on from those of "
+                "the optim block as it was; find the LR before the fit: Tuner(trainer).lr_find(module)",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The finder is done; if it is the Tuner's, nothing has been trained."""
+        lr = _found(trainer) if stage == "fit" else None
+        if lr is not None and learning_rate(pl_module.optim_configs[""]) != lr:
+            set_lr(pl_module, lr)
+            log.info("The LR finder's %.6g is the block's lr from now on, and not only the module's own attribute", lr)
+
+
+def _found(trainer: Any) -> float | None:
+    """The LR that an LR finder among the callbacks has found and was told to set."""
+    finders = (callback for callback in trainer.callbacks if getattr(callback, "optimal_lr", None) is not None)
+    return next((finder.optimal_lr.suggestion() for finder in finders if finder._update_attr), None)
+
+
+def seeks_lr(trainer: Any) -> bool:
+    """Whether the trainer has Lightning's LR finder among its callbacks."""
+    return any(hasattr(callback, "optimal_lr") for callback in trainer.callbacks)

@@ -6,25 +6,24 @@ Lightning itself is not imported at run time: the same code serves `lightning.py
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_novograd.config import OptimConfig, SchedConfig
-from lightning_novograd.config.optimizers import learning_rate
 from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.training.accumulation import new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
-from lightning_novograd.training.averaging.ema import new_averaging, resume_weights, save_average
-from lightning_novograd.training.averaging.schedule_free import save_evaluated, tell
-from lightning_novograd.training.block import built_by_cli, parse_assigned
+from lightning_novograd.training.averaging.ema import end_averaging, new_averaging, resume_weights, save_average
+from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
+from lightning_novograd.training.block import BlockLr, FoundLr, built_by_cli, parse_assigned, seeks_lr
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
 from lightning_novograd.training.checkpoint.reading import loaded, loaded_hparams
@@ -32,10 +31,11 @@ from lightning_novograd.training.checkpoint.resume import ResumeCheck
 from lightning_novograd.training.checkpoint.snapshot import copy_hparams, read_checkpoint
 from lightning_novograd.training.checkpoint.trust import check_whole, misfit, refuse_code, warn_of_unsafe_lightning
 from lightning_novograd.training.clipping import check_clipping
-from lightning_novograd.training.manual import check_pace, warn_of_other_pace
+from lightning_novograd.training.manual import PaceWatch, check_pace
 from lightning_novograd.training.packages import lightning_of, package_of
 from lightning_novograd.training.run_length import run_length
 from lightning_novograd.training.thawed import follow_rules, thawed_groups
+from lightning_novograd.training.watchers import Watcher, put_first
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _LightningModule
@@ -70,7 +70,11 @@ class OptimMixin(_LightningModule):
     skipped does not advance it. Where a checkpoint brings back other settings than the block has, a warning says so
     (`ResumeCheck`). Checkpoints hold hyper-parameters as plain data: they load with `weights_only=True`.
 
-    A module's own hooks must call `super()`'s, `on_save_checkpoint` and `on_load_checkpoint` too.
+    Lightning's LR finder writes what it finds into a single block. `lr` is the block's, too, unless the module has an
+    attribute `lr` of its own (`BlockLr`).
+
+    Where a module overrides a hook that is defined here, as `on_save_checkpoint` or `configure_callbacks`, it must call
+    `super()`'s. What sees the course of a fit is callbacks, which the hooks `on_train_start` and so on do not turn off.
 
     Example:
         >>> import torch, lightning.pytorch as pl
@@ -86,6 +90,7 @@ class OptimMixin(_LightningModule):
 
     """
 
+    lr: Any = BlockLr()
     _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
     _is_configured = False  # whether the trainer has our optimizers
@@ -93,7 +98,6 @@ class OptimMixin(_LightningModule):
     _saved_optimizers: list[str] | None = None
     _attached = False
     _callbacks_asked = False  # whether Lightning has the callbacks of ours
-    _told_to_train = False  # whether optimizers have the weights that train, and others to evaluate
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -102,6 +106,9 @@ class OptimMixin(_LightningModule):
         for base in cls.__mro__[: cls.__mro__.index(OptimMixin)]:
             if package_of(base) is not None and "configure_optimizers" in vars(base):
                 raise TypeError(f"{cls.__name__}: OptimMixin must come before {base.__name__} in the list of bases")
+        lrs = [vars(base)["lr"] for base in cls.__mro__ if "lr" in vars(base) and base is not OptimMixin]
+        if lrs and isinstance(getattr_static(cls, "lr"), BlockLr):
+            cls.lr = lrs[0]  # a base's, which comes after the mixin
 
     @property
     def optim_config(self) -> Any:
@@ -124,18 +131,6 @@ class OptimMixin(_LightningModule):
         return self._optim_configs
 
     @property
-    def lr(self) -> float:
-        """The block's learning rate; Lightning's LR finder reads it and writes the one that it has found."""
-        if not self._has_block or "" not in self.optim_configs:
-            raise AttributeError(f"{type(self).__name__} has no single optim block, whose lr this would be")
-        return learning_rate(self.optim_configs[""])
-
-    @lr.setter
-    def lr(self, lr: float) -> None:
-        config = self._single("lr")
-        self.optim_config = replace(config, args={**config.args, "lr": lr})
-
-    @property
     def _has_block(self) -> bool:
         return self._optim_configs is not None or "optim" in getattr(self, "hparams", {})
 
@@ -149,10 +144,11 @@ class OptimMixin(_LightningModule):
         """Lightning's hook: what averages the weights or accumulates, if the block says `ema` or `large_batch`."""
         callbacks: Any = super().configure_callbacks()
         self._callbacks_asked = True
-        config = self.optim_configs.get("") if self._has_block else None
-        if config is None or self.trainer.state.fn != "fit":
+        if self.trainer.state.fn != "fit":
             return callbacks
-        ours = [new(config, self) for key, new in _CALLBACKS.items() if getattr(config, key) is not None]
+        config = self.optim_configs.get("") if self._has_block else None
+        ours = [new(config, self) for key, new in _CALLBACKS.items() if config and getattr(config, key) is not None]
+        end_averaging(self.trainer, self)
         return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *ours] if ours else callbacks
 
     def configure_optimizers(self) -> Any:
@@ -178,9 +174,22 @@ class OptimMixin(_LightningModule):
             if config.clips or trainer.gradient_clip_val:
                 leave_unscaling_to_scaler(built["optimizer"])
             self._watch(index, config, built)
+        put_first(trainer, self._watchers(all_built))
         self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
         self._is_configured = True
         return all_built.get("", [*all_built.values()])
+
+    def _watchers(self, all_built: dict[str, dict[str, Any]]) -> list[Watcher]:
+        """What sees this fit, whatever hooks the module overrides."""
+        watchers: list[Watcher] = [FoundLr()] if "" in all_built and seeks_lr(self.trainer) else []
+        if told := [built["optimizer"] for built in all_built.values() if averages_itself(built["optimizer"])]:
+            watchers.append(Teller(told))
+        if not self.automatic_optimization:
+            entries = (
+                (config.stepped, all_built[name].get("lr_scheduler")) for name, config in self.optim_configs.items()
+            )
+            watchers.append(PaceWatch((sched, entry["scheduler"]) for sched, entry in entries if sched and entry))
+        return watchers
 
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
@@ -203,42 +212,6 @@ class OptimMixin(_LightningModule):
 
         """
         return thawed_groups(self._single("optimizer"), self, list(params))
-
-    def _tell(self, mode: Literal["train", "eval"]) -> None:
-        self._told_to_train = tell(self.trainer, mode) and mode == "train"
-
-    def on_train_start(self) -> None:
-        """Lightning's hook: tell optimizers that average weights themselves that training begins."""
-        super().on_train_start()
-        self._tell("train")
-
-    def on_validation_model_eval(self) -> None:
-        """Lightning's hook: tell them that an evaluation comes."""
-        super().on_validation_model_eval()
-        if self.trainer.state.fn == "fit":
-            self._tell("eval")
-
-    def on_validation_end(self) -> None:
-        """Lightning's hook, after checkpoints were saved: tell them that training goes on."""
-        super().on_validation_end()
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._tell("train")
-
-    def on_train_end(self) -> None:
-        """Lightning's hook: leave the weights that are evaluated in the trained model."""
-        super().on_train_end()
-        self._tell("eval")
-
-    def on_train_epoch_end(self) -> None:
-        """Lightning's hook: under manual optimization, see whether the schedules were stepped as expected."""
-        super().on_train_epoch_end()
-        trainer = self.trainer
-        if self.automatic_optimization or trainer.current_epoch or trainer.ckpt_path:
-            return
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        scheduled = [config for config in self.optim_configs.values() if config.stepped is not None]
-        if len(schedulers) == len(scheduled):
-            warn_of_other_pace(scheduled, schedulers, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
@@ -279,8 +252,7 @@ class OptimMixin(_LightningModule):
         super().on_save_checkpoint(checkpoint)
         if self._trainer is not None:
             save_average(self._trainer, checkpoint)
-            if self._told_to_train:
-                save_evaluated(self._trainer, checkpoint)
+            save_evaluated(self._trainer, checkpoint)
         if self._is_configured:
             names = [config.optimizer_names for config in self.optim_configs.values()]
             checkpoint[_OPTIMIZER] = names[0] if len(names) == 1 else names

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from lightning_novograd.config.length import RunLength
-from lightning_novograd.config.schema import OptimConfig, SchedulerSpec, own_sched
+from lightning_novograd.config.schema import OptimConfig, SchedulerSpec
 from lightning_novograd.large_batch import BatchRamp
 from lightning_novograd.log import rank_zero_logger
 
@@ -18,8 +18,12 @@ def run_length(trainer: Any, config: OptimConfig, configs: Sequence[OptimConfig]
     """Length of `trainer.fit`: the Trainer's max_steps, or epochs x batches / accumulation, whichever ends first.
 
     Under manual optimization a batch has one step of each optimizer, or as many as `steps_per_batch` of its schedule
-    says, and the Trainer's max_steps are those of all optimizers together. In a Trainer that has trained already, it is
-    the length of what is left.
+    says, and the Trainer's max_steps are those of all optimizers together.
+
+    A Trainer that fits again goes on counting epochs and steps, but optimizer and schedule begin anew: the length is
+    that of the epochs and steps which its limits leave, on the data of this fit. An epoch that was stopped half-way is
+    over, one that ended in an exception is repeated. With a checkpoint the schedule goes on in its place, and the
+    length is counted from step 0.
 
     Where batches must be counted, this loads the training data as `trainer.estimated_stepping_batches` does. Lightning
     then takes the loaders for loaded and no longer gives stateful ones their saved state on resume (Lightning issue
@@ -31,16 +35,24 @@ def run_length(trainer: Any, config: OptimConfig, configs: Sequence[OptimConfig]
         configs: those of all optimizers, where there are several.
 
     """
-    pace = _pace(trainer, config, configs)
-    length = _whole_length(trainer, config, pace)
-    done = round(trainer.global_step * (1.0 if pace is None else pace.share))
-    if trainer.ckpt_path is not None or not done or length.trial or length.steps is None:  # a checkpoint has its place
-        return length
-    if length.steps <= done:
-        return _trial_length(config, "nothing is left")
-    log.info("This Trainer has made %d steps: optimizer and schedule begin anew, for those that are left", done)
-    epochs = None if length.epochs is None else max(1, length.epochs - trainer.current_epoch)
-    return replace(length, steps=length.steps - done, epochs=epochs, source=f"{length.source} - {done} made before")
+    done = _Done() if trainer.ckpt_path is not None else _Done.of(trainer)
+    length = _length(trainer, config, _pace(trainer, config, configs), done)
+    if done.steps and not length.trial:
+        log.info("This Trainer has made %d steps: optimizer and schedule begin anew, for what is left", done.steps)
+    return length
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a Trainer has behind it when a fit begins: whole epochs, and steps of all optimizers."""
+
+    epochs: int = 0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, trainer: Any) -> "_Done":
+        # `processed` is what Lightning compares with max_epochs
+        return cls(trainer.fit_loop.epoch_progress.current.processed, trainer.global_step)
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,8 @@ def _pace(trainer: Any, config: OptimConfig, configs: Sequence[OptimConfig]) -> 
     return _Pace(own, own / sum(paces))
 
 
-def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunLength:
-    """The length of a fit that begins with step 0."""
+def _length(trainer: Any, config: OptimConfig, pace: _Pace | None, done: _Done) -> RunLength:
+    """The length of a fit that begins after `done`."""
     if trainer.fast_dev_run:
         return _trial_length(config, f"fast_dev_run={trainer.fast_dev_run}")
     max_steps = None if trainer.max_steps == -1 else trainer.max_steps
@@ -69,6 +81,13 @@ def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunL
     if 0 in (max_steps, max_epochs):
         return _trial_length(config, "max_steps=0" if max_steps == 0 else "max_epochs=0")
     limit = f"Trainer(max_steps={max_steps})"
+    if max_steps is not None and done.steps:
+        max_steps -= done.steps
+        limit += f" - {done.steps} made before"
+    if max_epochs is not None:
+        max_epochs -= done.epochs
+    if any(left is not None and left <= 0 for left in (max_steps, max_epochs)):
+        return _trial_length(config, "nothing is left")
     if max_steps is not None and pace is not None and pace.share != 1:
         max_steps = max(1, int(max_steps * pace.share))
         limit += f", which counts all optimizers' steps: {max_steps} of this one"
@@ -91,9 +110,7 @@ def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunL
         per_epoch = partial(_manual_steps, batches * pace.per_batch)
         each = f"{batches} batches" + (f" x steps_per_batch={pace.per_batch:g}" if pace.per_batch != 1 else "")
     else:
-        ramp = _batch_ramp(trainer)
-        steps_of_epoch = partial(_steps_of_epoch, trainer, batches) if ramp is None else _ramp_steps(ramp, batches)
-        per_epoch = steps_of_epoch if ramp is not None or _accumulation_scheduler(trainer) else steps_of_epoch(0)
+        per_epoch = _accumulated_steps(trainer, batches, done)
         each = f"{batches} batches{_accumulation(trainer)}"
     if max_epochs is None and max_steps is None:
         return RunLength(None, endless, None, per_epoch)
@@ -101,7 +118,8 @@ def _whole_length(trainer: Any, config: OptimConfig, pace: _Pace | None) -> RunL
     if max_steps is not None and max_steps <= total:
         source = limit if sched is None or sched.interval == "step" else f"{limit}, epochs of {each}"
         return RunLength(max_steps, source, epochs, per_epoch)
-    return RunLength(total, f"{epochs} epochs x {each}", epochs, per_epoch)
+    left = " left" if done.epochs else ""
+    return RunLength(total, f"{epochs} epochs{left} x {each}", epochs, per_epoch)
 
 
 def _batches_per_epoch(trainer: Any) -> int | float:
@@ -152,11 +170,17 @@ def _accumulation(trainer: Any) -> str:
     return f" / accumulate_grad_batches={accumulation}" if accumulation > 1 else ""
 
 
-def _steps_of_epoch(trainer: Any, batches: int, epoch: int) -> int:
-    """Lightning steps at the last batch of an epoch too, however few have accumulated."""
-    scheduler = _accumulation_scheduler(trainer)
-    accumulation = scheduler.get_accumulate_grad_batches(epoch) if scheduler else trainer.accumulate_grad_batches
-    return math.ceil(batches / accumulation)
+def _accumulated_steps(trainer: Any, batches: int, done: _Done) -> int | Callable[[int], int]:
+    """Optimizer steps in an epoch where Lightning accumulates: a function of its index in this fit if they vary.
+
+    Lightning steps at the last batch of an epoch too, however few have accumulated.
+    """
+    if (ramp := _batch_ramp(trainer)) is not None:
+        return _ramp_steps(ramp, batches, done.steps)
+    if (scheduler := _accumulation_scheduler(trainer)) is None:
+        return math.ceil(batches / trainer.accumulate_grad_batches)
+    # it changes at epochs of the Trainer, which goes on counting them when it fits again
+    return lambda epoch: math.ceil(batches / scheduler.get_accumulate_grad_batches(done.epochs + epoch))
 
 
 def _batch_ramp(trainer: Any) -> BatchRamp | None:
@@ -165,9 +189,9 @@ def _batch_ramp(trainer: Any) -> BatchRamp | None:
     return next((ramp for ramp in ramps if isinstance(ramp, BatchRamp)), None)
 
 
-def _ramp_steps(ramp: BatchRamp, batches: int) -> Callable[[int], int]:
+def _ramp_steps(ramp: BatchRamp, batches: int, first_step: int) -> Callable[[int], int]:
     """Optimizer steps of each epoch, by its index: what they are depends on the steps of all epochs before."""
-    ends = [0]
+    ends = [first_step]
 
     def steps_of_epoch(epoch: int) -> int:
         while len(ends) < epoch + 2:
@@ -188,8 +212,7 @@ def _trial_length(config: OptimConfig, why: str) -> RunLength:
     The phases of a schedule are shares of the run, for which a million steps will do, or numbers of steps in the block
     (`warmup_steps: 2000000`): the sum of all numbers there is more than any of its phases needs.
     """
-    scheds = [sched for sched in (config.sched, *map(own_sched, config.param_groups)) if sched is not None]
-    numbers_in_block = (number for sched in scheds for number in _numbers(vars(sched)))
+    numbers_in_block = (number for sched in config.scheds for number in _numbers(vars(sched)))
     steps = 1_000_000 + sum(math.ceil(value) for value in numbers_in_block if value >= 1)
     return RunLength(steps, f"{why}: a trial, in which every schedule fits", steps, steps, trial=True)
 

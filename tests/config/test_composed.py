@@ -179,7 +179,7 @@ def test_a_warmup_in_epochs():
     assert lrs(built, 5)[0] == pytest.approx([0.1 / 3, 0.2 / 3, *alone])
 
 
-def test_a_warmup_before_a_sequence_and_a_chain():
+def test_a_warmup_before_a_sequence():
     before_sequence = run(sequence({**DECAY}, STEP, interval="step", warmup_steps=2), 12)[0]
     assert before_sequence == pytest.approx([0.1 / 3, 0.2 / 3, *run(sequence(DECAY, STEP, interval="step"), 10)[0]])
 
@@ -224,6 +224,11 @@ def test_the_log_says_the_warmup(caplog):
             "would begin at 0.5",
         ),
         ({**COSINE, "warmup_epochs": 1}, "warmup_epochs", "unknown key"),
+        (
+            {"name": "ChainedScheduler", "schedulers": [STEP, DECAY], "interval": "step", "warmup_steps": 4},
+            "warmup_steps",
+            "torch cannot step a ChainedScheduler after a warmup; put a LinearLR among its schedulers",
+        ),
     ],
 )
 def test_a_warmup_that_cannot_be(sched, key, problem):

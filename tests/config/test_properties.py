@@ -103,7 +103,7 @@ BLOCKS += [
         "param_groups": [
             {"match": "depthwise", "lr_mult": 0.25, "wd_mult": 2.5},
             {"match": "body.*", "optimizer": {"name": "sgd", "lr": 0.3, "momentum": 0.85, "larc": {"eps": 1e-7}}},
-            {"match": "head.*", "sched": {"name": "polynomial", "power": 1.5, "steps_per_batch": 0.5}},
+            {"match": "head.*", "sched": {"name": "polynomial", "power": 1.5, "steps_per_batch": 2.0}},
         ],
         "sched": {"name": "cosine", "min_lr": 1e-6, "steps_per_batch": 2.0},
     },

@@ -114,6 +114,50 @@ def test_schedules_of_parts_go_on_where_they_were():
     assert lrs[0] == lrs[1]
 
 
+OF_ALL = [("steps_per_batch", 2.0), ("log_name", "mine"), ("strict", False), ("monitor", "loss")]
+
+
+@pytest.mark.parametrize(("key", "value"), OF_ALL)
+def test_keys_that_hosts_know_once_are_refused_in_one_of_several_schedules(key, value):
+    cosine, other = {"name": "cosine"}, {"name": "polynomial", key: value}
+    first, second = {"match": "body.*", "sched": cosine}, {"match": "embed.*", "sched": other}
+    for block, where, says in (
+        ({"sched": cosine, "param_groups": [second]}, 0, "optim.sched"),
+        ({"sched": {**cosine, key: 7.0 if value == 2.0 else "x"}, "param_groups": [second]}, 0, "optim.sched"),
+        ({"param_groups": [first, second]}, 1, r"optim.param_groups\[0\].sched"),
+    ):
+        if key == "strict" and key in block.get("sched", {}):
+            continue
+        with pytest.raises(ConfigError, match=f"{value!r} has no effect: .* as {says} says; say {key} there") as caught:
+            parse_optim({"name": "sgd", **block})
+        assert caught.value.path == f"optim.param_groups[{where}].sched.{key}"
+
+
+@pytest.mark.parametrize(("key", "value"), OF_ALL)
+def test_they_may_be_said_once_for_all(key, value):
+    rules = [{"match": "body.*", "sched": {"name": "cosine", key: value}}, {"match": "*", "sched": {"name": "cosine"}}]
+    assert (
+        parse_optim({"name": "sgd", "param_groups": rules}).stepped
+        == parse_optim({"name": "sgd", "param_groups": rules[:1]}).stepped
+    )
+    parse_optim({"name": "sgd", "sched": {"name": "cosine", key: value}, "param_groups": rules})
+
+
+def test_what_the_blocks_schedule_says_holds_where_rules_leave_it_nothing():
+    sched = {"name": "cosine", "log_name": "lr", "strict": False, "monitor": "loss"}
+    entry = build({"sched": sched, "param_groups": [{"match": "*", "sched": {"name": "polynomial"}}]})["lr_scheduler"]
+    assert (entry["name"], entry["strict"], entry["monitor"]) == ("lr", False, "loss")
+
+
+@pytest.mark.parametrize("where", ["sched", "param_groups[0].sched"])
+def test_a_pace_of_manual_optimization_is_refused_where_nobody_counts_batches(where):
+    sched = {"name": "cosine", "steps_per_batch": 0.5}
+    block = {"sched": sched} if where == "sched" else {"param_groups": [{"match": "head.*", "sched": sched}]}
+    with pytest.raises(ConfigError, match=r"0\.5, but here nobody counts batches, .*give max_steps") as caught:
+        build(block)
+    assert caught.value.path == f"optim.{where}.steps_per_batch"
+
+
 def test_schedules_of_other_parts_are_refused():
     rule = {**MUON, "sched": {"name": "polynomial"}}
     built, other = build({"param_groups": [rule], "sched": {"name": "cosine"}}), build({"param_groups": [rule]})

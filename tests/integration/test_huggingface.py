@@ -53,6 +53,16 @@ def test_an_average_of_weights_is_refused(tmp_path):
         trainer(tmp_path, {**SGD, "ema": 0.999})
 
 
+def test_a_pace_of_manual_optimization_is_refused(tmp_path):
+    sched = {"name": "cosine", "steps_per_batch": 2}
+    for block, where in (
+        ({"sched": sched}, "sched"),
+        ({"param_groups": [{"match": "*", "sched": sched}]}, "param_groups"),
+    ):
+        with pytest.raises(ConfigError, match=rf"optim\.{where}.*steps_per_batch: 2, but this Trainer steps"):
+            trainer(tmp_path, {**SGD, **block})
+
+
 def test_without_sched_the_lr_is_constant(tmp_path):
     run = trainer(tmp_path, SGD)
     run.train()
@@ -89,6 +99,37 @@ def test_schedules_that_the_trainer_does_not_step_so(tmp_path, sched, key):
         trainer(tmp_path, {**SGD, "param_groups": [{"match": "head.*", "sched": sched}]})
 
 
+STEP_LR = {"name": "StepLR", "interval": "step", "step_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("sched", "lrs"),
+    [
+        ({"name": "polynomial", "power": 1.0, "max_epochs": 1}, [0.1, 0.075, 0.05, 0.025, 0.0, 0.0, 0.0, 0.0]),
+        ({**STEP_LR, "warmup_epochs": 1}, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+@pytest.mark.parametrize("arguments", [{"num_train_epochs": 2}, {"num_train_epochs": 1.9}, {"max_steps": 8}])
+def test_epochs_are_the_trainers(tmp_path, sched, lrs, arguments):
+    for block in ({"sched": sched}, {"param_groups": [{"match": "*", "sched": sched}]}):
+        run = trainer(tmp_path, {**SGD, **block}, logging_steps=1, **arguments)
+        run.train()
+        seen = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+        assert seen == pytest.approx(lrs[: len(seen)])
+        assert len(seen) >= 7
+
+
+def test_epochs_of_data_without_a_length_are_refused(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(DATA)
+
+    run = trainer(tmp_path, {**SGD, "sched": {**STEP_LR, "warmup_epochs": 1}}, max_steps=8)
+    run.train_dataset = Stream()
+    with pytest.raises(ConfigError, match=r"optim\.sched\.warmup_epochs: .*an iterable dataset"):
+        run.train()
+
+
 PLATEAU = {**SGD, "sched": {"name": "ReduceLROnPlateau", "monitor": "eval_loss", "patience": 0, "threshold": 10.0}}
 
 
@@ -97,6 +138,14 @@ def test_reduce_on_plateau_is_stepped_by_evaluations(tmp_path):
     run = trainer(tmp_path, PLATEAU, eval_strategy="epoch", metric_for_best_model="loss", **labels)
     run.train()
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.0001)
+
+
+def test_reduce_on_plateau_in_a_rule_too(tmp_path):
+    labels = {"num_train_epochs": 3, "label_names": ["y"]}
+    block = {**SGD, "param_groups": [{"match": "head.*", "sched": PLATEAU["sched"]}]}
+    run = trainer(tmp_path, block, eval_strategy="epoch", metric_for_best_model="loss", **labels)
+    run.train()
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.1, 0.0001])
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_a_chosen_schedule_replaces_the_presets(app):
     cosine = ours("sched/cosine")["sched"]
     assert app("optim=paper/jasper_8k", "+sched=cosine")["cfg"]["optim"]["sched"] == cosine
     assert app("+sched=constant")["cfg"]["optim"]["sched"] is None
+    assert app("optim=paper/jasper_8k", "+optim/sched=cosine")["cfg"]["optim"]["sched"] == cosine
 
 
 def test_a_block_goes_where_the_app_wants_it(app):

@@ -95,6 +95,103 @@ def test_another_pace_is_said_at_the_end_of_the_first_epoch(module, said):
     assert said in warning
 
 
+def said_of_the_pace(net, batches, **settings):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(**settings)
+        run.fit(net, loader(2 * batches))
+    return [str(w.message) for w in caught if "batches" in str(w.message) and "optim.sched" in str(w.message)]
+
+
+class Restarts(Manual):
+    """Begins to count batches anew in each epoch."""
+
+    def training_step(self, batch, batch_idx):
+        self.batches = batch_idx + self.every - 1
+        super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("net", "batches", "epochs", "said"),
+    [
+        (
+            lambda: Manual(block(), steps=2),
+            1,
+            20,
+            "was stepped 2 times in an epoch of 1 batches, and its length supposes",
+        ),
+        (
+            lambda: Manual(block(), every=2),
+            1,
+            20,
+            "was stepped 1 times in 2 epochs of 2 batches in all, and its length",
+        ),
+        (
+            lambda: Restarts(block(steps_per_batch=0.25), every=4),
+            5,
+            2,
+            "was stepped 4 times in 2 epochs of 10 batches in",
+        ),
+        (
+            lambda: Restarts(block(steps_per_batch=0.1), every=10),
+            2,
+            9,
+            "was stepped 2 times in 2 epochs of 4 batches in",
+        ),
+        (
+            lambda: Manual(block(steps_per_batch=0.5), steps_schedule=False),
+            1,
+            9,
+            "was never stepped in 4 epochs of 4 ba",
+        ),
+        (lambda: Manual(block(steps_per_batch=0.25), every=4), 5, 8, None),
+        (lambda: Manual(block(steps_per_batch=1 / 3), every=3), 1, 9, None),
+        (lambda: Manual(block(steps_per_batch=0.33), every=3), 40, 3, None),
+        (lambda: Manual(block(steps_per_batch=1.5), 3, every=2), 3, 4, None),
+    ],
+    ids=["twice", "every other", "rhythm", "far apart", "never", "own count", "a batch an epoch", "rounded", "bursts"],
+)
+def test_short_epochs_are_counted_together(net, batches, epochs, said):
+    warned = said_of_the_pace(net(), batches, max_epochs=epochs)
+    if said is None:
+        assert not warned
+    else:
+        (warning,) = warned
+        assert said in warning
+
+
+def test_no_hook_without_super_turns_the_warning_off():
+    class NoSuper(Manual):
+        def on_train_start(self): ...
+
+        def on_train_epoch_end(self): ...
+
+    (said,) = said_of_the_pace(NoSuper(block(), steps=3), 4, max_epochs=1)
+    assert "was stepped 12 times in an epoch of 4 batches" in said
+
+
+def test_the_pace_of_a_second_fit_and_of_a_resumed_one_is_its_own(tmp_path):
+    net, run = Manual(block()), trainer(max_epochs=1)
+    run.fit(net, loader())
+    run.save_checkpoint(tmp_path / "four.ckpt")
+    net.steps, run.fit_loop.max_epochs = 3, 2
+    with pytest.warns(UserWarning, match="was stepped 12 times in an epoch of 4 batches, and its length supposes 4"):
+        run.fit(net, loader())
+    resumed = trainer(max_epochs=2)
+    with pytest.warns(UserWarning, match="was stepped 12 times in an epoch of 4 batches, and its length supposes 4"):
+        resumed.fit(net, loader(), ckpt_path=tmp_path / "four.ckpt")
+    assert [type(callback).__name__ for callback in run.callbacks].count("PaceWatch") == 1
+
+
+def test_who_leaves_a_step_out_is_not_warned():
+    class Skips(Manual):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step or batch_idx:
+                super().training_step(batch, batch_idx)
+
+    assert not said_of_the_pace(Skips(block()), 8, max_epochs=3)
+
+
 def test_the_pace_that_is_advised_is_right():
     with pytest.warns(UserWarning, match=r"say optim\.sched\.steps_per_batch: 3, or its max_steps"):
         trainer(max_epochs=1).fit(Manual(block(), steps=3), loader())

@@ -1,11 +1,12 @@
 """What Lightning users do around a fit: the LR finder, a second fit, thawed layers, compiled submodules, max_time."""
 
+import copy
 import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from tiny_fit import BLOCK, Net, Step, loader, trainer
 from torch import nn
@@ -56,6 +57,90 @@ def test_a_foreign_modules_own_lr_stays_its_own():
             return "mine"
 
     assert attach_optimizers(Foreign(), BLOCK).lr == "mine"
+
+
+class OwnLr(Step, pl.LightningModule):
+    """Its `lr` is a weight of the loss."""
+
+    def __init__(self, lr) -> None:
+        super().__init__()
+        self.lr = lr
+
+
+class OwnLrOfMixin(OptimMixin, OwnLr):
+    def __init__(self, optim, lr, block_first) -> None:
+        super().__init__(lr)
+        if block_first:
+            self.optim_config = optim
+        self.lr = lr
+        self.optim_config = optim
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: attach_optimizers(OwnLr(0.3), BLOCK),
+        lambda: OwnLrOfMixin(BLOCK, 0.3, block_first=True),
+        lambda: OwnLrOfMixin(BLOCK, 0.3, block_first=False),
+    ],
+    ids=["attached", "after the block", "before the block"],
+)
+def test_a_modules_own_lr_stays_its_own_and_the_block_keeps_its(make):
+    net = make()
+    assert (net.lr, net.optim_config.args["lr"]) == (0.3, 0.05)
+    net.lr = 0.4
+    assert (net.lr, net.optim_config.args["lr"]) == (0.4, 0.05)
+    assert copy.deepcopy(net).lr == 0.4
+    del net.lr
+    assert net.lr == 0.05
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "module"])
+def test_an_lr_that_torch_has_is_the_modules_own(kind):
+    net = OwnLr(0.3)
+    del net.lr
+    own = {"parameter": nn.Parameter(torch.ones(1)), "buffer": torch.ones(1), "module": nn.ReLU()}[kind]
+    net.register_buffer("lr", own) if kind == "buffer" else setattr(net, "lr", own)
+    assert attach_optimizers(net, BLOCK).lr is own
+
+
+def test_an_lr_of_the_base_is_its_own():
+    class Base(pl.LightningModule):
+        lr = 0.3
+
+    class Module(OptimMixin, Step, Base): ...
+
+    net = Module()
+    net.optim_config = BLOCK
+    assert (net.lr, net.optim_config.args["lr"]) == (0.3, 0.05)
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate"])
+def test_what_the_lr_finder_finds_goes_into_the_block_beside_an_attribute_of_the_modules_own(name, caplog):
+    net, run = OwnLr(0.3), trainer(max_epochs=2)
+    if name != "lr":
+        net.learning_rate = 0.3
+    attach_optimizers(net, BLOCK)
+    find = {"num_training": 20, "early_stop_threshold": None, "update_attr": True, "attr_name": name}
+    with caplog.at_level("INFO"):
+        found = Tuner(run).lr_find(net, loader(64), **find).suggestion()
+    assert found not in (None, 0.3)
+    assert (getattr(net, name), net.optim_config.args["lr"]) == (found, found)
+    assert "is the block's lr from now on" in caplog.text
+    run.fit(net, loader())
+    assert run.optimizers[0].param_groups[0]["initial_lr"] == found
+
+
+def test_an_lr_finder_that_is_told_to_set_nothing_sets_nothing():
+    net = Net(BLOCK)
+    Tuner(trainer(max_epochs=2)).lr_find(net, loader(64), num_training=9, early_stop_threshold=None, update_attr=False)
+    assert net.optim_config.args["lr"] == 0.05
+
+
+def test_an_lr_finder_inside_of_a_fit_is_said_to_come_too_late():
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    with pytest.warns(UserWarning, match="schedules go on from those of the optim block as it was; find the LR before"):
+        trainer(max_epochs=1, callbacks=[finder]).fit(Net(BLOCK), loader(64))
 
 
 # ---------------------------------------------------------------------------------------------- a second fit

@@ -1,5 +1,6 @@
 """Optimizers that average weights themselves are told of evaluation, and what is saved is what they evaluate."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -168,9 +169,110 @@ def test_so_do_those_of_checkpoints_that_were_saved_in_an_evaluation(when, tmp_p
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
-def test_modules_of_others_tell_theirs():
-    import lightning.pytorch as pl
+class NoSuper(Watched):
+    """Overrides every hook of a fit without `super()`, and those of checkpoints."""
 
+    def on_fit_start(self): ...
+
+    def on_train_start(self): ...
+
+    def on_train_end(self): ...
+
+    def on_train_epoch_start(self): ...
+
+    def on_train_epoch_end(self): ...
+
+    def on_validation_model_eval(self): ...
+
+    def on_validation_start(self): ...
+
+    def on_validation_end(self): ...
+
+    def on_save_checkpoint(self, checkpoint): ...
+
+
+def test_no_hook_without_super_turns_it_off(tmp_path):
+    net, plain = NoSuper(), Watched()
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(net, callbacks=[saves], enable_checkpointing=True)
+    fit(plain)
+    assert all(torch.equal(one, other) for one, other in zip(net.after_steps, plain.after_steps, strict=True))
+    assert torch.equal(net.layer.weight, plain.layer.weight)
+    assert all(torch.equal(one, other) for one, other in zip(net.evaluated, plain.evaluated, strict=True))
+    for step in range(1, 9):
+        saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=False)
+        torch.testing.assert_close(saved["state_dict"]["layer.weight"], mean(net.after_steps[:step]))
+
+
+class Fails(pl.Callback):
+    def __init__(self, where):
+        self.where = where
+
+    def fail(self, where, trainer):
+        if (where, trainer.global_step, trainer.state.fn) == (self.where, 3, "fit"):
+            raise RuntimeError("out of memory")
+
+    def on_train_batch_start(self, trainer, *args):
+        self.fail("batch", trainer)
+
+    def on_before_optimizer_step(self, trainer, *args):
+        self.fail("step", trainer)
+
+    def on_validation_batch_start(self, trainer, *args):
+        self.fail("validation", trainer)
+
+
+@pytest.mark.parametrize("where", ["batch", "step", "validation"])
+def test_a_fit_that_fails_leaves_what_is_evaluated(where, tmp_path):
+    net = Watched()
+    saves = ModelCheckpoint(tmp_path, save_on_exception=True, every_n_epochs=9)
+    run = trainer(max_epochs=2, callbacks=[Fails(where), saves], enable_checkpointing=True, val_check_interval=3)
+    batches = torch.utils.data.DataLoader([torch.tensor([1.0, 2.0, 4.0])] * 8, batch_size=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit(net, batches, loader(2))
+    torch.testing.assert_close(net.layer.weight.data, mean(net.after_steps))
+    (file,) = tmp_path.glob("*.ckpt")
+    saved = torch.load(file, weights_only=True)
+    assert torch.equal(saved["state_dict"]["layer.weight"], net.layer.weight)
+    assert saved["optimizer_states"][0]["param_groups"][0]["train_mode"] is False
+    net.evaluated.clear()
+    run.validate(net, loader(2), verbose=False)
+    torch.testing.assert_close(net.evaluated[0], mean(net.after_steps))
+
+
+def test_the_lr_finder_trains_and_leaves_no_trace():
+    net, plain = Watched(), Watched()
+    run = trainer(max_epochs=2)
+    pl.tuner.Tuner(run).lr_find(net, loader(64), num_training=5, early_stop_threshold=None, update_attr=False)
+    assert torch.equal(net.layer.weight, plain.layer.weight)
+    net.after_steps.clear()
+    fit(net)
+    fit(plain)
+    assert torch.equal(net.layer.weight, plain.layer.weight)
+
+
+def test_a_later_fit_of_another_module_is_left_alone():
+    run = fit(Watched(), max_epochs=1)
+    calls = []
+
+    class Own(torch.optim.SGD):
+        def train(self):
+            calls.append("train")
+
+        def eval(self):
+            calls.append("eval")
+
+    other = module_of(pl, mixin=False)
+    other.configure_optimizers = lambda: Own(other.parameters(), lr=0.1)
+    run.fit_loop.max_epochs = 2
+    run.fit(other, loader())
+    assert not calls
+    run.fit_loop.max_epochs = 3
+    run.fit(Net({"name": "sgd"}), loader())
+    assert not [callback for callback in run.callbacks if type(callback).__name__ == "Teller"]
+
+
+def test_modules_of_others_tell_theirs():
     module = attach_optimizers(module_of(pl, mixin=False), {"name": "averages"})
     run = trainer(max_epochs=1)
     run.fit(module, loader())

@@ -17,6 +17,7 @@ from lightning_novograd.config.schema import (
     LAYER_DECAY_KEYS,
     OPTIM_KEYS,
     RULE_KEYS,
+    SCHED_KEYS,
     EmaConfig,
     LarcConfig,
     LargeBatchConfig,
@@ -33,6 +34,8 @@ from lightning_novograd.registry import Entry, get_optimizer
 
 # OpenSeq2Seq's names -> ours
 _LARC_ALIASES = {"larc_eta": "trust_coefficient", "larc_mode": "clip", "epsilon": "eps"}
+# Keys of a schedule that hosts know once: of the block's schedule, or of the first rule's if the block has none
+_OF_ALL_SCHEDULES = ("monitor", "strict", "steps_per_batch", "log_name")
 _CLIP = Range("above 0, or null for no clipping", lambda value: value > 0)
 
 
@@ -158,6 +161,11 @@ def _check_stepped_together(sched: SchedConfig | None, rules: Iterable[RuleConfi
             if value != first:
                 problem = f"{value}, but {scheds[0].path}.{key} is {first}; both are stepped together, say {key} in one"
                 raise ConfigError(f"{own.path}.{key}", problem)
+        for key in _OF_ALL_SCHEDULES:
+            value = getattr(own, key)
+            if value not in (SCHED_KEYS[key].default, getattr(scheds[0], key)):
+                problem = f"{value!r} has no effect: both are stepped together, as {scheds[0].path} says"
+                raise ConfigError(f"{own.path}.{key}", f"{problem}; say {key} there, or leave it out")
 
 
 def _layer_decay(value: Any, path: str) -> LayerDecay | None:

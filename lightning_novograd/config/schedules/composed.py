@@ -134,10 +134,20 @@ def warmup_length(sched: SchedConfig, length: int | None, run: Callable[[], RunL
 
 
 def with_warmup(sched: SchedConfig, steps: int) -> SchedulerSpec:
-    """`sched`'s scheduler after a linear warmup of so many steps, `base * (s+1) / (W+1)` as in NeMo's policies."""
+    """`sched`'s scheduler after a linear warmup of so many steps, `base * (s+1) / (W+1)` as in NeMo's policies.
+
+    Raises:
+        ConfigError: torch cannot step it after another one.
+
+    """
     own = SchedulerSpec(name=sched.name, args=sched.args, path=sched.path)
     if steps == 0:
         return own
+    if issubclass(sched.entry.cls, ChainedScheduler):
+        problem = (
+            f"torch cannot step a {sched.name} after a warmup; put a LinearLR among its schedulers, which multiplies"
+        )
+        raise ConfigError(f"{sched.path}.{sched.warmup}", problem)
     warmup = SchedulerSpec(
         name="WarmupPolicy", args={"warmup_steps": steps, "max_steps": steps}, path=f"{sched.path}.{sched.warmup}"
     )

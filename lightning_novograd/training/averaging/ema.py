@@ -59,6 +59,18 @@ def averaging_of(trainer: Any) -> Any:
     return next(found, None)
 
 
+def end_averaging(trainer: Any, module: Any) -> None:
+    """Take out the callbacks of earlier fits of the trainer, and put back the weights that they have kept of `module`.
+
+    So a module that is fitted again goes on with its weights, not with their average, which it has had since; unless
+    it has been given others in the meantime.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, Averaging):
+            callback.give_back(module)
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Averaging)]
+
+
 def save_average(trainer: Any, checkpoint: dict[str, Any]) -> None:
     """Give a checkpoint of weights alone, of which Lightning tells no callback, the average."""
     callback = averaging_of(trainer)
@@ -91,6 +103,7 @@ class Averaging(_Base):
     - Checkpoints that are saved while the model has the average, during validation or after the run, do not mix up the
       two; the weights of the end are kept, so that a run can be prolonged exactly.
     - A checkpoint that is loaded for evaluation after the run evaluates its average, not its weights.
+    - A run that fails leaves the average in the model too, and a fit after it has the weights (`end_averaging`).
 
     Args:
         config: `optim.ema`.
@@ -109,6 +122,7 @@ class Averaging(_Base):
         self._path = path
         self._kwargs = {"multi_avg_fn": _Decay(config.decay)}  # in place of Lightning's, tensor by tensor
         self._model_has_average = False  # and the average's place the weights
+        self._left: list[Any] | None = None  # what tells the model that a fit has left from another
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check that model and average fit together, and put the average where the model is by now."""
@@ -148,8 +162,25 @@ class Averaging(_Base):
             super()._swap_models(pl_module)
             self._model_has_average = not self._model_has_average
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A first average waits for a step of this fit, in which accumulation may come first."""
+        if not self._has_average:
+            self._latest_update_step = trainer.global_step
+
     def _copy_average_to_current(self, pl_module: Any) -> None:
-        self._swap_models(pl_module)
+        if not self._model_has_average:
+            self._swap_models(pl_module)
+        self._left = _bits(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the average in the model, as at the end of a run."""
+        if trainer.state.fn == "fit":
+            self._copy_average_to_current(pl_module)
+
+    def give_back(self, module: Any) -> None:
+        """Put the weights of the end back into `module`, if that is the model that the fit has left."""
+        if self._model_has_average and self._left == _bits(module):
+            self._swap_models(module)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the average as `state_dict` and the weights as `current_model_state`, wherever they are now."""
@@ -190,3 +221,15 @@ class _Decay:
 
 def _shapes(tensors: dict[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _bits(module: nn.Module) -> list[Any]:
+    """What two modules have in common only if all their parameters and buffers are equal, on whatever device."""
+    return [_sum_of_bits(tensor) for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+
+
+def _sum_of_bits(tensor: Tensor) -> tuple[Any, ...]:
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
+    # a sum of integers does not depend on their order, as that of the numbers would
+    return tensor.shape, tensor.dtype, int(plain.detach().contiguous().view(integers).sum(dtype=torch.int64))
