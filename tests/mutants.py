@@ -64,10 +64,11 @@ TESTS = {
     "lightning_novograd/optim/kernels/": ["tests/optim/kernels"],
     "lightning_novograd/optim/pytorch.py": ["tests/optim/test_pytorch.py", "tests/test_registry.py", "tests/config"],
     "lightning_novograd/optim/layer_decay.py": ["tests/optim/test_layer_decay.py", "tests/config/test_rules.py"],
+    "lightning_novograd/optim/selection.py": ["tests/optim/test_selection.py", "tests/optim/test_param_groups.py"],
     "lightning_novograd/ranges.py": ["tests/optim/test_pytorch.py", "tests/config"],
     "lightning_novograd/optim/": ["tests/optim/test_norms.py", "tests/optim/test_param_groups.py", "tests/optim/larc"],
     "lightning_novograd/lr_scheduler/pytorch.py": ["tests/lr_scheduler", "tests/config", "tests/training"],
-    "lightning_novograd/lr_scheduler/": ["tests/lr_scheduler"],
+    "lightning_novograd/lr_scheduler/": ["tests/lr_scheduler", "tests/commands/test_main.py"],
     "lightning_novograd/config/": [
         "tests/config",
         "tests/lr_scheduler/test_pytorch.py",

@@ -70,7 +70,8 @@ names, dots included, without what torch.compile puts into them; its brackets ar
 
 - A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
   nothing to. Names of groups, given or made of the patterns, differ.
-- `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule sets a value.
+- `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule itself has
+  `weight_decay`; that of a rule's optimizer is like the block's, and `no_decay` goes before it, and before `wd_mult`.
 - Frozen parameters (`requires_grad=False`) are left out; the log says how many. A param group that a fine-tuning
   callback adds later gets the options of the rule that all its parameters fall under; a warning says if they fall under
   several (`OptimMixin.thawed_groups` makes a group for each).
@@ -94,10 +95,21 @@ optim:
 ```
 
 To the outside it is one optimizer, a `Composite`. `lr_mult` and `wd_mult` multiply what that optimizer has.
-`layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; `layers` says how
-layers are found: `auto` (the elements of the outermost `Sequential` or `ModuleList`, else the modules themselves, in
-the order in which they were registered), a list of globs from input to output, or the name of a method of the module
-that takes a parameter's name and returns the layer's index, 0 at the input. A rule's own `lr` stays as it is.
+`layer_decay: 0.9` gives the layer next to the output the whole LR and each one below it 0.9 of that; a rule's own `lr`
+stays as it is. What has a factor has the schedule of the others times it at every step: where the block's LR ends at
+`min_lr: 1.0e-6`, a layer with 0.9 of it ends at 9.0e-7. torch's schedulers with one `eta_min` for all are refused if
+that is above a group's LR. `layers` says how layers are found:
+
+- `auto`, by the order in which modules were registered. The elements of the outermost `Sequential` or `ModuleList`
+  are layers; where any of these have submodules (the blocks of a Transformer or ResNet), those alone are. All that
+  comes before the first one is one layer (embeddings, a stem), so is all that comes after the last (norm, head), and
+  what stands between two. Parameters that a module around the blocks has itself come before its blocks if a word in
+  their name begins with `token`, `embed` or `pos` (`cls_token`, `pos_embed`), else after them (`logit_scale`). In a
+  model without lists every module that owns parameters is a layer. As BEiT does (timm has the last norm with the
+  last block). Where the order of registration is not that of the forward pass, use one of the other two.
+- A list of globs from input to output; what none matches is with the output.
+- The name of a public method that the model's own class defines, which takes a parameter's name and returns the
+  layer's index, 0 at the input.
 """
 
 _SEVERAL = """\

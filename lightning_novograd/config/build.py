@@ -17,7 +17,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from lightning_novograd.config.arguments import entry_arguments
 from lightning_novograd.config.gradients import check_gradients
 from lightning_novograd.config.length import Length, RunLength, refuse_longer_run, schedule_length
-from lightning_novograd.config.optimizers import Part, build_parts, new_optimizer, throw_away_weight, whole
+from lightning_novograd.config.optimizers import (
+    Part,
+    build_parts,
+    learning_rate,
+    new_optimizer,
+    throw_away_weight,
+    whole,
+)
 from lightning_novograd.config.refusals import join, named, said
 from lightning_novograd.config.report import group_table
 from lightning_novograd.config.schedules.composed import (
@@ -135,23 +142,25 @@ def _build_schedulers(
 ) -> dict[str, Any]:
     """One scheduler on the whole optimizer, or one of those of its parts where a rule has its own; {} without any."""
     if config.sched is not None and not _has_own_schedules(config):
-        return build_scheduler(config.sched, optimizer, max_steps)
+        return build_scheduler(config.sched, optimizer, max_steps, learning_rate(config))
     run = cache(lambda: RunLength.given(max_steps))
-    entries = [build_scheduler(part.sched, part.optimizer, run) for part in parts if part.sched is not None]
+    entries = [build_scheduler(part.sched, part.optimizer, run, part.lr) for part in parts if part.sched is not None]
     if not entries or config.stepped is None:
         return {}
     return _entry(config.stepped, parts_scheduler(optimizer, [entry["scheduler"] for entry in entries]))
 
 
-def build_scheduler(sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None) -> dict[str, Any]:
-    """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build`."""
+def build_scheduler(
+    sched: SchedConfig, optimizer: Optimizer, max_steps: Length = None, lr: float | None = None
+) -> dict[str, Any]:
+    """Lightning's `lr_scheduler` dict of `sched` on `optimizer`; `max_steps` as in `build`, `lr` as in `Part`."""
     run = cache(lambda: RunLength.given(max_steps))
     length, source = schedule_length(sched, run) if sched.needs_length else (None, "")
     explained, whose = "", "schedule"
     if length is not None:
         whose = "schedule" if source.startswith(sched.path) else "run"
         explained = f"the {whose} has {length} {'optimizer steps' if sched.interval == 'step' else 'epochs'}: {source}"
-    spec, scheduler = _new_schedule(sched, optimizer, length, run, explained)
+    spec, scheduler = _new_schedule(sched, optimizer, lr, length, run, explained)
     for undone in members_that_undo(spec):
         warnings.warn(
             f"{sched.path}: {undone} sets the LR from the step alone and does not multiply in a ChainedScheduler: it "
@@ -188,6 +197,7 @@ def _entry(sched: SchedConfig, scheduler: Any) -> dict[str, Any]:
 def _new_schedule(
     sched: SchedConfig,
     optimizer: Optimizer,
+    lr: float | None,
     length: int | None,
     run: Callable[[], RunLength],
     explained: str = "",
@@ -196,7 +206,7 @@ def _new_schedule(
     check_members(sched)
     base_lrs = lrs_of(optimizer)
     warmup = warmup_length(sched, length, run)
-    spec = keep_group_lrs(with_warmup(sched, warmup), optimizer, base_lrs)
+    spec = keep_group_lrs(with_warmup(sched, warmup), optimizer, base_lrs, lr)
     scheduler = new_scheduler(spec, optimizer, length, explained)
     if warmup:
         check_begin(sched, scheduler, base_lrs)
@@ -225,13 +235,13 @@ def dry_build(config: OptimConfig) -> None:
             problem = f"{full_name(optimizer)} averages the weights itself; give one of both"
             raise ConfigError(f"{config.path}.ema", problem)
         if not _has_own_schedules(config):
-            parts = [Part([], config.sched, optimizer)]
+            parts = [Part([], config.sched, optimizer, learning_rate(config))]
         some_run = RunLength(_SOME_LENGTH, "some run", _SOME_LENGTH, steps_per_epoch=1)
         schedulers = []
         for part in parts:
             if part.sched is not None:
                 length = part.sched.max_steps or _SOME_LENGTH if part.sched.needs_length else None
-                schedulers.append(_new_schedule(part.sched, part.optimizer, length, lambda: some_run)[1])
+                schedulers.append(_new_schedule(part.sched, part.optimizer, part.lr, length, lambda: some_run)[1])
         if _has_own_schedules(config):
             parts_scheduler(optimizer, schedulers)
 

@@ -1,4 +1,4 @@
-"""Configs of any make -> plain dicts, lists, numbers, texts. Configs are data: nothing in them is ever called."""
+"""Configs of any make -> plain dicts, lists, numbers, texts. Configs are data: nothing is called or imported here."""
 
 import dataclasses
 import math

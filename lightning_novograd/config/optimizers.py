@@ -21,20 +21,32 @@ from lightning_novograd.config.schema import (
     own_sched,
 )
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.optim.composite import Composite
+from lightning_novograd.optim.composite import Composite, check_parts
 from lightning_novograd.optim.larc import LARC
 from lightning_novograd.optim.param_groups import ParamGroup
 from lightning_novograd.optim.pytorch import check_precision
+from lightning_novograd.ranges import NOT_NEGATIVE
 from lightning_novograd.registry import get_optimizer
+
+_FACTORS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Param groups with one optimizer object and one schedule, and that optimizer."""
+    """Param groups with one optimizer object and one schedule, and that optimizer.
+
+    Args:
+        groups: of the module.
+        sched: the rule's, or the block's.
+        optimizer: the rule's, or the block's.
+        lr: stated beside `sched`; LRs of the schedule's own are in proportion to it. None: the optimizer has none.
+
+    """
 
     groups: Sequence[ParamGroup]
     sched: SchedConfig | None
     optimizer: Optimizer
+    lr: float | None
 
 
 def build_parts(config: OptimConfig, groups: Sequence[ParamGroup]) -> list[Part]:
@@ -57,22 +69,43 @@ def _part(config: OptimConfig, groups: Sequence[ParamGroup]) -> Part:
     defaults = new_optimizer(spec, [throw_away_weight()]).defaults
     options = [_options(group, spec, defaults) for group in groups]
     optimizer = new_optimizer(spec, options if len(options) > 1 or len(options[0]) > 1 else options[0]["params"])
-    return Part(groups, own_sched(rule) or config.sched, around(optimizer, spec.larc, spec.path))
+    lr = learning_rate(config)
+    if (sched := own_sched(rule)) is not None and rule is not None and "lr" in defaults:
+        lr = float(rule.options.get("lr", defaults["lr"])) * (1.0 if rule.lr_mult is None else rule.lr_mult)
+    return Part(groups, sched or config.sched, around(optimizer, spec.larc, spec.path), lr)
 
 
 def _options(group: ParamGroup, spec: OptimizerSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
     rule = group.rule
     if rule is not None:
-        for factor, option in (("lr_mult", "lr"), ("wd_mult", "weight_decay")):
+        for factor, option in _FACTORS.items():
             if getattr(rule, factor) is not None and option not in defaults:
                 raise ConfigError(f"{rule.path}.{factor}", f"{spec.name} has no {option}")
-    return group.options(defaults)
+    options = group.options(defaults)
+    for factor, option in _FACTORS.items():
+        if option in options:  # products of numbers that float32 holds may be beyond it
+            whose = rule.path if rule is not None and getattr(rule, factor) is not None else spec.path
+            NOT_NEGATIVE.check(f"{whose}.{factor if whose != spec.path else option}", options[option])
+    return options
 
 
 def whole(config: OptimConfig, parts: Sequence[Part]) -> Optimizer:
-    """The parts' optimizers as one, under the block's LARC."""
-    optimizers = [part.optimizer for part in parts]
-    return around(optimizers[0] if len(parts) == 1 else Composite(optimizers), config.larc, config.path)
+    """The parts' optimizers as one, under the block's LARC.
+
+    Raises:
+        ConfigError: one of several cannot be a part (LBFGS).
+
+    """
+    if len(parts) == 1:
+        return around(parts[0].optimizer, config.larc, config.path)
+    for part in parts:
+        try:
+            check_parts([part.optimizer])
+        except (TypeError, ValueError) as error:
+            spec = own_optimizer(part.groups[0].rule) or config.optimizer
+            problem = f"{spec.name} cannot be one of several optimizers: {said(error)}"
+            raise ConfigError(f"{spec.path}.name", problem) from error
+    return around(Composite([part.optimizer for part in parts]), config.larc, config.path)
 
 
 def around(optimizer: Optimizer, larc: LarcConfig | None, path: str) -> Optimizer:
@@ -106,9 +139,10 @@ def new_optimizer(spec: OptimizerSpec, groups: list[Any]) -> Optimizer:
         raise ConfigError(where, f"{entry.name} refuses it: {said(error)}") from error
 
 
-def learning_rate(config: OptimConfig) -> float:
-    """The lr of the block, or of its class where the block has none."""
-    return float(new_optimizer(config.optimizer, [throw_away_weight()]).defaults["lr"])
+def learning_rate(config: OptimConfig) -> float | None:
+    """The lr of the block, or of its class where the block has none; None: its optimizer knows no lr."""
+    lr = new_optimizer(config.optimizer, [throw_away_weight()]).defaults.get("lr")
+    return None if lr is None else float(lr)
 
 
 def new_larc(optimizer: Optimizer, args: Mapping[str, Any], path: str) -> Any:

@@ -70,7 +70,7 @@ class SchedConfig(SchedulerSpec):
         max_steps: optimizer steps of the schedule; None: those of the run.
         max_epochs: the same in epochs (NeMo's `t_max_epochs`).
         interval: `"step"` or `"epoch"`.
-        frequency: as in Lightning: every so many intervals.
+        frequency: every so many intervals: optimizer steps (Lightning itself counts batches of the epoch) or epochs.
         monitor: the logged metric that `ReduceLROnPlateau` watches.
         strict: as in Lightning: a missing `monitor` is an error.
         steps_per_batch: under manual optimization: how often its optimizer steps for each batch; None: once.

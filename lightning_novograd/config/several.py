@@ -14,6 +14,7 @@ from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.schema import OPTIM_KEYS, OptimConfig
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.optim.wrappers import unwrapped
 
 log = rank_zero_logger(__name__)
 
@@ -109,9 +110,12 @@ def submodule(module: nn.Module, config: OptimConfig) -> nn.Module:
         ConfigError: there is no such submodule.
 
     """
-    try:
-        return module.get_submodule(config.module)
-    except AttributeError:
+    found: nn.Module | None = module
+    for name in config.module.split(".") if config.module else ():
+        if found is not None:  # not by attributes, as `get_submodule`: a property's code would run
+            found = found._modules.get(name) or unwrapped(found)._modules.get(name)
+    if found is None:
         allowed = [name for name, _ in module.named_children()]
         problem = f"{type(module).__name__} has no submodule {config.module!r}{choices(config.module, allowed)}"
-        raise ConfigError(f"{config.path}.module", problem) from None
+        raise ConfigError(f"{config.path}.module", problem)
+    return found

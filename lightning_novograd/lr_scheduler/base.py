@@ -45,6 +45,10 @@ class ClosedFormLR(LRScheduler):
         last_epoch: step to continue from, -1 for a new run. Otherwise every group needs `initial_lr`.
         **arguments: keyword arguments of `formula`; plain Python values, they become part of the state.
 
+    A param group whose `lr` is a factor times that of others says so under `lr_factor`, as those of `layer_decay` and
+    `lr_mult` in the optim block do. Its LR is `factor * formula(step, base_lr / factor)`: the others' curve times the
+    factor, `min_lr` included.
+
     Where the optimizer makes many more than `steps_apart` steps between two of the schedule's own, a warning says so
     once: a host that steps it once per epoch. None is for a schedule that is meant to count something else.
 
@@ -64,8 +68,9 @@ class ClosedFormLR(LRScheduler):
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
         self.arguments = arguments
         self._watch = StepWatch()
+        self._factors: list[float] = []
         for index, group in enumerate(optimizer.param_groups):
-            self.check_base_lr(index, float(group.get("initial_lr", group["lr"])))
+            self._add_factor(index, group, float(group.get("initial_lr", group["lr"])))
         super().__init__(optimizer, last_epoch)
         # As floats, so that a step with an LR tensor on a GPU does not wait for the GPU.
         self.base_lrs = [float(lr) for lr in self.base_lrs]
@@ -74,20 +79,51 @@ class ClosedFormLR(LRScheduler):
         """Refuse a base LR that the policy cannot use: here, one below `min_lr`."""
         min_lr = self.arguments.get("min_lr", 0.0)
         if min_lr > base_lr:
-            raise ScheduleError(
-                "min_lr", f"{min_lr} is above the learning rate of param group {index}, {base_lr}; must be at most that"
-            )
+            problem = f"{min_lr} is above the learning rate of param group {index}, {base_lr:.6g}; must be at most that"
+            raise ScheduleError("min_lr", problem)
 
-    def lr_at(self, step: int, base_lr: float) -> float:
-        """The LR that optimizer step number `step` (from 0) sees in a group whose initial LR is `base_lr`."""
-        return type(self).formula(step, base_lr, **self.arguments)
+    def lr_at(self, step: int, base_lr: float, factor: float = 1.0) -> float:
+        """The LR that optimizer step number `step` (from 0) sees in a group whose initial LR is `base_lr`.
+
+        Args:
+            step: number of optimizer steps before it.
+            base_lr: of the group, its factor included.
+            factor: what the group's `lr`, and with it the whole curve, is multiplied with, >= 0.
+
+        """
+        if factor == 0:
+            return 0.0
+        return factor * type(self).formula(step, base_lr / factor, **self.arguments)
+
+    def bases(self) -> list[tuple[float, float]]:
+        """Initial LR and factor of each param group, of those too that were added since the last step."""
+        groups = self.optimizer.param_groups
+        added = groups[len(self.base_lrs) :]
+        base_lrs = [*self.base_lrs, *(group.get("initial_lr", group["lr"]) for group in added)][: len(groups)]
+        factors = self._factors + [_factor_of(group) for group in groups[len(self._factors) :]]
+        return [(float(lr), factor) for lr, factor in zip(base_lrs, factors, strict=True)]
+
+    def _add_factor(self, index: int, group: Mapping[str, Any], base_lr: float) -> None:
+        """Take the factor of a group, once its base LR has been found good."""
+        factor = _factor_of(group)
+        try:
+            if factor:
+                # a product divided by its factor may be a last digit less than the number that was multiplied
+                self.check_base_lr(index, base_lr if factor == 1 else base_lr / factor * (1 + 1e-12))
+        except ScheduleError as error:
+            if factor == 1:
+                raise
+            said = f"{error.problem} (before its factor, {factor:.6g}, which the schedule's own LRs get too)"
+            raise ScheduleError(error.path, said) from None
+        self._factors.append(factor)
 
     def phases(self) -> list[Phase]:
         """The schedule's phases in order, without gaps, from step 0 to the last annealing step."""
         return []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_watch": StepWatch(), **state})  # which a schedule pickled by an older version lacks
+        # which a schedule pickled by an older version lacks
+        self.__dict__.update({"_watch": StepWatch(), "_factors": [], **state})
 
     def step(self, epoch: int | None = None) -> None:
         """Set the LR of the next optimizer step."""
@@ -105,10 +141,12 @@ class ClosedFormLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each param group at `last_epoch`."""
-        groups = enumerate(self.optimizer.param_groups)
-        return [self.lr_at(self.last_epoch, self._base_lr(index, group)) for index, group in groups]
+        for index, group in enumerate(self.optimizer.param_groups):
+            self._take(index, group)
+        return [self.lr_at(self.last_epoch, *base) for base in self.bases()]
 
-    def _base_lr(self, index: int, group: dict[str, Any]) -> float:
+    def _take(self, index: int, group: dict[str, Any]) -> None:
+        """Begin with a group that has been added."""
         if index == len(self.base_lrs):
             if "initial_lr" not in group:
                 group["initial_lr"] = float(group["lr"])
@@ -119,9 +157,8 @@ class ClosedFormLR(LRScheduler):
                     UserWarning,
                     stacklevel=2,
                 )
-            self.check_base_lr(index, float(group["initial_lr"]))
+            self._add_factor(index, group, float(group["initial_lr"]))
             self.base_lrs.append(float(group["initial_lr"]))
-        return float(self.base_lrs[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule is and what it was built with, in plain Python values."""
@@ -188,6 +225,10 @@ class ClosedFormLR(LRScheduler):
             if not math.isclose(old_lr, float(new_lr), rel_tol=1e-6):  # an LR tensor may be float32
                 changes.append(f"lr of param group {index} {old_lr} -> {new_lr}")
         return changes
+
+
+def _factor_of(group: Mapping[str, Any]) -> float:
+    return float(group.get("lr_factor", 1.0))
 
 
 def assign(group: dict[str, Any], key: str, value: float) -> None:

@@ -41,7 +41,7 @@ def lr_curves(scheduler: LRScheduler, steps: int) -> Curves:
     """
     _check(scheduler, steps)
     if isinstance(scheduler, ClosedFormLR):
-        return [[scheduler.lr_at(step, lr) for step in range(steps)] for lr in _base_lrs(scheduler)]
+        return [[scheduler.lr_at(step, *base) for step in range(steps)] for base in scheduler.bases()]
     groups = scheduler.optimizer.param_groups
     curves: Curves = [[] for _ in groups]
     with _put_back(scheduler):
@@ -107,12 +107,6 @@ def _check(scheduler: LRScheduler, steps: int) -> None:
         raise TypeError("ReduceLROnPlateau has no curve: its learning rate depends on the metric it monitors")
 
 
-def _base_lrs(scheduler: ClosedFormLR) -> list[float]:
-    """Of all param groups, those too that were added since the scheduler's last step."""
-    added = scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]
-    return [float(lr) for lr in [*scheduler.base_lrs, *(group.get("initial_lr", group["lr"]) for group in added)]]
-
-
 def _has_closed_form(scheduler: Any) -> bool:
     if isinstance(scheduler, torch.SequentialLR | PartsLR):
         return all(map(_has_closed_form, scheduler._schedulers))
@@ -123,7 +117,7 @@ def _has_closed_form(scheduler: Any) -> bool:
 def _lrs_at(scheduler: Any, step: int) -> list[float]:
     """The LRs at a step of a scheduler with a closed form."""
     if isinstance(scheduler, ClosedFormLR):
-        return [scheduler.lr_at(step, lr) for lr in _base_lrs(scheduler)]
+        return [scheduler.lr_at(step, *base) for base in scheduler.bases()]
     if isinstance(scheduler, torch.SequentialLR):
         index = bisect_right(scheduler._milestones, step)
         return _lrs_at(scheduler._schedulers[index], step - [0, *scheduler._milestones][index])

@@ -142,6 +142,12 @@ def one_cycles(scheduler: Any, steps: int, place: tuple[int, ...] = ()) -> Itera
 
 # LRs of their own, in which a number would stand for every param group
 _OWN_LRS: dict[type, tuple[str, ...]] = {torch.OneCycleLR: ("max_lr",), torch.CyclicLR: ("base_lr", "max_lr")}
+# The least LR, whatever a param group begins with
+_FLOORS: dict[type, str] = {
+    torch.ReduceLROnPlateau: "min_lr",
+    torch.CosineAnnealingLR: "eta_min",
+    torch.CosineAnnealingWarmRestarts: "eta_min",
+}
 # Arguments by which a block says that it means the momentum, or beta1, to be moved
 MOMENTUM_CYCLE = ("cycle_momentum", "base_momentum", "max_momentum")
 # They set the LR from the step alone, as our policies do, and so undo what others did to it
@@ -154,6 +160,11 @@ _CLOSED_FORMS = (
 def own_lrs(cls: type) -> tuple[str, ...]:
     """Arguments of `cls` that are LRs in place of the param groups'."""
     return next((names for base, names in _OWN_LRS.items() if issubclass(cls, base)), ())
+
+
+def own_floor(cls: type) -> str | None:
+    """The argument of `cls` that is the least LR, of every param group, if it has one."""
+    return next((name for base, name in _FLOORS.items() if issubclass(cls, base)), None)
 
 
 def cycles_momentum(cls: type) -> bool:

@@ -34,7 +34,7 @@ from lightning_novograd.training.clipping import check_clipping
 from lightning_novograd.training.manual import PaceWatch, check_pace
 from lightning_novograd.training.packages import lightning_of, package_of
 from lightning_novograd.training.run_length import run_length
-from lightning_novograd.training.thawed import follow_rules, thawed_groups
+from lightning_novograd.training.thawed import Labels, follow_rules, leave_out, parts_of_frozen, thawed_groups
 from lightning_novograd.training.watchers import Watcher, put_first
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class OptimMixin(_LightningModule):
     lr: Any = BlockLr()
     _optim_configs: dict[str, OptimConfig] | None = None
     _step_count: StepCount | None = None
+    _first_step = 0  # of the optimizer that this fit has built
+    _labels: Labels | None = None  # of the optimizer's parts
     _is_configured = False  # whether the trainer has our optimizers
     _saved_schedulers: list[Any] | None = None
     _saved_optimizers: list[str] | None = None
@@ -165,16 +167,21 @@ class OptimMixin(_LightningModule):
             check_pace(config, self.automatic_optimization)
             check_clipping(config, trainer, self.automatic_optimization)
         blocks = [*configs.values()]
-        all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
+        with parts_of_frozen(blocks, self) as frozen:
+            all_built = build_blocks(configs, self, lambda config: partial(run_length, trainer, config, blocks))
         for index, (config, built) in enumerate(zip(blocks, all_built.values(), strict=True)):
             built.pop("clip_gradients", None)  # Lightning has a hook for it
             if not self.automatic_optimization and "lr_scheduler" in built:
                 for key in ("strict", "reduce_on_plateau"):  # which Lightning says that it ignores
                     del built["lr_scheduler"][key]
+            elif config.stepped is not None and config.stepped.interval == "step":
+                built["lr_scheduler"]["frequency"] = 1  # Lightning would count batches; see lr_scheduler_step
             if config.clips or trainer.gradient_clip_val:
                 leave_unscaling_to_scaler(built["optimizer"])
             self._watch(index, config, built)
+            leave_out(built["optimizer"], frozen)
         put_first(trainer, self._watchers(all_built))
+        self._first_step = 0 if trainer.ckpt_path else trainer.global_step  # a second fit begins a new schedule
         self._step_count = StepCount(all_built[""]["optimizer"]) if "" in all_built else None
         self._is_configured = True
         return all_built.get("", [*all_built.values()])
@@ -194,7 +201,7 @@ class OptimMixin(_LightningModule):
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
         trainer, blocks = self.trainer, [*self.optim_configs.values()]
-        follow_rules(built["optimizer"], config, submodule(self, config))
+        self._labels = follow_rules(built["optimizer"], config, submodule(self, config))
         ResumeCheck(
             config,
             built,
@@ -211,14 +218,18 @@ class OptimMixin(_LightningModule):
             params: parameters of this module, which the optimizer does not have yet.
 
         """
-        return thawed_groups(self._single("optimizer"), self, list(params))
+        config = self._single("optimizer")
+        return thawed_groups(config, submodule(self, config), list(params), self._labels or {})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Lightning's hook: step the schedule, unless it counts optimizer steps and the GradScaler skipped this one."""
+        """Lightning's hook: step the schedule, at every `frequency`-th optimizer step that no GradScaler skipped."""
         sched, count = self._single("schedule").stepped, self._step_count
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if sched and sched.interval == "step" and scaler is not None and count is not None and not count.advanced():
-            return
+        if sched is not None and sched.interval == "step":
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None and count is not None and not count.advanced():
+                return
+            if (self.trainer.global_step - self._first_step) % sched.frequency:
+                return
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(

@@ -140,3 +140,33 @@ def test_torch_agrees_on_the_cycle():
         optimizer.step()
         scheduler.step()
     assert curves(block(CYCLE, momentum=0.9)) == [want]
+
+
+def peaks(**changes: Any) -> list[float]:
+    """The largest LR of each group, from the lowest."""
+    return sorted(max(curve) for curve in curves({"name": "sgd", "lr": 0.1, **changes}, steps=40))
+
+
+ADAMW = {"match": "weight", "optimizer": {"name": "adamw", "lr": 0.001}}
+
+
+@pytest.mark.parametrize("cycle", [{**CYCLE, "cycle_momentum": False}, {**CYCLIC, "cycle_momentum": False}], ids=str)
+@pytest.mark.parametrize("rest", [[], [{"match": "bias", "lr": 0.1}]], ids=["the block's", "a rule's"])
+def test_optimizers_of_rules_are_in_proportion_to_the_block_whatever_is_left_for_its_own(cycle, rest):
+    assert peaks(sched=cycle, param_groups=[ADAMW, *rest]) == pytest.approx([0.005, 0.5], rel=2e-2)
+
+
+def test_one_rule_for_all_is_in_proportion_to_the_block():
+    assert peaks(sched={**CYCLE, "cycle_momentum": False}, param_groups=[{**ADAMW, "match": "*"}]) == pytest.approx(
+        [0.005], rel=2e-2
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"lr": 0.01}, {"lr_mult": 0.1}, {"optimizer": {"name": "sgd", "lr": 0.01}}],
+    ids=str,
+)
+def test_a_schedule_of_a_rules_own_has_the_lrs_that_it_says(rule):
+    own = {"match": "weight", "sched": {**CYCLE, "max_lr": 0.2, "cycle_momentum": False}, **rule}
+    assert peaks(sched={"name": "cosine"}, param_groups=[own])[1] == pytest.approx(0.2, rel=2e-2)

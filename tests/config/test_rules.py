@@ -235,6 +235,32 @@ def test_the_log_has_a_table_of_the_groups(caplog):
             "refuses it",
         ),
         ({"param_groups": [{"match": "*", "optimizer": "sgd", "lr": 0.1}]}, "param_groups[0].lr", "unknown key"),
+        (
+            {"param_groups": [{"match": "*", "optimizer": "adamw", "betas": [0.9, 0.95]}]},
+            "param_groups[0].betas",
+            "write optimizer: {name: AdamW, betas: [0.9, 0.95]}",
+        ),
+        (
+            {"param_groups": [{"match": "*", "optimizer": {"name": "sgd"}, "wight_decay": 0.1}]},
+            "param_groups[0].wight_decay",
+            "unknown key. Allowed: larc, lr_mult",
+        ),
+        (
+            {"param_groups": [{"match": "*", "optimizer": "lbfgs"}]},
+            "param_groups[0].optimizer.name",
+            "LBFGS cannot be one of several optimizers",
+        ),
+        ({"name": "lbfgs", "param_groups": [ADAMW]}, "name", "LBFGS cannot be one of several optimizers"),
+        (
+            {"lr": 1e10, "param_groups": [{"match": "*", "lr_mult": 1e35}]},
+            "param_groups[0].lr_mult",
+            "1e+45 is beyond float32",
+        ),
+        (
+            {"param_groups": [{"match": "*", "optimizer": {"name": "sgd", "weight_decay": 1e20}, "wd_mult": 1e20}]},
+            "param_groups[0].wd_mult",
+            "1e+40 is beyond float32",
+        ),
         ({"param_groups": [{"match": "*", "lr": 0.1, "lr_mult": 0.1}]}, "param_groups[0].lr_mult", "lr is given too"),
         (
             {"param_groups": [{"match": "*", "weight_decay": 0.1, "wd_mult": 0.1}]},
@@ -324,3 +350,25 @@ def test_clipping_by_value_comes_back_with_what_is_built():
 
 def test_without_clipping_there_is_nothing_to_call():
     assert build({}).keys() == {"optimizer"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "decay"),
+    [
+        ({"weight_decay": 0.2}, [0.2]),
+        ({"optimizer": {"name": "adamw", "weight_decay": 0.3}}, [0.3, 0.0]),
+        ({"optimizer": "adamw"}, [0.01, 0.0]),
+        ({"wd_mult": 2.0}, [0.2, 0.0]),
+    ],
+    ids=["rule", "optimizer", "optimizer's default", "factor"],
+)
+def test_no_decay_leaves_what_a_rule_itself_says(rule, decay):
+    block = {
+        "name": "sgd",
+        "lr": 0.1,
+        "weight_decay": 0.1,
+        "no_decay": ["bias"],
+        "param_groups": [{"match": "*", **rule}],
+    }
+    optimizer = build_optimizers(block, nn.Linear(2, 2))["optimizer"]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == decay

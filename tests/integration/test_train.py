@@ -84,10 +84,12 @@ def test_checkpoint_loads_as_data(finished):
     assert checkpoint["global_step"] == 8
 
 
-def test_resumed_run_ends_as_the_uninterrupted_one(finished, tiny_corpus, tmp_path):
+def test_resumed_run_ends_as_the_uninterrupted_one(finished, tiny_corpus, tmp_path, recwarn):
     run_dir, results = finished
+    (tmp_path / "train.log").write_text("Hydra's")
     [first_epoch] = (run_dir / "checkpoints").glob("epoch=000-*.ckpt")
     resumed = train(tmp_path, [*manifests(tiny_corpus), f"resume_from='{first_epoch}'"])
+    assert not [w for w in recwarn if "exists and is not empty" in str(w.message)], "Hydra's files are no earlier run's"
     assert resumed["optimizer_steps"] == results["optimizer_steps"]
     ours, theirs = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (tmp_path, run_dir)

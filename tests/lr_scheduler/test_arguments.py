@@ -1,13 +1,15 @@
 """Every argument of every policy is checked, and the error has its name."""
 
+import inspect
+
 import pytest
 import torch
 from policies import EXAMPLES, POLICIES, make_optimizer
 
 from lightning_novograd import lr_scheduler
-from lightning_novograd.config.arguments import entry_arguments
+from lightning_novograd.config.arguments import arguments_of, entry_arguments
 from lightning_novograd.lr_scheduler.base import ScheduleError
-from lightning_novograd.registry import get_scheduler
+from lightning_novograd.registry import available_schedulers, get_scheduler
 
 ARGUMENTS = [
     (name, argument)
@@ -50,3 +52,20 @@ def test_a_constant_phase_at_the_lr_where_it_began_is_refused(constant_steps):
     with pytest.raises(ScheduleError, match=r"0\.1 is the learning rate of param group 0; must be below it") as error:
         lr_scheduler.CosineAnnealing(optimizer, **arguments)
     assert error.value.path == "min_lr"
+
+
+FORMULAS = [
+    (cls, getattr(cls, name))
+    for cls in (get_scheduler(name).cls for name in available_schedulers())
+    for name in ("formula", "annealing")
+    if hasattr(cls, name)
+]
+
+
+@pytest.mark.parametrize(("cls", "formula"), FORMULAS, ids=lambda value: getattr(value, "__qualname__", ""))
+def test_a_formula_has_the_defaults_of_its_class(cls, formula):
+    """So that who calls the formula by itself gets the curve of the block that says as little."""
+    arguments = arguments_of(cls, ("optimizer",))
+    for name, parameter in inspect.signature(formula).parameters.items():
+        if parameter.default is not parameter.empty and name in arguments and arguments[name].default is not None:
+            assert (name, parameter.default) == (name, arguments[name].default)

@@ -134,6 +134,26 @@ KEYS = {
     },
 }
 
+# what NeMo knows besides, with the only value that it may have here
+FIXED = {
+    "BlockConfig": {"se": False, "future_context": -1},
+    "DecoderConfig": {"add_blank": True},
+    "EncoderConfig": {"normalization_mode": "batch", "norm_groups": -1, "frame_splicing": 1, "quantize": False},
+    "MelConfig": {
+        "frame_splicing": 1,
+        "mag_power": 2.0,
+        "pad_value": 0,
+        "mel_norm": "slaney",
+        "rng": None,
+        "nb_augmentation_prob": 0.0,
+        "nb_max_freq": 4000,
+        "use_torchaudio": False,
+        "stft_exact_pad": False,
+        "stft_conv": False,
+    },
+    "SpecAugmentConfig": {"mask_value": 0.0, "rng": None, "use_numba_kernel": True},
+}
+
 
 def sections() -> dict[str, type[Section]]:
     """Every section of the recipe; tests and docstrings' examples may have defined others."""
@@ -157,6 +177,10 @@ def test_every_key_is_in_the_table():
 def test_defaults(name):
     fields = dataclasses.fields(sections()[name])
     assert {field.name: field.default for field in fields} == {key: default for key, (default, _) in KEYS[name].items()}
+
+
+def test_keys_with_one_value():
+    assert {name: cls.fixed for name, cls in sections().items() if cls.fixed} == FIXED
 
 
 # a limit -> the nearest values on either side of it: allowed, refused

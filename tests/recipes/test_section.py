@@ -63,6 +63,53 @@ def test_what_is_wrong_is_named(cfg, path, problem):
     assert problem in error.value.problem
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kinds(Section):
+    flag: bool = key(False)
+    count: int | None = key(None, low=0)
+    rate: float = key(1.0, above=0.5)
+    text: str | None = key(None)
+    block: dict = key(dataclasses.MISSING)
+    width: int = key(1, low=1, single=True)
+    plain: int = key(1)
+    power: int = key(1, allowed=[1, 2])
+
+
+KINDS = [
+    ("flag", 1, "must be true or false, not 1"),
+    ("flag", None, "must be true or false, not None"),
+    ("count", 1.0, "must be a whole number or null, not 1.0"),
+    ("count", True, "must be a whole number or null, not True"),
+    ("count", -1, "must be at least 0, not -1"),
+    ("rate", "1", "must be a number, not '1'"),
+    ("rate", False, "must be a number, not False"),
+    ("rate", 0.5, "must be more than 0.5, not 0.5"),
+    ("text", 1, "must be a string or null, not 1"),
+    ("block", [1], "must be dict, not [1]"),
+    ("width", [1, 2], "must be one number or a list of one, not [1, 2]"),
+    ("width", [], "must be one number or a list of one, not []"),
+    ("width", [0], "must be at least 1, not 0"),
+    ("plain", [1], "must be a whole number, not [1]"),
+    ("power", True, "True is unknown. Allowed: 1, 2"),
+    ("power", 3, "3 is unknown. Allowed: 1, 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), KINDS)
+def test_every_kind_of_value_is_said_in_the_words_of_a_config(name, value, problem):
+    with pytest.raises(ConfigError) as error:
+        Kinds.read({"block": {}, name: value}, "")
+    assert (error.value.path, error.value.problem) == (name, problem)
+
+
+def test_values_that_fit():
+    given = {"flag": True, "count": None, "rate": 2, "text": "", "block": {"a": [1]}, "width": (3,), "power": 2}
+    kinds = Kinds.read(given, "")
+    assert vars(kinds) == {**given, "width": 3, "plain": 1}
+    assert isinstance(kinds.rate, float)
+    assert Kinds.read({"block": {}, "width": [4]}, "").width == 4
+
+
 def test_values_are_checked_without_a_config_too():
     with pytest.raises(ConfigError, match=r"^width: must be at least 1, not 0"):
         Pool(width=0)

@@ -143,3 +143,22 @@ def test_attach_refuses(module, cfg, error, message):
     with pytest.raises(error, match=message):
         attach_optimizers(module, cfg)
     assert type(module) is cls
+
+
+@PACKAGES
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("frequency", [2, 3, 5])
+def test_a_frequency_counts_optimizer_steps_over_epochs_and_accumulation(package, frequency, accumulate):
+    """Lightning's own counts batches within the epoch: with 10 of them, accumulation 4 and 3 it would never step."""
+    sched = {"name": "ExponentialLR", "gamma": 0.5, "interval": "step", "frequency": frequency}
+    net = module_of(package)
+    net.optim_config = {"name": "sgd", "lr": 0.1, "sched": sched}
+    run = trainer(package, max_epochs=3, accumulate_grad_batches=accumulate)
+    run.fit(net, loader(20))
+    assert net.lrs == pytest.approx([0.1 * 0.5 ** (step // frequency) for step in range(run.global_step)])
+    first = run.global_step
+    run.fit_loop.max_epochs = 5
+    run.fit(net, loader(20))  # with a schedule of its own
+    assert net.lrs[first:] == pytest.approx(
+        [0.1 * 0.5 ** (step // frequency) for step in range(run.global_step - first)]
+    )

@@ -28,7 +28,7 @@ from lightning_novograd.config.schema import (
 )
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.optim.layer_decay import LayerDecay
-from lightning_novograd.optim.param_groups import SHORTHANDS
+from lightning_novograd.optim.selection import SHORTHANDS
 from lightning_novograd.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE_SHARE, Range
 from lightning_novograd.registry import Entry, get_optimizer
 
@@ -105,6 +105,7 @@ def _rule(value: Any, path: str, entry: Entry, args: Mapping[str, Any]) -> RuleC
     block = Block.of(value, path)
     arguments = {key: replace(argument, default=None) for key, argument in entry_arguments(entry).items()}
     if block.values.get("optimizer") is not None:
+        _check_in_optimizer(block)
         arguments = {}  # which it has itself
     fields, options = block.split(RULE_KEYS, arguments)
     check_arguments(entry, options, path)
@@ -129,6 +130,17 @@ def _rule(value: Any, path: str, entry: Entry, args: Mapping[str, Any]) -> RuleC
         optimizer=optimizer,
         sched=sched_of_block(fields["sched"], of_optimizer, (), f"{path}.sched"),
     )
+
+
+def _check_in_optimizer(block: Block) -> None:
+    """Refuse what a rule has beside its optimizer and is meant for that."""
+    unknown = [key for key in block.values if key not in RULE_KEYS]
+    given = block.values["optimizer"]
+    optimizer = _optimizer(given, f"{block.path}.optimizer") if isinstance(given, str | Mapping) else None
+    for key in unknown:
+        if optimizer is not None and key in entry_arguments(get_optimizer(optimizer.name)):
+            problem = f"unknown key beside an optimizer of the rule's own; write optimizer: {{name: {optimizer.name}, "
+            raise ConfigError(block.paths[key], f"{problem}{key}: {block.values[key]}}}")
 
 
 def _optimizer(value: Any, path: str) -> OptimizerSpec | None:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_novograd.large_batch.noise_scale import RunningNoise, gradient_noise
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.optim.norms import accumulation_dtype, squared_norms
-from lightning_novograd.optim.param_groups import matching
+from lightning_novograd.optim.selection import matching
 from lightning_novograd.training.amp import loss_scale
 from lightning_novograd.training.callbacks.pictures import NoiseCurves, draw_noise
 

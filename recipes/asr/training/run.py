@@ -64,7 +64,10 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     trainer = build_trainer(settings, plan, run_dir, callbacks)
 
-    trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
+    with warnings.catch_warnings():
+        # Lightning looks when fit begins; the folder holds Hydra's files, never an earlier metrics.csv
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
     results: dict[str, Any] = {
         **measure(
@@ -139,15 +142,12 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
 
 def build_loggers(settings: RunSettings, run_dir: Path) -> list[pl_loggers.Logger]:
     """The loggers of the ``logger`` block; all of them write into the run folder."""
-    with warnings.catch_warnings():
-        # the folder holds Hydra's files, never an earlier metrics.csv
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        return [
-            getattr(pl_loggers, LOGGERS[name])(
-                **({"save_dir": run_dir, "name": "", "version": ""} | (arguments or {})),
-            )
-            for name, arguments in settings.logger.items()
-        ]
+    return [
+        getattr(pl_loggers, LOGGERS[name])(
+            **({"save_dir": run_dir, "name": "", "version": ""} | (arguments or {})),
+        )
+        for name, arguments in settings.logger.items()
+    ]
 
 
 def report(results: dict[str, Any], run_dir: Path) -> None:

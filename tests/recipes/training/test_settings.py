@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from lightning.pytorch import loggers as pl_loggers
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lightning_novograd import ConfigError
-from lightning_novograd.recipes.asr.training.settings import RunSettings, count_devices, plan_batches
+from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, count_devices, plan_batches
 
 BLOCKS = {
     "model": {},
@@ -49,6 +51,7 @@ def test_refused(changes, message):
     [
         # (global, per device, devices, nodes, accumulation)
         ({"devices": 1}, {}, 32, (32, 32, 1, 1, 1)),
+        ({"devices": 2, "num_nodes": 3, "accumulate_grad_batches": 5}, {}, 4, (120, 4, 2, 3, 5)),
         ({"devices": 1, "accumulate_grad_batches": 4}, {}, 8, (32, 8, 1, 1, 4)),
         ({"devices": 2}, {"global_batch_size": 64}, 16, (64, 16, 2, 1, 2)),
         ({"devices": [0, 3], "num_nodes": 4}, {"global_batch_size": 1024}, 16, (1024, 16, 2, 4, 8)),
@@ -64,6 +67,34 @@ def test_plan(trainer, large_batch, batch_size, expected):
         plan.num_nodes,
         plan.accumulate_grad_batches,
     ) == expected
+
+
+def test_a_trainer_block_that_says_nothing_is_one_node_without_accumulation():
+    plan = plan_batches(settings(trainer={"accelerator": "cpu", "devices": 2}), 8)
+    assert (plan.global_batch_size, plan.num_nodes, plan.accumulate_grad_batches) == (16, 1, 1)
+
+
+RESERVED = {
+    "logger": "use the logger group",
+    "callbacks": "use the checkpoint block",
+    "default_root_dir": "use hydra.run.dir",
+    "use_distributed_sampler": "the data module's sampler knows its rank",
+    "gradient_clip_val": "use optim.grad_clip_norm or optim.grad_clip_value",
+    "gradient_clip_algorithm": "use optim.grad_clip_norm or optim.grad_clip_value",
+}
+
+
+@pytest.mark.parametrize(("name", "instead"), RESERVED.items())
+def test_what_the_recipe_sets_itself_is_said_with_what_to_use_instead(name, instead):
+    with pytest.raises(ConfigError) as error:
+        settings(trainer={name: None})
+    assert (error.value.path, error.value.problem) == (f"trainer.{name}", f"is set by the recipe; {instead}")
+
+
+def test_every_logger_is_one_of_lightnings():
+    assert LOGGERS.keys() == {"csv", "tensorboard", "wandb"}
+    assert all(getattr(pl_loggers, name).__name__ == name for name in LOGGERS.values())
+    assert settings(logger=dict.fromkeys(LOGGERS)).logger == dict.fromkeys(LOGGERS)
 
 
 def test_plan_that_does_not_divide_names_sizes_that_work():
@@ -92,6 +123,9 @@ def test_accumulation_is_decided_once():
         ({"accelerator": "auto"}, torch.cuda.device_count() or 1),
         ({}, torch.cuda.device_count() or 1),
         ({"accelerator": "gpu", "devices": [0, 1]}, 2),
+        ({"accelerator": "gpu", "devices": 1}, 1),
+        ({"accelerator": "cpu", "devices": -1}, 1),
+        ({"accelerator": "cpu", "devices": "-1"}, 1),
     ],
 )
 def test_count_devices(trainer, count):
@@ -102,3 +136,22 @@ def test_count_devices(trainer, count):
 def test_devices_that_are_no_number(devices):
     with pytest.raises(ConfigError, match=r"^trainer\.devices: must be a number of devices"):
         count_devices({"accelerator": "cpu", "devices": devices})
+
+
+@pytest.mark.parametrize(("available", "name", "count"), [(True, "cuda", 4), (False, "cpu", 1)])
+def test_devices_are_counted_on_the_accelerator_that_the_trainer_takes(available, name, count, monkeypatch):
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: available))
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: 4))
+    assert count_devices({}) == count_devices({"accelerator": "auto", "devices": "auto"}) == count
+    assert count_devices({"accelerator": "cpu"}) == 1
+    for accelerator in ("gpu", "cuda"):
+        if available:
+            assert count_devices({"accelerator": accelerator, "devices": -1}) == 4
+        else:
+            with pytest.raises(ConfigError, match=r"^trainer\.devices: 'auto': .* no device for accelerator=cuda$"):
+                count_devices({"accelerator": accelerator})
+
+
+def test_an_accelerator_that_there_is_not():
+    with pytest.raises(ConfigError, match=r"^trainer\.devices: must be a number of devices"):
+        count_devices({"accelerator": "abacus"})

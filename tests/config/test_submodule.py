@@ -1,0 +1,33 @@
+"""The submodule that a block optimizes."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from lightning_novograd.config import build_optimizers
+from lightning_novograd.errors import ConfigError
+
+
+class Lit(pl.LightningModule):
+    """A model with a submodule, and with properties that raise outside of a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_submodule_is_named_by_its_path(compiled):
+    model = Lit()
+    if compiled:
+        model.net = torch.compile(model.net, backend="eager")
+    optimizer = build_optimizers({"name": "sgd", "lr": 0.1, "module": "net.1"}, model)["optimizer"]
+    assert [p.shape for p in optimizer.param_groups[0]["params"]] == [(2, 2), (2,)]
+
+
+@pytest.mark.parametrize("name", ["trainer", "net.2", "net.0.weight", "forward", "__dict__"])
+def test_nothing_but_submodules_is_looked_at(name):
+    with pytest.raises(ConfigError, match="Lit has no submodule") as caught:
+        build_optimizers({"name": "sgd", "lr": 0.1, "module": name}, Lit())
+    assert caught.value.path == "optim.module"
