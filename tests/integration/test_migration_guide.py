@@ -8,6 +8,7 @@ import yaml
 from conftest import ROOT
 
 from lightning_novograd import LARC, build_optimizers, parse_optim
+from lightning_novograd.config.several import build_blocks, parse_blocks
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.registry import get_scheduler
 
@@ -63,6 +64,38 @@ def test_torchtitan_entries_are_rules():
     assert decay == {"bias,norm": 0.0}
 
 
+def yaml_below(heading):
+    [text] = re.findall(rf"^## {heading}\n.*?```yaml\n(.*?)```", GUIDE, re.MULTILINE | re.DOTALL)[:1]
+    return yaml.safe_load(text)
+
+
+def test_several_optimizers_have_a_block_each():
+    model = torch.nn.ModuleDict({"net": torch.nn.ModuleDict({"decoder": torch.nn.Linear(2, 2)})})
+    model["critic"] = torch.nn.Linear(2, 1)
+    configs = parse_blocks(yaml_below("Several optimizers")["optim"])
+    blocks = build_blocks(configs, model, lambda config: 100)
+    owned = {name: {*one["optimizer"].param_groups[0]["params"]} for name, one in blocks.items()}
+    assert owned == {
+        "generator": {*model["net"]["decoder"].parameters()},
+        "critic": {*model["critic"].parameters()},
+    }
+    assert [config.sched.steps_per_batch for config in configs.values()] == [None, 5.0]
+
+
+def test_megatrons_ramp_is_one_of_stages():
+    large_batch = yaml_below("The global batch")["large_batch"]
+    parse_optim({"name": "sgd", "large_batch": large_batch})
+    # Megatron's rule: an even share of the samples for each increment
+    start, increment, samples, whole = 256, 256, 768_000, 1024
+    share, consumed, stages = samples / ((whole - start) / increment), 0, []
+    for step in range(3000):
+        batch = whole if consumed > samples else start + int(consumed / share) * increment
+        if not stages or stages[-1][1] != batch:
+            stages.append([step, batch])
+        consumed += batch
+    assert stages == large_batch["global_batch_size"]
+
+
 def test_mmengines_paramwise_cfg_is_no_decay_and_a_factor():
     backbone = torch.nn.Sequential(
         torch.nn.Conv1d(4, 4, 3, groups=4), torch.nn.BatchNorm1d(4), torch.nn.Conv1d(4, 4, 1)
@@ -111,7 +144,7 @@ def test_adafactor_is_nemos_with_the_root_of_its_eps():
 
 def test_what_the_guide_says_of_float16():
     names = re.search(r"default `eps` of ([\w, \n]+) is 0, and", GUIDE)[1]
-    module = torch.nn.Linear(2, 2).half()
+    module = torch.nn.Embedding(2, 2, sparse=True).half()  # which SparseAdam takes too
     said = set(re.findall(r"[A-Z]\w+", names))
     for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "SparseAdam", "SGD", "Adafactor"):
         if name in said:

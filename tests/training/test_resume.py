@@ -194,7 +194,7 @@ def test_a_setting_assigned_in_on_train_start_holds(resumed):
 def watched(block):
     """A net of one matrix, for Muon's sake, and its optimizer, whose loading is watched."""
     torch.manual_seed(0)
-    net = torch.nn.Linear(3, 2, bias=False)
+    net = torch.nn.Embedding(3, 2, sparse=block["name"] == "SparseAdam")
     built = build_optimizers(block, net)
     ResumeCheck(parse_optim(block), built, lambda: None, lambda: None, lambda: 0)
     return net, built["optimizer"]
@@ -205,10 +205,8 @@ def restored(before, after, change=lambda state: None):
     net, trained = watched(before)
 
     def closure():
-        loss = net(torch.ones(4, 3)).square().sum()
+        loss = net(torch.arange(3)).square().sum()
         loss.backward()
-        if before["name"] == "SparseAdam":
-            net.weight.grad = net.weight.grad.to_sparse()
         return loss
 
     trained.step(closure)
