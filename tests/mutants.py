@@ -86,6 +86,7 @@ TESTS = {
     "recipes/asr/section.py": ["tests/recipes/test_section.py", "tests/recipes/training", "tests/recipes/data"],
     "recipes/asr/prepare.py": ["tests/recipes/test_prepare.py"],
     "recipes/asr/": [
+        "tests/recipes/test_evaluate.py",
         "tests/recipes/training",
         "tests/recipes/test_limits.py",
         "tests/integration/test_evaluate.py",

@@ -73,13 +73,8 @@ def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses
     document = json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n"
     content = document.encode("utf-8", "backslashreplace")  # a name that is not UTF-8: JSON has the same escapes
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device
-            path.write_bytes(content)
-        else:
-            with whole_file(path) as partial:
-                partial.write_bytes(content)
-    except OSError as error:
-        raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
     except ConfigError as error:
         raise ConfigError("--out", f"{path} {error.problem}") from None
 
