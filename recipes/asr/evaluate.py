@@ -7,7 +7,6 @@ folder, as they did in training. Nothing is written unless --out is given.
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -102,7 +101,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    # what is left out and what is resampled is in the log, on stderr
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lightning_novograd").setLevel(logging.INFO)
     sys.exit(main())

@@ -2,34 +2,17 @@
 
 import io
 import json
-import logging
 import os
-import runpy
 import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from speech_files import write_audio
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr import evaluate, transcribe
-
-
-def test_evaluating_as_a_file_logs_what_is_ours_alone(tmp_path, monkeypatch, capsys):
-    ours, formats = logging.getLogger("lightning_novograd"), []
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: formats.append(options))
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "lost")])
-    of_others, of_ours = logging.getLogger().level, ours.level
-    try:
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "recipes" / "asr" / "evaluate.py"), run_name="__main__")
-        assert (end.value.code, ours.level, logging.getLogger().level) == (1, logging.INFO, of_others)
-        assert formats == [{"format": "%(message)s"}]
-    finally:
-        ours.setLevel(of_ours)
 
 
 def test_the_smallest_batch_is_one():
