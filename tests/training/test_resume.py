@@ -217,8 +217,7 @@ def restored(before, after, change=lambda state: None):
     return optimizer
 
 
-# SparseAdam takes sparse gradients alone, which the layer there does not have
-@pytest.mark.parametrize("name", [name for name in available_optimizers() if name != "SparseAdam"])
+@pytest.mark.parametrize("name", available_optimizers())
 def test_no_optimizer_is_said_to_differ_from_itself(name, recwarn):
     restored({"name": name}, {"name": name})
     assert not [w for w in recwarn.list if "config differ" in str(w.message)]
