@@ -19,6 +19,9 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+# of classes that torch does not know: RMSNorm, LayerNormFp32, InstanceNormalization, but no NormalizingFlow
+_NORM = re.compile(r"norm(?!al)|normali[sz]ation", re.IGNORECASE)
+_NORM_AT_END = re.compile(r"norm(\dd)?$", re.IGNORECASE)  # whatever the shape: no LayerNormLinear
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ONE_DIMENSIONAL = ("1d", "ndim<=1")
 SHORTHANDS = ("bias", "norm", "depthwise", *_ONE_DIMENSIONAL)
@@ -31,6 +34,7 @@ class Use:
     name: str
     module: nn.Module
     ndim: int
+    axes: int  # along which it has more than one element
 
     def is_meant_by(self, shorthand: str) -> bool:
         """Whether it is one of those that a shorthand stands for."""
@@ -38,7 +42,9 @@ class Use:
             leaf = self.name.rpartition(".")[2]
             return leaf == "bias" or leaf.startswith("bias_") or leaf.endswith("_bias")
         if shorthand == "norm":
-            return isinstance(self.module, NORM_TYPES) or "norm" in type(self.module).__name__.casefold()
+            name = type(self.module).__name__
+            named_so = _NORM.search(name) is not None and (self.axes <= 1 or _NORM_AT_END.search(name) is not None)
+            return named_so or isinstance(self.module, NORM_TYPES)
         if shorthand == "depthwise":
             return isinstance(self.module, _CONVOLUTIONS) and 1 < self.module.groups == self.module.in_channels
         return self.ndim <= 1
@@ -82,7 +88,8 @@ class Uses:
         for prefix, owner in module.named_modules(remove_duplicate=False):
             for leaf, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
                 self.of.setdefault(parameter, []).append(len(self.all))
-                self.all.append(Use(plain_name(f"{prefix}.{leaf}" if prefix else leaf), owner, parameter.ndim))
+                axes = 0 if is_lazy(parameter) else sum(size > 1 for size in parameter.shape)
+                self.all.append(Use(plain_name(f"{prefix}.{leaf}" if prefix else leaf), owner, parameter.ndim, axes))
         self.names = [use.name for use in self.all]
         self._by_name = Names(self.names)
         self._selected: dict[str, frozenset[int]] = {}
