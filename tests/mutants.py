@@ -87,6 +87,8 @@ TESTS = {
     "recipes/asr/section.py": ["tests/recipes/test_section.py", "tests/recipes/training", "tests/recipes/data"],
     "recipes/asr/prepare.py": ["tests/recipes/test_prepare.py"],
     "recipes/asr/": [
+        "tests/recipes/test_evaluate.py",
+        "tests/recipes/test_train.py",
         "tests/recipes/training",
         "tests/recipes/test_limits.py",
         "tests/integration/test_evaluate.py",

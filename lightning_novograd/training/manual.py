@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_novograd.config.schema import OptimConfig, SchedConfig
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.lr_scheduler.parts import position
 from lightning_novograd.training.watchers import Watcher
 
 # Steps more or less than expected: so many are another pace, fewer only as a large share, more but as a small share not
@@ -50,7 +51,7 @@ class PaceWatch(Watcher):
         """Note where the fit begins; a checkpoint has been loaded by now."""
         self._epochs, self._batches_before = 0, _batches(trainer)
         for watched in self._watched:
-            watched.begin = watched.scheduler.last_epoch
+            watched.begin = position(watched.scheduler)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Compare."""
@@ -74,7 +75,7 @@ class _Watched:
 
     def problem(self, epochs: int, batches: int) -> str | None:
         sched = self.sched
-        made, pace = self.scheduler.last_epoch - self.begin, (sched.steps_per_batch or 1.0) / sched.frequency
+        made, pace = position(self.scheduler) - self.begin, (sched.steps_per_batch or 1.0) / sched.frequency
         if not _differs(made, batches * pace, pace):
             return None
         length = f"an epoch of {batches} batches" if epochs == 1 else f"{epochs} epochs of {batches} batches in all"

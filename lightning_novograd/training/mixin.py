@@ -26,6 +26,8 @@ from lightning_novograd.training.averaging.schedule_free import Teller, averages
 from lightning_novograd.training.block import BlockLr, FoundLr, built_by_cli, parse_assigned, seeks_lr
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
+from lightning_novograd.training.checkpoint.parameters import KEY as _PARAMETERS
+from lightning_novograd.training.checkpoint.parameters import check_same_parameters, names_by_group, saved_names
 from lightning_novograd.training.checkpoint.reading import loaded, loaded_hparams
 from lightning_novograd.training.checkpoint.resume import ResumeCheck
 from lightning_novograd.training.checkpoint.snapshot import copy_hparams, read_checkpoint
@@ -98,6 +100,7 @@ class OptimMixin(_LightningModule):
     _is_configured = False  # whether the trainer has our optimizers
     _saved_schedulers: list[Any] | None = None
     _saved_optimizers: list[str] | None = None
+    _saved_parameters: list[list[list[str]]] | None = None
     _attached = False
     _callbacks_asked = False  # whether Lightning has the callbacks of ours
 
@@ -209,7 +212,12 @@ class OptimMixin(_LightningModule):
             saved_optimizer=lambda: self._saved_optimizers[index] if self._saved_optimizers else None,
             step=lambda: _steps_of_schedule(trainer, config.stepped),
             place=sum(block.stepped is not None for block in blocks[:index]) if len(blocks) > 1 else None,
+            check_parameters=partial(self._check_parameters, index, config),
         )
+
+    def _check_parameters(self, index: int, config: OptimConfig, optimizer: Optimizer) -> None:
+        if self._saved_parameters is not None:
+            check_same_parameters(config.path, self._saved_parameters[index], names_by_group(self, optimizer))
 
     def thawed_groups(self, params: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         """Param groups for `optimizer.add_param_group`, with what the block says of parameters that were frozen.
@@ -255,6 +263,7 @@ class OptimMixin(_LightningModule):
             refuse_foreign_files(self._trainer, checkpoint)
             resume_weights(self._trainer, checkpoint)
         self._saved_schedulers = checkpoint.get("lr_schedulers")
+        self._saved_parameters = saved_names(checkpoint)
         saved = checkpoint.get(_OPTIMIZER)
         self._saved_optimizers = [saved] if isinstance(saved, str) else saved
 
@@ -267,6 +276,7 @@ class OptimMixin(_LightningModule):
         if self._is_configured:
             names = [config.optimizer_names for config in self.optim_configs.values()]
             checkpoint[_OPTIMIZER] = names[0] if len(names) == 1 else names
+            checkpoint[_PARAMETERS] = [names_by_group(self, optimizer) for optimizer in self.trainer.optimizers]
         # an attached module is loaded by its own class, which does not have our load_from_checkpoint
         store_plain(checkpoint, only="optim" if self._attached else None)
 

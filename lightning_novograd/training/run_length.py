@@ -92,7 +92,9 @@ def _length(trainer: Any, config: OptimConfig, pace: _Pace | None, done: _Done) 
         max_steps = max(1, int(max_steps * pace.share))
         limit += f", which counts all optimizers' steps: {max_steps} of this one"
     sched = config.stepped
-    counts_epochs = sched is not None and (sched.interval == "epoch" or sched.max_epochs is not None)
+    counts_epochs = any(
+        one.interval == "epoch" or one.max_epochs is not None or one.warmup_epochs is not None for one in config.scheds
+    )
     endless = _endless(trainer)
     if max_epochs is None and not counts_epochs:
         return RunLength(None, endless) if max_steps is None else RunLength(max_steps, limit)

@@ -7,7 +7,6 @@ folder, as they did in training. Nothing is written unless --out is given.
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -73,13 +72,8 @@ def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses
     document = json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n"
     content = document.encode("utf-8", "backslashreplace")  # a name that is not UTF-8: JSON has the same escapes
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device
-            path.write_bytes(content)
-        else:
-            with whole_file(path) as partial:
-                partial.write_bytes(content)
-    except OSError as error:
-        raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
     except ConfigError as error:
         raise ConfigError("--out", f"{path} {error.problem}") from None
 
@@ -107,7 +101,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    # what is left out and what is resampled is in the log, on stderr
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lightning_novograd").setLevel(logging.INFO)
     sys.exit(main())

@@ -1,7 +1,6 @@
 """State dicts of other NovoGrads become ours and go back; what they compute differently is refused."""
 
 import copy
-import pickle
 import subprocess
 import sys
 
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from lightning_novograd.commands.convert_checkpoint import _CONTAINERS, convert_file
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.optim import LARC, NovoGrad
+from lightning_novograd.optim import NovoGrad
 from lightning_novograd.optim.checkpoint import convert_checkpoint, convert_state_dict, detect_format
-from lightning_novograd.optim.checkpoint.files import why_not_plain
 
 OPTIONS = {"lr": 0.05, "betas": (0.9, 0.5), "weight_decay": 0.01}
 OTHERS = ["nemo", "timm", "pytorch_optimizer", "apex"]
@@ -256,34 +254,6 @@ def test_options_that_the_target_lacks_are_refused(target, options):
     state, _ = our_state(**options)
     with pytest.raises(ConfigError, match=next(iter(options))):
         convert_state_dict(state, target=target)
-
-
-def test_the_state_of_a_larc_is_refused_unless_the_optimizer_alone_is_meant():
-    params = [torch.nn.Parameter(torch.ones(3, 2))]
-    params[0].grad = torch.ones(3, 2)
-    larc = LARC(NovoGrad(params))
-    larc.step()
-    state = larc.state_dict()
-    with pytest.raises(ConfigError, match=r"\.larc: .* state of a LARC, which nemo does not have; .*set larc to False"):
-        convert_state_dict(state, target="nemo")
-    for group in state["param_groups"]:
-        group["larc"] = False
-    assert convert_state_dict(state, target="nemo")["state"][0]["exp_avg"].shape == (3, 2)
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (pickle.UnpicklingError("Unsupported global: GLOBAL os.system was not allowed"), ": it names os.system"),
-        (EOFError(), ": it ends too early"),
-        (RuntimeError("no central directory. This is an internal miniz error"), ": no central directory"),
-        (RuntimeError("no central directory\nand a page of advice"), ": no central directory"),
-        (KeyError("anything"), ""),
-    ],
-    ids=str,
-)
-def test_why_a_file_is_no_plain_data(error, said):
-    assert why_not_plain(error) == said
 
 
 def test_unknown_format_names_the_nearest():

@@ -1,11 +1,15 @@
 """What each format keeps of a NovoGrad's state: options, step counts, and which norms belong to which layer."""
 
+import pickle
+
 import pytest
+import torch
 from optim.test_checkpoint import OTHERS, groups_of, our_state
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.optim import NovoGrad
+from lightning_novograd.optim import LARC, NovoGrad
 from lightning_novograd.optim.checkpoint import convert_state_dict
+from lightning_novograd.optim.checkpoint.files import why_not_plain
 
 
 @pytest.mark.parametrize("format_", OTHERS)
@@ -58,3 +62,31 @@ def test_what_only_one_format_has_is_left_behind():
         groups = convert_state_dict(there, reg_inside_moment=True)["param_groups"]
         common = {"params", "lr", "betas", "eps", "weight_decay", "grad_averaging", "amsgrad"}
         assert [group.keys() for group in groups] == [common, common], format_
+
+
+def test_the_state_of_a_larc_is_refused_unless_the_optimizer_alone_is_meant():
+    params = [torch.nn.Parameter(torch.ones(3, 2))]
+    params[0].grad = torch.ones(3, 2)
+    larc = LARC(NovoGrad(params))
+    larc.step()
+    state = larc.state_dict()
+    with pytest.raises(ConfigError, match=r"\.larc: .* state of a LARC, which nemo does not have; .*set larc to False"):
+        convert_state_dict(state, target="nemo")
+    for group in state["param_groups"]:
+        group["larc"] = False
+    assert convert_state_dict(state, target="nemo")["state"][0]["exp_avg"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (pickle.UnpicklingError("Unsupported global: GLOBAL os.system was not allowed"), ": it names os.system"),
+        (EOFError(), ": it ends too early"),
+        (RuntimeError("no central directory. This is an internal miniz error"), ": no central directory"),
+        (RuntimeError("no central directory\nand a page of advice"), ": no central directory"),
+        (KeyError("anything"), ""),
+    ],
+    ids=str,
+)
+def test_why_a_file_is_no_plain_data(error, said):
+    assert why_not_plain(error) == said

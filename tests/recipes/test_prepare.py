@@ -40,3 +40,40 @@ def test_only_corpora_that_are_made(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["manifest", "--out", str(tmp_path)])
     assert "invalid choice: 'manifest'" in capsys.readouterr().err
+
+
+def test_help(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    summary = "Prepare a corpus: ``python -m lightning_novograd.recipes.asr.prepare fsdd --root CLONE --out DIR``."
+    assert printed[:3] == [
+        "usage: prepare [-h] [--root ROOT] --out OUT {espeak_digits,fsdd} [KEY=VALUE ...]",
+        "",
+        summary,
+    ]
+    assert set(printed) >= {
+        "{espeak_digits,fsdd}",
+        "KEY=VALUE options of the corpus, such as train_size=500",
+        "--root ROOT where the source of the corpus lies",
+        "--out OUT folder to make; it must be new, or hold this corpus",
+    }
+
+
+def test_everything_that_is_printed(shared_data, tmp_path, monkeypatch, capsys):
+    """A folder may begin at home; a KEY=VALUE may stand before the options."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["fsdd", *SIZES, "--root", str(shared_data), "--out", "~/digits"]) == 0
+    folder = tmp_path / "digits"
+    sizes = {"train": 3, "dev": 2, "test": 1}
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{split}: {size} utterances in {folder}/{split}.json" for split, size in sizes.items()),
+        "train with: data=manifest " + " ".join(f"data.{split}={folder}/{split}.json" for split in sizes),
+    ]
+
+
+def test_the_folder_of_the_corpus_is_not_optional(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["fsdd"])
+    assert "the following arguments are required: --out" in capsys.readouterr().err

@@ -358,3 +358,17 @@ def test_two_processes_count_their_own_share(tmp_path):
     assert run.returncode == 0, run.stderr
     counted = sorted(line for line in run.stdout.splitlines() if line.startswith("rank"))
     assert counted == ["rank 0: length 6, steps 6", "rank 1: length 6, steps 6"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sched": {"name": "StepLR", "interval": "step", "step_size": 99, "warmup_epochs": 1}},
+        {"param_groups": [{"match": "bias", "sched": {"name": "cosine", "max_epochs": 2}}]},
+    ],
+    ids=["a warmup", "a rule's"],
+)
+def test_epochs_of_a_part_are_those_of_the_loader_in_a_run_counted_in_steps(changes):
+    net = Net({"name": "sgd", "lr": 0.1, **changes})
+    trainer(max_steps=6).fit(net, loader(8))
+    assert len(net.lrs) == 6

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_novograd.errors import choices
-from lightning_novograd.optim.novograd.validation import known_shape
+from lightning_novograd.optim.parameters import known_shape
 from lightning_novograd.optim.wrapped import all_in, full_name
 
 ParamGroup = dict[str, Any]
@@ -20,7 +20,8 @@ PART = "optimizer"
 def labels_of(parts: Sequence[Optimizer]) -> tuple[str, ...]:
     """The parts' names; where two are called the same, `"SGD#0"` and `"SGD#2"` by their positions."""
     names = [full_name(part) for part in parts]
-    return tuple(f"{name}#{i}" if Counter(names)[name] > 1 else name for i, name in enumerate(names))
+    counts = Counter(names)
+    return tuple(f"{name}#{i}" if counts[name] > 1 else name for i, name in enumerate(names))
 
 
 def check_disjoint(groups: Sequence[ParamGroup], owners: Sequence[int], labels: Sequence[str]) -> None:
@@ -63,6 +64,8 @@ class ParamGroups:
         self.parts, self.labels, self.owners = tuple(parts), labels_of(parts), list(owners)
         self._all: list[ParamGroup] = []
         self._agreed: list[ParamGroup] = []  # what that list and the parts' were when they last agreed
+        self._owner_of: dict[Tensor, int] = {}  # each parameter's
+        self._counted: list[tuple[int, int, int]] = []  # what that was made of
         self.synced()
 
     def synced(self) -> list[ParamGroup]:
@@ -98,8 +101,11 @@ class ParamGroups:
         except Exception:
             self._all[:] = self._agreed
             raise
-        for index, part in enumerate(self.parts):
-            part.param_groups = [group for group, owner in zip(groups, owners, strict=True) if owner == index]
+        own: list[list[ParamGroup]] = [[] for _ in self.parts]
+        for owner, group in zip(owners, groups, strict=True):
+            own[owner].append(group)
+        for part, param_groups in zip(self.parts, own, strict=True):
+            part.param_groups = param_groups
         self._agree(owners, groups)
 
     def owner_of(self, group: ParamGroup) -> int:
@@ -123,12 +129,16 @@ class ParamGroups:
 
     def owner_of_param(self, param: object) -> int | None:
         """The index of the part that a parameter belongs to; None for anything else."""
-        if isinstance(param, Tensor):
-            groups = self.synced()
-            for owner, group in zip(self.owners, groups, strict=True):
-                if any(p is param for p in group["params"]):
-                    return owner
-        return None
+        if not isinstance(param, Tensor):
+            return None
+        groups = self.synced()
+        counted = [(owner, id(g["params"]), len(g["params"])) for owner, g in zip(self.owners, groups, strict=True)]
+        if counted != self._counted or param not in self._owner_of:
+            # of a parameter that is in several groups, the first one's
+            pairs = [(owner, p) for owner, g in zip(self.owners, groups, strict=True) for p in g["params"]]
+            self._owner_of = {p: owner for owner, p in reversed(pairs)}
+            self._counted = counted
+        return self._owner_of.get(param)
 
     def _of_parts(self) -> tuple[list[int], list[ParamGroup]]:
         """The groups in the parts' lists, in our order, and the part of each."""

@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from lightning_novograd.optim.composite.groups import ParamGroup, ParamGroups, check_disjoint, labels_of
 from lightning_novograd.optim.composite.state import State
 from lightning_novograd.optim.composite.state_dict import joined, split
-from lightning_novograd.optim.novograd.validation import listed_params
-from lightning_novograd.optim.wrapped import TellsOfEvaluation, all_in, full_name, needs_closure
+from lightning_novograd.optim.parameters import listed_params
+from lightning_novograd.optim.wrapped import Wrapper, add_to, all_in, full_name, needs_closure
 
 # What a GradScaler sets on an optimizer for the time of a step
 _SCALER_ATTRIBUTES = ("grad_scale", "found_inf")
 _ABSENT = object()
 
 
-class Composite(TellsOfEvaluation, Optimizer):
+class Composite(Wrapper):
     r"""Several optimizers, each with parameters of its own, as one.
 
     With the parameters in disjoint sets :math:`w_1, \dots, w_n`, one for each part, a step is every part's step:
@@ -44,7 +44,8 @@ class Composite(TellsOfEvaluation, Optimizer):
 
     A GradScaler leaves unscaling to the step (`fused=True`) only if all parts support it; else it unscales all
     gradients and skips the whole step itself. Either way all parts step, or none. Hooks run around the whole step, and
-    those of the parts around theirs. The methods `train` and `eval` are there if a part has them, and are passed on.
+    those of the parts around theirs. The methods `train` and `eval` (of Schedule-Free) and `consolidate_state_dict` (of
+    ZeroRedundancyOptimizer) are there if a part has them, and are passed on.
 
     Raises:
         TypeError: a part is no torch Optimizer or evaluates its closure several times (LBFGS).
@@ -146,13 +147,7 @@ class Composite(TellsOfEvaluation, Optimizer):
             owner = groups.owner_of(param_group)
             added = {**param_group, "params": listed_params(param_group)}
             check_disjoint([*present, added], [*groups.owners, owner], groups.labels)
-        part = self.optimizers[owner]
-        size = len(part.param_groups)
-        try:
-            part.add_param_group(param_group)
-        except Exception:
-            del part.param_groups[size:]  # optimizers have been known to check what they have added already
-            raise
+        add_to(self.optimizers[owner], param_group)
         groups.synced()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -167,18 +162,12 @@ class Composite(TellsOfEvaluation, Optimizer):
             for part in self.optimizers:
                 part.zero_grad(set_to_none=set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _own_state_dict(self) -> dict[str, Any]:
         """The parts' state dicts as one; its param groups name their parts."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
         self._groups.synced()
-        state_dict = joined([part.state_dict() for part in self.optimizers], self._groups)
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            result = post_hook(self, state_dict)
-            state_dict = state_dict if result is None else result
-        return state_dict
+        return joined([part.state_dict() for part in self.optimizers], self._groups)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _load_own(self, state_dict: dict[str, Any]) -> None:
         """Load each part's share into it; if a part refuses its own, all keep what they had.
 
         Args:
@@ -189,10 +178,6 @@ class Composite(TellsOfEvaluation, Optimizer):
                 part refuses.
 
         """
-        state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            result = pre_hook(self, state_dict)
-            state_dict = state_dict if result is None else result
         self._groups.synced()
         shares = split(state_dict, self._groups)
         before = [(part.param_groups, part.state) for part in self.optimizers]
@@ -205,8 +190,6 @@ class Composite(TellsOfEvaluation, Optimizer):
             raise
         finally:
             self._groups.synced()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one step of every part.

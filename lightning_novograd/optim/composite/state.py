@@ -60,11 +60,27 @@ class State(MutableMapping[Any, Any]):
             return {}.pop(key, *default)
         return self._owner(key).pop(key)
 
+    def popitem(self) -> tuple[Any, Any]:
+        """A key and its state, which is deleted: the one that came last, of the last part that has any."""
+        part = next((part for part in reversed(self._groups.parts) if part.state), self._groups.parts[0])
+        return part.state.popitem()
+
+    def clear(self) -> None:
+        """Delete the parts' states."""
+        for part in self._groups.parts:
+            part.state.clear()
+
+    def copy(self) -> dict[Any, Any]:
+        """All states in a dict of its own, as an optimizer's."""
+        return defaultdict(dict, self.items())
+
     def assign(self, state: Mapping[Any, Any]) -> None:
         """Put `state` in the place of all."""
-        owners = {key: self._index(key) for key in state}
-        for index, part in enumerate(self._groups.parts):
-            part.state = defaultdict(dict, {key: state[key] for key, owner in owners.items() if owner == index})
+        own: list[defaultdict[Any, Any]] = [defaultdict(dict) for _ in self._groups.parts]
+        for key in state:
+            own[self._index(key)][key] = state[key]
+        for part, its in zip(self._groups.parts, own, strict=True):
+            part.state = its
 
     def _owner(self, key: Any) -> Any:
         return self._groups.parts[self._index(key)].state

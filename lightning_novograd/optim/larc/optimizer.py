@@ -32,8 +32,9 @@ from lightning_novograd.optim.larc.pieces import ParamGroup, cache_sized, restri
 from lightning_novograd.optim.larc.update import limited_step
 from lightning_novograd.optim.norms import is_sharded
 from lightning_novograd.optim.novograd.optimizer import NovoGrad
-from lightning_novograd.optim.novograd.validation import listed_params, refuse_unfused
-from lightning_novograd.optim.wrapped import TellsOfEvaluation, all_in
+from lightning_novograd.optim.novograd.validation import refuse_unfused
+from lightning_novograd.optim.parameters import listed_params
+from lightning_novograd.optim.wrapped import Wrapper, add_to, all_in
 
 # A gradient scaled by c scales the steps of these by c: scaling the gradient controls the step.
 _FOLLOW_GRADIENT_SCALE = (torch.optim.SGD, torch.optim.ASGD)
@@ -56,7 +57,7 @@ _UNDO_GRADIENT_SCALE = (
 _LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
 
 
-class LARC(TellsOfEvaluation, Optimizer):
+class LARC(Wrapper):
     r"""Layer-wise adaptive rate control: keeps every layer's step small against the layer's weights.
 
     A layer is one parameter tensor :math:`w` with gradient :math:`g`; :math:`\gamma` and :math:`\lambda` are its
@@ -92,7 +93,8 @@ class LARC(TellsOfEvaluation, Optimizer):
 
     The options live in the param groups as `larc_trust_coefficient`, `larc_clip`, `larc_eps`, `larc_min_update` and
     `larc_target`: they are saved in the state_dict and, the target excepted, may differ between groups. A group with
-    `larc=False` is left to the wrapped optimizer; do so for biases and normalization layers.
+    `larc=False` is left to the wrapped optimizer; do so for biases and normalization layers. The state_dict of a bare
+    optimizer like the wrapped one loads too; then LARC's options stay as they are.
 
     State: that of the wrapped optimizer. The attribute `factors` holds the last step's factors, as pairs of layers and
     a vector. During a step there is one more copy of the gradients (target gradient) or of the weights (target update);
@@ -230,24 +232,14 @@ class LARC(TellsOfEvaluation, Optimizer):
             check_options(options)
             check_one_target([*self.param_groups, options])
             check_group(type(self.optimizer).__name__, index, options, listed_params(param_group))
-        try:
-            self.optimizer.add_param_group(param_group)
-        except Exception:
-            del self.param_groups[index:]  # optimizers have been known to check what they have added already
-            raise
+        add_to(self.optimizer, param_group)
         self._complete_groups()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _own_state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state_dict; LARC's options are in its param groups."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
-        state_dict = self.optimizer.state_dict()
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            result = post_hook(self, state_dict)
-            state_dict = state_dict if result is None else result
-        return state_dict
+        return self.optimizer.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _load_own(self, state_dict: dict[str, Any]) -> None:
         """Load into the wrapped optimizer.
 
         Args:
@@ -257,10 +249,6 @@ class LARC(TellsOfEvaluation, Optimizer):
             ValueError: an option of LARC is unknown or out of range.
 
         """
-        state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            result = pre_hook(self, state_dict)
-            state_dict = state_dict if result is None else result
         defaults = self._option_defaults
         options = [{name: group.get(name, value) for name, value in defaults.items()} for group in self.param_groups]
         saved = state_dict["param_groups"]
@@ -270,10 +258,9 @@ class LARC(TellsOfEvaluation, Optimizer):
                     del kept["larc_target"]
                 check_options({**defaults, **kept, **group})
             check_one_target(saved)
-            state_dict["param_groups"] = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
+            merged = [{**kept, **group} for kept, group in zip(options, saved, strict=True)]
+            state_dict = {**state_dict, "param_groups": merged}
         self.optimizer.load_state_dict(state_dict)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

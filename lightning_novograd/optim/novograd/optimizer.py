@@ -21,11 +21,10 @@ from lightning_novograd.optim.novograd.validation import (
     SCALARS,
     check_options,
     check_same_parameters,
-    known_shape,
-    listed_params,
     refuse_conjugated,
     refuse_flattened,
 )
+from lightning_novograd.optim.parameters import known_shape, listed_params
 from lightning_novograd.registry import register_optimizer
 
 _DTYPE = attrgetter("dtype")

@@ -43,20 +43,6 @@ def check_options(options: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` do not support `differentiable`")
 
 
-def listed_params(param_group: dict[str, Any]) -> list[Any]:
-    """The parameters of a group that is to be added; an iterator in it is replaced by the list of what it gave."""
-    params = param_group["params"]
-    if isinstance(params, Tensor | set):  # torch refuses sets
-        return [params] if isinstance(params, Tensor) else []
-    param_group["params"] = list(params)
-    return [entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in param_group["params"]]
-
-
-def known_shape(param: Tensor) -> torch.Size | None:
-    """The shape of a parameter; None for one of a lazy module, which gets it in its first forward."""
-    return None if is_lazy(param) else param.shape
-
-
 def refuse_flattened(param: Tensor, layers: Mapping[int, torch.Size | None]) -> None:
     """Raise for pieces of layers laid end to end: the layers, and so their norms, are lost in them.
 

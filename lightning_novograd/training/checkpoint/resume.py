@@ -36,9 +36,11 @@ class ResumeCheck:
         saved_optimizer: the name of the optimizer in the checkpoint; None: not known.
         step: how often the scheduler would have been stepped up to the checkpoint.
         place: of its state among those of several optimizers; None: there is one optimizer.
+        check_parameters: called with the optimizer when its param groups are as large as the saved ones.
 
     Raises:
-        ConfigError: when the state of one optimizer is loaded into another, which could not go on from it.
+        ConfigError: when the state of one optimizer is loaded into another, which could not go on from it, or that of
+            one parameter into another.
 
     """
 
@@ -50,9 +52,11 @@ class ResumeCheck:
         saved_optimizer: Callable[[], str | None],
         step: Callable[[], int],
         place: int | None = None,
+        check_parameters: Callable[[Optimizer], None] | None = None,
     ) -> None:
         self._config, self._saved_schedulers, self._step = config, saved_schedulers, step
         self._saved_optimizer, self._index = saved_optimizer, place
+        self._check_parameters = check_parameters
         # as they are now: fine-tuning callbacks replace them with the checkpoint's before the optimizer loads its state
         self._groups = [_settings(group) for group in built["optimizer"].param_groups]
         self._scheduler = built["lr_scheduler"]["scheduler"] if "lr_scheduler" in built else None
@@ -103,6 +107,8 @@ class ResumeCheck:
                 "rules, their order and no_decay stay as they are within a run; to change them, load the weights alone"
             )
             raise ConfigError(f"{self._config.path}.param_groups", f"{problem}; {how} (load_from_checkpoint)")
+        if self._check_parameters is not None:
+            self._check_parameters(optimizer)
 
     def _states(self) -> list[Any] | None:
         """The saved schedulers' states; of several optimizers a list with the one that is this one's."""

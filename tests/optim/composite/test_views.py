@@ -252,6 +252,49 @@ def test_the_state_is_set_part_by_part():
     assert len(composite.state) > 2
 
 
+def test_the_state_is_emptied_and_copied_as_a_dict():
+    params, composite = two_parts()
+    run(composite, params, 1)
+    state = composite.state
+    copied = state.copy()
+    assert copied == dict(state)
+    assert state.copy()["none yet"] == {}, "as in the defaultdict of an optimizer"
+    popped = [state.popitem()[0] for _ in params]
+    assert sorted(map(id, popped)) == sorted(map(id, params))
+    with pytest.raises(KeyError):
+        state.popitem()
+    state.update(copied)
+    assert [len(part.state) for part in composite.optimizers] == [1, 2]
+    state.clear()
+    assert [len(part.state) for part in composite.optimizers] == [0, 0]
+
+
+class Counted(list):
+    """Parameters of a group that count how often somebody goes through them."""
+
+    walks = 0
+
+    def __iter__(self):
+        Counted.walks += 1
+        return super().__iter__()
+
+
+def test_a_parameters_part_is_found_without_going_through_all():
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(40)]
+    composite = Composite([SGD(params[:20], lr=0.1), AdamW(params[20:])])
+    for group in composite.param_groups:
+        group["params"] = Counted(group["params"])
+    Counted.walks = 0
+    for index, param in enumerate(params):
+        composite.state[param] = {"step": index}
+    assert Counted.walks <= 4
+    moved = composite.param_groups[0]["params"].pop()
+    composite.param_groups[1]["params"].append(moved)
+    composite.optimizers[0].state.clear()
+    composite.state[moved]["step"] = 3
+    assert composite.optimizers[1].state[moved] == {"step": 3}
+
+
 def test_asking_for_a_state_makes_none():
     params, composite = two_parts()
     state = composite.state

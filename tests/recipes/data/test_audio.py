@@ -89,3 +89,37 @@ def test_speed_scales_length_and_pitch(factor):
     assert len(wave) == pytest.approx(16000 / factor, abs=1)
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 16000))
     assert spectrum.argmax() == pytest.approx(440 * factor, abs=2)
+
+
+def test_a_recording_of_one_sample(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.5]), 16000)
+    assert read_header(tmp_path / "a.wav").samples == 1
+    assert load_audio(tmp_path / "a.wav", 16000).tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda folder: folder / "a.wav", r"^audio file .*a\.wav does not exist$", id="missing"),
+        pytest.param(text_file, r"a\.wav cannot be read: .*[Ff]ormat not recogni[sz]ed", id="not audio"),
+        pytest.param(empty_wav, r"a\.wav holds no samples$", id="no samples"),
+    ],
+)
+def test_headers_of_files_that_cannot_be_used(tmp_path, make, message):
+    with pytest.raises(DataError, match=message):
+        read_header(make(tmp_path))
+
+
+def test_a_part_behind_the_end_has_no_samples(tmp_path):
+    path = speech_files.write_audio(tmp_path / "a.wav", 0.5)
+    with pytest.raises(DataError, match="is corrupt: 0 of 0 samples can be read"):
+        load_audio(path, 16000, offset=0.6)
+
+
+def test_what_is_averaged_is_resampled_and_contiguous(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([[0.5, -0.25]] * 8000), 8000)
+    wave = load_audio(tmp_path / "a.wav", 16000, downmix=True)
+    assert (wave.dtype, wave.shape, wave.flags.c_contiguous) == (np.float32, (16000,), True)
+    np.testing.assert_allclose(wave[1000:-1000], 0.125, atol=1e-3)
+    assert resampled_length(3, 2, 1) == 2
+    assert resampled_length(3, 2, 2) == 3

@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig, LoadingConfig
+from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,53 @@ def test_bad_config(kind, change, message):
     with pytest.raises(ConfigError) as error:
         DataConfig.from_mapping(cfg)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("speed", [[], [0.49], [2.01], [1, True], ["1"], [1.0, None]])
+def test_absurd_factors(speed):
+    with pytest.raises(ConfigError) as error:
+        AugmentConfig.read({"speed": speed}, "augment")
+    assert error.value.path == "augment.speed"
+    assert error.value.problem == f"must be a list of factors from 0.5 to 2, not {speed!r}"
+
+
+def test_factors():
+    assert AugmentConfig().factors == (1.0,)
+    assert AugmentConfig(speed=[0.5, 1, 2.0]).factors == (0.5, 1, 2.0)
+
+
+def test_every_key_goes_to_its_part():
+    cfg = {"name": "manifest", "train": "a", "dev": "b", "batch_size": 3, "min_duration": 2, "max_duration": 2}
+    config = DataConfig.from_mapping({**cfg, "augment": {"speed": [0.9]}})
+    assert (config.name, config.corpus) == ("manifest", ManifestOptions(train="a", dev="b"))
+    assert config.loading == LoadingConfig(batch_size=3, min_duration=2.0, max_duration=2.0)
+    assert config.augment == AugmentConfig(speed=[0.9])
+    for nothing in ({}, {"augment": None}, {"augment": {}}):
+        assert DataConfig.from_mapping({**cfg, **nothing}).augment == AugmentConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"name": "manifst"}, "d.name"),
+        ({"name": 3}, "d.name"),
+        ({"batchsize": 2}, "d.batchsize"),
+        ({"batch_size": 0}, "d.batch_size"),
+        ({"train": None}, "d.train"),
+        ({"augment": {"speeds": 2}}, "d.augment.speeds"),
+        ({"augment": 3}, "d.augment"),
+    ],
+)
+def test_errors_begin_where_the_block_stands(change, path):
+    with pytest.raises(ConfigError) as error:
+        DataConfig.from_mapping({"name": "manifest", "train": "a", "dev": "b", **change}, "d")
+    assert error.value.path == path
+
+
+def test_all_keys_are_allowed():
+    with pytest.raises(ConfigError) as error:
+        DataConfig.from_mapping({"name": "manifest", "x": 1})
+    assert error.value.problem == (
+        "unknown key. Allowed: augment, batch_size, cache_audio, cache_dir, dev, downmix, eval_batch_size, "
+        "max_duration, min_duration, name, num_workers, test, train"
+    )

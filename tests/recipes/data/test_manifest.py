@@ -2,14 +2,16 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import soundfile
 import speech_files
+import torch
 from speech_files import write_audio, write_manifest
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.manifest import read_manifest
+from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
 ALPHABET = Alphabet(speech_files.LABELS)
@@ -77,6 +79,12 @@ BAD_LINES = {
     "shorter than the audio": (good(duration=0.8), "duration is 0.8 s, but the audio file "),
     "part beyond the end": (good(offset=0.5, duration=0.7), "offset and duration reach 1.2 s, but the audio file "),
     "part behind the end": (good(offset=1.02, duration=0.05), "offset is 1.02 s, but the audio file "),
+    "part at the end": (good(offset=1.0, duration=0.05), "offset is 1 s, but the audio file "),
+    "null": ("null", "is not a JSON object but null"),
+    "no path": (good(audio_filepath=""), "audio_filepath must be a path, not ''"),
+    "offset of a wrong type": (good(offset="0"), "offset must be a number of seconds, not '0'"),
+    "a little longer than the audio": (good(duration=1.11), "duration is 1.11 s, but the audio file "),
+    "a little shorter than the audio": (good(duration=0.89), "duration is 0.89 s, but the audio file "),
     "empty text": (good(text=""), "text is empty"),
     "blank text": (good(text="  "), "text is empty"),
     "digit": (good(text="se7en"), "text 'se7en' has '7' (U+0037) at position 2, which is not in the alphabet"),
@@ -195,3 +203,72 @@ def test_text_in_any_script(tmp_path):
     for row in (json.dumps({**GOOD, "text": "äß"}), json.dumps({**GOOD, "text": "äß"}, ensure_ascii=False)):
         path = write_manifest(tmp_path / "m.json", [row])
         assert read_manifest(path, Alphabet("äöüß"))[0].text == "äß"
+
+
+def test_an_utterance_is_a_whole_recording_unless_said(folder):
+    assert Utterance(Path("a.wav"), 1.0, "a", 1, Path("m.json")).offset is None
+    path = write_manifest(folder / "m.json", [good(duration=1), good(offset=None)])
+    first, second = read_manifest(path, ALPHABET)
+    assert (type(first.duration), first.offset, second.offset) == (float, None, None)
+
+
+def test_audio_may_begin_at_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    path = write_manifest(folder / "m.json", [good(audio_filepath="~/a.wav")])
+    assert read_manifest(path, ALPHABET)[0].audio == folder / "a.wav"
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept", "said"),
+    [
+        ({"min_duration": 1.0, "max_duration": 1.0}, [1], "1 of 2 utterances are outside 1 to 1 s and are left out"),
+        ({"max_duration": 1.5}, [1], "1 of 2 utterances are outside 0 to 1.5 s and are left out"),
+        ({"min_duration": 1.5}, [2], "1 of 2 utterances are outside 1.5 to inf s and are left out"),
+        ({"min_duration": 0.0}, [1, 2], None),
+    ],
+)
+def test_limits_are_durations_that_are_kept(folder, caplog, limits, kept, said):
+    write_audio(folder / "b.wav", 2.0)
+    path = write_manifest(folder / "m.json", [GOOD, good(audio_filepath="b.wav", duration=2.0)])
+    with caplog.at_level(logging.INFO):
+        assert [u.line for u in read_manifest(path, ALPHABET, **limits)] == kept
+    assert [record.getMessage() for record in caplog.records] == ([f"{path}: {said}"] if said else [])
+
+
+def test_audio_that_is_left_out_need_not_be_good(folder):
+    path = write_manifest(folder / "m.json", [GOOD, good(audio_filepath="lost.wav", duration=9.0)])
+    assert len(read_manifest(path, ALPHABET, max_duration=5.0)) == 1
+
+
+def test_all_other_rates_are_said(folder, caplog):
+    for name, rate in (("b", 22050), ("c", 8000), ("d", 16000)):
+        write_audio(folder / f"{name}.wav", 1.0, rate=rate)
+    path = write_manifest(folder / "m.json", [good(audio_filepath=f"{name}.wav") for name in "bcd"])
+    with caplog.at_level(logging.INFO):
+        read_manifest(path, ALPHABET, sample_rate=44100)
+        read_manifest(path, ALPHABET)
+    heard = [record.getMessage().partition("audio at ")[2] for record in caplog.records]
+    assert heard == ["8000, 16000, 22050 Hz is resampled to 44100 Hz", "8000, 22050 Hz is resampled to 16000 Hz"]
+
+
+def test_frames_of_a_part_that_ends_with_the_recording(folder):
+    counted = []
+
+    def samples_to_frames(samples):
+        assert samples.dtype == torch.int64
+        counted.extend(samples.tolist())
+        return samples
+
+    path = write_manifest(folder / "m.json", [good(offset=0.5, duration=0.55), good(offset=0.0, duration=0.25), GOOD])
+    read_manifest(path, ALPHABET, samples_to_frames=samples_to_frames, sample_rate=8000)
+    assert counted == [4000, 2000, 8000]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_bad_lines_are_all_quoted_up_to_five(folder, count):
+    path = write_manifest(folder / "m.json", [GOOD, *([good(text="7")] * count)])
+    with pytest.raises(DataError) as error:
+        read_manifest(path, ALPHABET)
+    head, *quoted = str(error.value).split("\n  ")
+    assert head == f"{count} of {count + 1} lines of {path} are bad:"
+    assert [q.split(": ")[0] for q in quoted] == [f"{path}:{line}" for line in range(2, count + 2)]

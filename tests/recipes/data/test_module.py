@@ -1,6 +1,7 @@
 """The data module: the same utterances for every factorization, none lost or repeated by a resume."""
 
 import itertools
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.large_batch import solve_batch_ramp
 from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.corpora.manifest import OwnManifests
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
@@ -232,3 +234,92 @@ def test_faster_playing_counts_in_the_check_of_lengths(manifests):
     setup()
     with pytest.raises(DataError, match="give 8 output frames"):
         setup(augment={"speed": [1.0, 1.25]})
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [("fit", {"train", "dev"}), ("validate", {"dev"}), ("test", set()), (None, {"train", "dev"})],
+)
+def test_a_stage_reads_its_sets_once(make_data, stage, expected):
+    data = make_data()
+    assert not data.has_test_set
+    data.setup(stage)
+    assert data.datasets.keys() == expected
+    kept = dict(data.datasets)
+    data.setup()
+    assert all(data.datasets[split] is dataset for split, dataset in kept.items())
+
+
+def test_a_test_set_is_read_where_there_is_one(make_data, manifests):
+    for stage, expected in (("test", {"test"}), (None, {"train", "dev", "test"}), ("fit", {"train", "dev"})):
+        data = make_data(test=str(manifests["dev"]))
+        assert data.has_test_set
+        data.setup(stage)
+        assert data.datasets.keys() == expected
+    data.setup("test")
+    assert sum(len(batch.texts) for batch in data.test_dataloader()) == DEV
+
+
+def test_the_config_is_passed_on(make_data):
+    options = {"cache_audio": True, "downmix": True, "min_duration": 0.25, "max_duration": 0.5, "num_workers": 3}
+    data = make_data(seed=7, eval_batch_size=2, augment={"speed": [0.9, 1.1]}, **options)
+    data.setup("fit")
+    train, dev = data.datasets["train"], data.datasets["dev"]
+    assert (train.speeds, dev.speeds) == ((0.9, 1.1), (1.0,))
+    for dataset in (train, dev):
+        assert (dataset.seed, dataset.downmix, dataset.sample_rate, dataset._samples is None) == (7, True, 16000, False)
+        assert all(0.25 <= duration <= 0.5 for duration in dataset.durations)
+    loaders = data.train_dataloader(), data.val_dataloader()
+    assert [(loader._loader.num_workers, loader._loader.pin_memory) for loader in loaders] == [(3, False)] * 2
+    sampler = loaders[0].sampler
+    assert (sampler.seed, sampler.shuffle, sampler.accumulate, sampler.batch_size) == (7, True, 1, 4)
+    assert (sampler.world_size, sampler.rank) == (1, 0)
+    assert max(len(batch) for batch in loaders[1]._loader.batch_sampler) == 2
+    inner = [loader._loader for loader in loaders]
+    data.teardown()
+    assert all(loader._loader is not before for loader, before in zip(loaders, inner, strict=True)), (
+        "workers are let go"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "expected"),
+    [({}, {}, (4, 4)), ({}, {"eval_batch_size": 3}, (4, 3)), ({"batch_size": 9}, {}, (9, 9))],
+)
+def test_batch_sizes(manifests, given, options, expected):
+    cfg = {"name": "manifest", **{k: str(v) for k, v in manifests.items()}, "batch_size": 4, **options}
+    data = SpeechDataModule(DataConfig.from_mapping(cfg), ALPHABET, **given)
+    assert (data.batch_size, data.eval_batch_size) == expected
+    assert (data.sample_rate, data.seed, data.samples_to_frames) == (16000, 0, None)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_ranks_steps_and_device_are_the_trainers(make_data, device, pinned):
+    data = make_data(batch_size=2)
+    data.setup("fit")
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(
+        callbacks=[], accumulate_grad_batches=2, overfit_batches=0.0, world_size=2, global_rank=1, strategy=strategy
+    )
+    loader = data.train_dataloader()
+    sampler = loader.sampler
+    assert (sampler.world_size, sampler.rank, sampler.accumulate, sampler.shuffle) == (2, 1, 2, True)
+    assert len(data.val_dataloader()) == 2, "of 5 utterances in batches of at most 2; one process has 3"
+    assert loader._loader.pin_memory is pinned
+
+
+def test_the_cache_of_a_corpus_may_begin_at_home(make_data, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(OwnManifests, "prepare", lambda self, options, cache_dir: asked.append(cache_dir))
+    monkeypatch.setattr("lightning_novograd.recipes.asr.data.module.vars", lambda made: {}, raising=False)
+    make_data(cache_dir="~/x").prepare_data()
+    assert asked == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_set_that_is_not_there(make_data, split):
+    data = make_data()
+    with pytest.raises(ConfigError) as error:
+        (data.val_dataloader if split == "dev" else data.test_dataloader)()
+    assert (error.value.path, error.value.problem) == (f"data.{split}", f"the corpus manifest has no {split} set")

@@ -172,9 +172,12 @@ def test_other_batches_only_between_epochs(change, message):
         ),
         ({"batch_size": 0}, ValueError, "at least 1, not 0 and 1"),
         ({"batch_size": 1, "world_size": 2, "rank": 2}, ValueError, r"rank must be in 0\.\.1, not 2"),
+        ({"batch_size": 1, "world_size": 0}, ValueError, "at least 1, not 1 and 0"),
+        ({"batch_size": 1, "rank": -1}, ValueError, r"rank must be in 0\.\.0, not -1"),
+        ({"batch_size": 1, "rank": 1}, ValueError, r"rank must be in 0\.\.0, not 1"),
         ({"batch_size": 1, "accumulate": 0}, ValueError, "accumulate must be at least 1, not 0"),
     ],
-    ids=["too few", "batch size", "rank", "accumulate"],
+    ids=["too few", "batch size", "rank", "world size", "rank below", "rank beyond", "accumulate"],
 )
 def test_errors(kwargs, error, message):
     with pytest.raises(error, match=message):
@@ -205,3 +208,47 @@ def test_evaluation_batches_are_sorted_by_duration():
     batches = list(EvalBatchSampler(DURATIONS, 16))
     durations = [DURATIONS[i] for batch in batches for i in batch]
     assert durations == sorted(DURATIONS, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"batch_size": 0}, {"batch_size": 1, "world_size": 0}, {"batch_size": 1, "rank": 1}]
+)
+def test_errors_of_evaluation(kwargs):
+    with pytest.raises(ValueError, match="must be"):
+        EvalBatchSampler(DURATIONS, **kwargs)
+
+
+def test_equally_long_utterances_stay_in_order():
+    """Whatever a machine's sort does with ties."""
+    equal = [1.0] * 200
+    assert (
+        list(EvalBatchSampler(equal, 200)) == list(GlobalBatchSampler(equal, 200, shuffle=False)) == [list(range(200))]
+    )
+
+
+def test_a_sampler_begins_at_the_beginning():
+    """One process, no accumulation, seed 0, shuffled, epoch 0."""
+    plain = GlobalBatchSampler(DURATIONS, 8)
+    said = GlobalBatchSampler(DURATIONS, 8, world_size=1, rank=0, accumulate=1, seed=0, shuffle=True)
+    said.set_epoch(0)
+    assert list(plain) == list(said)
+    assert plain.state_dict() == {
+        "epoch": 0,
+        "delivered": 0,
+        "utterances": 210,
+        "batch_size": 8,
+        "world_size": 1,
+        "accumulate": 1,
+        "seed": 0,
+        "batches": 26,
+    }
+    assert EvalBatchSampler(DURATIONS, 8).epoch == 0
+
+
+def test_the_epoch_under_way_goes_on_and_another_begins():
+    sampler = GlobalBatchSampler(DURATIONS, 8)
+    sampler.delivered = 3
+    sampler.set_epoch(0)
+    assert (sampler.epoch, sampler.delivered) == (0, 3)
+    sampler.set_epoch(2)
+    assert (sampler.epoch, sampler.delivered) == (2, 0)

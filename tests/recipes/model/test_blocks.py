@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.model.blocks import BlockConfig, JasperBlock
+from lightning_novograd.recipes.asr.model.blocks import ACTIVATIONS, BlockConfig, JasperBlock
 from lightning_novograd.recipes.asr.model.convolution import Frames, GroupShuffle, MaskedConv1d
 
 LENS = torch.tensor([37, 20, 1])
@@ -146,6 +146,73 @@ def test_kernels_are_odd(kernel, factor, expected):
 def test_an_even_kernel_is_not_rounded_silently():
     with pytest.warns(UserWarning, match="kernel 12 is even and becomes 13"):
         BlockConfig(filters=4, kernel=12, residual=False)
+
+
+@pytest.mark.parametrize(("kernel", "factor"), [(12, 0.5), (12, 2.0), (11, 1.0)])
+def test_other_kernels_are_not_warned_of(kernel, factor, recwarn):
+    BlockConfig(filters=4, kernel=kernel, kernel_size_factor=factor, residual=False)
+    assert not recwarn
+
+
+NAMES = {
+    "relu": nn.ReLU,
+    "hardtanh": nn.Hardtanh,
+    "selu": nn.SELU,
+    "swish": nn.SiLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), NAMES.items())
+def test_activation_and_dropout_stand_behind_every_sub_block(name, kind):
+    assert ACTIVATIONS.keys() == NAMES.keys()
+    config = BlockConfig(filters=8, kernel=5, repeat=2, residual=True, dropout=0.25)
+    block = JasperBlock(config, 4, (4,), activation=name)
+    activations = [block.mconv[2], block.mout[0]]
+    assert [type(module) for module in block.mconv] == [
+        *(MaskedConv1d, nn.BatchNorm1d, kind, nn.Dropout),
+        *(MaskedConv1d, nn.BatchNorm1d),
+    ]
+    assert [type(module) for module in activations] == [kind, kind]
+    assert {getattr(module, "inplace", None) for module in activations} == (
+        {None} if name in ("gelu", "identity") else {True}
+    )
+    assert [module.p for module in (block.mconv[3], block.mout[1])] == [0.25, 0.25]
+    assert activations[0](torch.zeros(1)) == 0, "what is masked stays masked"
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert [(norm.num_features, norm.eps, norm.momentum) for norm in norms] == [(8, 1e-3, 0.1)] * 3
+
+
+def test_a_block_is_relu_masked_and_without_residual_unless_said():
+    block = JasperBlock(BlockConfig(filters=8, kernel=5, residual=True), 4)
+    assert isinstance(block.mout[0], nn.ReLU)
+    assert (block.conv_mask, len(block.res)) == (True, 0)
+    assert JasperBlock(BlockConfig(filters=8, kernel=5, residual=True), 4, (4,)).res[0][0].conv.stride == (1,)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_unmasked_convolutions_are_as_wide_and_as_strided(separable):
+    keys = {"filters": 8, "kernel": 5, "stride": 2, "residual": True, "separable": separable, "groups": 2}
+    config = BlockConfig(**keys)
+    plain, masked = (JasperBlock(config, 4, (4,), 2, conv_mask=mask) for mask in (False, True))
+    convs = [[m for m in block.modules() if isinstance(m, nn.Conv1d)] for block in (plain, masked)]
+    assert [str(conv) for conv in convs[0]] == [str(conv) for conv in convs[1]]
+    assert plain.output_lengths(torch.tensor([9, 1])).tolist() == masked.output_lengths(torch.tensor([9, 1])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("keys", "stride"), [({}, 2), ({"repeat": 3}, 8), ({"repeat": 3, "stride_last": True}, 2), ({"stride": 1}, 1)]
+)
+def test_the_stride_of_a_block(keys, stride):
+    assert BlockConfig(**{"filters": 4, "kernel": 5, "stride": 2, "residual": False, **keys}).total_stride == stride
+
+
+@pytest.mark.parametrize("keys", [{"stride": 2}, {"dilation": 2}, {"heads": 1, "separable": True}, {"groups": 8}])
+def test_what_is_just_allowed(keys):
+    assert BlockConfig(filters=8, kernel=5, residual=True, **keys)
+    assert BlockConfig(filters=8, kernel=5, residual=True, residual_dense=True, dilation=2)
 
 
 GOOD = {"filters": 8, "kernel": [5], "residual": True}

@@ -157,6 +157,87 @@ def test_the_logarithm_of_silence_is_guarded(kind, value, floor):
     torch.testing.assert_close(features[0, :, : int(frames)], torch.full((64, 10), floor).log())
 
 
+@pytest.mark.parametrize("name", ["hann", "hamming", "blackman", "bartlett"])
+def test_windows_are_symmetric(name):
+    window = MelSpectrogram(MelConfig(window=name, n_window_size=9)).featurizer.window
+    assert torch.equal(window, getattr(torch, f"{name}_window")(9, periodic=False))
+    torch.testing.assert_close(window, window.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (320, 160, 512, 8000.0)),
+        ({"sample_rate": 8000}, (160, 80, 256, 4000.0)),
+        ({"window_size": 0.025, "window_stride": 0.0125}, (400, 200, 512, 8000.0)),
+        (
+            {"n_window_size": 512, "n_window_stride": 99, "window_size": None, "window_stride": None},
+            (512, 99, 512, 8e3),
+        ),
+        ({"n_window_size": 513}, (513, 160, 1024, 8000.0)),
+        ({"n_fft": 320, "highfreq": 8000, "lowfreq": 7999.0}, (320, 160, 320, 8000.0)),
+        ({"n_window_size": 2, "n_window_stride": 1, "highfreq": 100.5}, (2, 1, 2, 100.5)),
+        ({"exact_pad": True, "n_window_stride": 2}, (320, 2, 512, 8000.0)),
+    ],
+)
+def test_seconds_are_samples(keys, expected):
+    c = MelConfig.read(keys, "p")
+    assert (c.window_samples, c.stride_samples, c.fft_samples, c.top_hz) == expected
+
+
+def test_dither_has_the_deviation_that_is_said_and_ends_with_the_wave():
+    mel = MelSpectrogram(MelConfig(dither=0.5, preemph=None)).train()
+    wave, lens = torch.zeros(2, 20000), torch.tensor([20000, 10000])
+    torch.manual_seed(0)
+    noise = mel._pre_emphasize(wave, lens)
+    torch.testing.assert_close(noise[0].std(), torch.tensor(0.5), rtol=0.03, atol=0)
+    assert noise[1, 9999] != 0
+    assert not noise[1, 10000:].any()
+    mel.eval()
+    assert not mel._pre_emphasize(wave, lens).any()
+    before = torch.get_rng_state()
+    MelSpectrogram(MelConfig(dither=0.0)).train()(wave, lens)
+    assert torch.equal(torch.get_rng_state(), before), "without dither nothing is drawn"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_features_have_the_waves_dtype_and_no_gradient_and_ignore_autocast(dtype):
+    mel = MelSpectrogram().eval()
+    wave, lens = 0.1 * torch.randn(1, 4000).to(dtype).requires_grad_(), torch.tensor([4000])
+    plain, _ = mel(wave, lens)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, frames = mel(wave, lens)
+    assert (inside.dtype, inside.requires_grad, inside.is_contiguous(), frames.dtype) == (
+        dtype,
+        False,
+        True,
+        torch.int64,
+    )
+    assert torch.equal(plain, inside)
+
+
+@pytest.mark.parametrize(("pad_to", "frames"), [(0, 26), (1, 26), (13, 26), (16, 32), (25, 50)])
+def test_frames_are_padded_to_a_multiple(pad_to, frames):
+    features, lens = MelSpectrogram(MelConfig(pad_to=pad_to)).eval()(torch.randn(1, 4000), torch.tensor([4000]))
+    assert features.shape == (1, 64, frames)
+    assert lens.tolist() == [25]
+    assert not features[:, :, 25:].any()
+
+
+@pytest.mark.parametrize("normalize", ["per_feature", "all_features"])
+def test_features_of_one_frame_are_zeros_and_of_more_are_normalized(normalize):
+    mel = MelSpectrogram(MelConfig(normalize=normalize, pad_to=0)).eval()
+    torch.manual_seed(0)
+    features, lens = mel(torch.randn(3, 4000), torch.tensor([4000, 160, 0]))
+    assert lens.tolist() == [25, 1, 0]
+    assert torch.isfinite(features).all()
+    one = features[0, :, :25]
+    over = 1 if normalize == "per_feature" else (0, 1)
+    torch.testing.assert_close(one.mean(over), torch.zeros_like(one.mean(over)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.std(over), torch.ones_like(one.std(over)), rtol=1e-3, atol=0)
+    assert features[1].any() == (normalize == "all_features"), "one frame has no deviation of a feature"
+
+
 BAD = [
     ({"featurs": 64}, "p.featurs", "did you mean 'features'?"),
     ({"features": 64.5}, "p.features", "must be a whole number"),
@@ -166,6 +247,11 @@ BAD = [
     ({"window_size": 0}, "p.window_size", "must be more than 0"),
     ({"window_size": None}, "p.window_size", "is null"),
     ({"window_stride": 1e-6}, "p.window_stride", "too few samples at 16000 Hz"),
+    ({"window_stride": None}, "p.window_stride", "is null, and so is n_window_stride"),
+    ({"window_size": 1e-4}, "p.window_size", "0.0001 s are too few samples at 16000 Hz"),
+    ({"n_window_size": 1}, "p.window_size", "too few samples at 16000 Hz"),
+    ({"highfreq": 8000.5}, "p.highfreq", "8000.5 Hz is above half the sample rate (8000.0 Hz)"),
+    ({"lowfreq": 100, "highfreq": 100}, "p.lowfreq", "100.0 Hz is not below highfreq (100.0 Hz)"),
     ({"highfreq": 9000}, "p.highfreq", "above half the sample rate"),
     ({"lowfreq": 8000}, "p.lowfreq", "is not below highfreq"),
     ({"frame_splicing": 2}, "p.frame_splicing", "2 is not supported; only 1"),

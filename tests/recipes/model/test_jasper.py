@@ -215,6 +215,47 @@ def test_decoder_and_preprocessor_follow_from_the_rest():
     assert JasperCTC(config).decoder.decoder_layers[0].weight.shape == (4, 12, 1)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        *[("decoder.num_classes", value) for value in (None, 0, -1, 3)],
+        *[("decoder.vocabulary", value) for value in (None, [" ", "a", "b"], (" ", "a", "b"))],
+        ("decoder.feat_in", None),
+        ("encoder.feat_in", None),
+        ("spec_augment", None),
+        ("spec_augment", {}),
+        ("sample_rate", 16000),
+        ("labels", (" ", "a", "b")),
+    ],
+)
+def test_what_may_be_said_once_more_or_left_open(where, value):
+    assert layout(JasperCTC.from_config(with_value(where, value))) == layout(JasperCTC.from_config(SMALL))
+
+
+@pytest.mark.parametrize("path", ["", "m", "x.nemo:"])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("decoder.feat_in", 8),
+        ("decoder.x", 1),
+        ("preprocessor.x", 1),
+        ("spec_augment.x", 1),
+        ("encoder.x", 1),
+        ("encoder.jasper.0.groups", 3),
+        ("encoder.feat_in", 8),
+        ("sample_rate", 8000),
+        ("labels", 3),
+        ("labels", []),
+        ("x", 1),
+    ],
+)
+def test_errors_begin_where_the_model_stands(path, where, value):
+    with pytest.raises(ConfigError) as error:
+        JasperCTC.from_config(with_value(where, value), path)
+    key = where.replace(".0", "[0]")
+    assert error.value.path == (f"m.{key}" if path == "m" else path + key)
+
+
 def test_the_residual_mode_of_a_block_holds_for_those_behind_it():
     strided = {"filters": 8, "kernel": 5, "stride": 2, "residual": True}
     cfg = with_value("encoder.jasper.1", strided | {"residual_mode": "stride_add"})

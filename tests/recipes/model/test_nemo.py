@@ -128,6 +128,58 @@ def test_an_oversized_config_is_not_read(contents, tmp_path):
         NemoArchive.read(path)
 
 
+def test_a_config_of_the_largest_size_is_read_and_weights_beyond_theirs_are_not(contents, tmp_path):
+    config = contents["model_config.yaml"]
+    members = contents | {"model_config.yaml": config + b"#" * ((1 << 20) - len(config))}
+    assert load_nemo(write(tmp_path / "x.nemo", members.items()))
+    huge = tarfile.TarInfo("model_weights.ckpt")
+    huge.size = (8 << 30) + 1
+    (tmp_path / "x.nemo").write_bytes(huge.tobuf())
+    with pytest.raises(DataError, match=r"'model_weights\.ckpt' has 8589934593 bytes; at most 8589934592 are read"):
+        NemoArchive.read(tmp_path / "x.nemo")
+
+
+@pytest.mark.parametrize("name", [".", "./"])
+def test_the_folder_that_all_members_are_in_may_be_one(contents, tmp_path, name):
+    path = write(tmp_path / "x.nemo", [special(name, tarfile.DIRTYPE), *contents.items()])
+    assert NemoArchive.read(path).path == path
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("preprocessor", "AudioToMelSpectrogramPreprocessor"),
+        ("spec_augment", "SpectrogramAugmentation"),
+        ("encoder", "ConvASREncoder"),
+        ("decoder", "ConvASRDecoder"),
+    ],
+)
+def test_classes_are_compared_by_name(section, name):
+    def read(target):
+        given = {"a": 1} if target is None else {"a": 1, "_target_": target}
+        archive = NemoArchive(Path("f/x.nemo"), {section: given, "trainer": {}}, {})
+        config = archive.model_config()
+        assert ("_target_" in given) == (target is not None), "the archive's own is left alone"
+        return config
+
+    for target in (name, f"any.module.{name}", None):
+        assert read(target) == {section: {"a": 1}}
+    with pytest.raises(ConfigError) as error:
+        read("a.Other")
+    assert error.value.path == f"x.nemo:{section}._target_"
+    assert error.value.problem == f"is 'a.Other'; only {name} can be read"
+
+
+@pytest.mark.parametrize("count", [5, 6, 9])
+def test_of_many_problems_five_are_named(contents, tmp_path, count):
+    path = with_weights(contents, tmp_path, lambda s: s | {f"extra{i}": torch.ones(1) for i in range(count)})
+    with pytest.raises(DataError) as error:
+        load_nemo(path)
+    first = "; ".join(f"has an unknown extra{i}" for i in range(5))
+    more = f"; and {count - 5} more" if count > 5 else ""
+    assert str(error.value) == f"{path}: model_weights.ckpt does not fit model_config.yaml: it {first}{more}"
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(b"", "is not a .nemo archive"), (b"not a tar" * 100, "is not a .nemo archive"), (None, "No such file")],

@@ -86,6 +86,37 @@ def test_masks_wider_than_the_features_fit_in():
 
 
 @pytest.mark.parametrize(
+    ("keys", "high", "long"),
+    [
+        ({"freq_masks": 1}, 10, 100),
+        ({"time_masks": 1}, 64, 10),
+        ({"rect_masks": 1}, 20, 5),
+        ({"time_masks": 1, "time_width": 1.0}, 64, 100),
+    ],
+)
+def test_the_largest_of_each_kind(keys, high, long):
+    """Widths are reached, and not exceeded, where none is given."""
+    x, lens = torch.ones(4000, 64, 100), torch.full((4000,), 100)
+    mask = cut(x=x[:, :, :1].expand(-1, -1, 100), lens=lens, **keys)
+    assert mask.any(2).sum(1).max() == high
+    assert mask.any(1).sum(1).max() == long
+
+
+def test_several_kinds_and_several_of_a_kind():
+    for kind in ("freq", "time", "rect"):
+        one, two = (cut(0, **{f"{kind}_masks": n}).float().mean() for n in (1, 6))
+        assert two > 1.5 * one
+    both = cut(freq_masks=1, freq_width=30, time_masks=1, time_width=50)[0]
+    assert both.all(1).any()
+    assert both.all(0).any()
+
+
+def test_it_has_no_gradient():
+    x = FEATURES.clone().requires_grad_()
+    assert not SpecAugment(SpecAugmentConfig(freq_masks=1)).train()(x, LENS).requires_grad
+
+
+@pytest.mark.parametrize(
     ("keys", "path", "problem"),
     [
         ({"freq_mask": 2}, "s.freq_mask", "did you mean 'freq_masks'?"),

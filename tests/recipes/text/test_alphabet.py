@@ -53,6 +53,29 @@ def test_bad_labels(labels, message):
 def test_alphabets_compare_by_their_labels():
     assert Alphabet("ab") == Alphabet(["a", "b"])
     assert Alphabet("ab") != Alphabet("ba")
+    assert Alphabet("ab") != ["a", "b"]
+    assert len({Alphabet("ab"), Alphabet(["a", "b"]), Alphabet("ba")}) == 2
+    assert repr(Alphabet(["a", "'"])) == """Alphabet("a'")"""
+
+
+def test_the_case_that_there_is_or_that_numbers_are_spelled_is_hinted_at():
+    def hint(text: str) -> str:
+        with pytest.raises(DataError) as error:
+            Alphabet("aB").encode(text)
+        head, _, hint = str(error.value).partition("which is not in the alphabet 'aB'")
+        assert head == f"text {text!r} has {text[-1]!r} (U+{ord(text[-1]):04X}) at position {len(text) - 1}, "
+        return hint
+
+    assert hint("aA") == "; it has 'a': change the case of the text first"
+    assert hint("ab") == "; it has 'B': change the case of the text first"
+    assert hint("a7") == "; spell the numbers out first"
+    assert hint("ac") == ""
+
+
+def test_all_labels_that_are_there_twice_are_named():
+    with pytest.raises(ConfigError) as error:
+        Alphabet("babcac")
+    assert (error.value.path, error.value.problem) == ("labels", "holds 'a', 'b', 'c' more than once")
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(0, 2))

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.utilities import dim_zero_sum
 
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
 
@@ -64,6 +66,19 @@ def test_ranks_are_summed():
     other.update(["a b c"], ["a b c"])
     one.merge_state(other)
     assert one.compute().item() == 1 / 4
+
+
+def test_what_torchmetrics_asks():
+    metric = ErrorRate()
+    assert metric.unit == "word"
+    assert (metric.is_differentiable, metric.higher_is_better, metric.full_state_update) == (False, False, False)
+    assert (metric.errors.dtype, metric.units.dtype) == (torch.int64, torch.int64)
+    assert metric.metric_state.keys() == {"errors", "units"}
+    assert set(metric._reductions.values()) == {dim_zero_sum}
+    assert not ErrorRate("char", dist_sync_on_step=False, compute_on_cpu=True).dist_sync_on_step
+    assert ErrorRate("char", compute_on_cpu=True).compute_on_cpu
+    with pytest.raises(TypeError, match="lists of texts"):
+        metric.update(["a"], "a")
 
 
 def test_reset_forgets():

@@ -1,12 +1,15 @@
 """Corpora by name, and folders that are complete or not there."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, prepare_corpus
-from lightning_novograd.recipes.asr.data.corpora.base import cache_folder, prepare_in
+from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, get_corpus, prepare_corpus
+from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.section import Section
 
 FINGERPRINT = {"corpus": "toy", "version": 1}
 
@@ -109,3 +112,59 @@ def test_every_fingerprint_has_its_own_cache(tmp_path):
     folders = {cache_folder(tmp_path, "toy", {"version": version}) for version in (1, 2)}
     assert len(folders) == 2
     assert cache_folder(tmp_path, "toy", {"a": 1, "b": 2}) == cache_folder(tmp_path, "toy", {"b": 2, "a": 1})
+    # that of a corpus which was made before is found again
+    assert cache_folder(tmp_path, "toy", {"b": 1, "a": 2}) == tmp_path / "toy" / "21501dbaf73f5223"
+
+
+def test_a_corpus_is_made_beside_its_folder_which_everybody_may_read(tmp_path):
+    seen = []
+
+    def watched(folder):
+        seen.append((folder.parent, folder.name[:5]))
+        build(folder)
+
+    folder = tmp_path / "a" / "b" / "toy"
+    prepare_in(folder, FINGERPRINT, watched)
+    assert seen == [(folder.parent, ".toy-")]
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "corpus.json").read_text() == '{"corpus": "toy", "version": 1}\n'
+    prepare_in(folder, dict(reversed(FINGERPRINT.items())), watched)
+    (tmp_path / "empty").mkdir()
+    assert prepare_in(tmp_path / "empty", FINGERPRINT, watched).dev.read_text() == "dev"
+    assert len(seen) == 2
+
+
+def test_the_cache_is_at_home_unless_said(tmp_path, monkeypatch):
+    asked = []
+
+    class Toy:
+        options = Section
+
+        def prepare(self, options, cache_dir):
+            asked.append(cache_dir)
+
+    monkeypatch.setitem(CORPORA, "toy", Toy())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_corpus("toy")
+    prepare_corpus("toy", cache_dir="~/mine")
+    assert asked == [tmp_path / ".cache" / "lightning_novograd", tmp_path / "mine"]
+    assert get_corpus("toy") is CORPORA["toy"]
+
+
+def test_an_unknown_corpus_is_named_with_the_key():
+    for path, given in (("data.name", {}), ("x", {"path": "x"})):
+        with pytest.raises(ConfigError) as error:
+            get_corpus("nothing", **given)
+        assert error.value.path == path
+
+
+def test_manifests_of_ones_own_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = prepare_corpus("manifest", train="~/a.json", dev="~/b.json", test="~/c.json")
+    assert made == Manifests(*(tmp_path / f"{name}.json" for name in "abc"))
+    assert prepare_corpus("manifest", train="a.json", dev="b.json").train == Path("a.json")
+
+
+def test_workers():
+    assert workers(3) == 3
+    assert workers() == len(os.sched_getaffinity(0))

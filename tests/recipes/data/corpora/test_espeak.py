@@ -68,6 +68,41 @@ def test_texts_are_digits_and_spelled_letters():
     assert 0.2 < np.mean([words <= letters for words in texts]) < 0.3
 
 
+JOBS = {
+    "train": "59e436180c58cf6072db0ec02c33eb6b1624fb0c9426b3b18bb5fc9e37a43fcf",
+    "dev": "7d12215c05167f2c8158441add35e4b2434839074c008fb49f3b0c53763d93f7",
+    "test": "cd1f510debbb0e121c7a908eccda13101288d2a644e6e9e075b8aff5adabb4c2",
+}
+
+
+@pytest.mark.parametrize("split", JOBS)
+def test_what_is_spoken_and_how_changes_with_the_version_alone(split):
+    """Who changes a voice, a range or a seed raises VERSION; caches of before would be taken for the new corpus."""
+    jobs = make_jobs(split, EspeakOptions(train_size=200))
+    assert len(jobs) == 200
+    assert jobs[3]["path"] == f"audio/{split}/{split}_00003.flac"
+    assert hashlib.sha256(json.dumps(jobs).encode()).hexdigest() == JOBS[split]
+    assert espeak_digits.VERSION == 1
+
+
+def test_the_fingerprint_is_all_that_the_audio_depends_on(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"espeakng-loader": "1.2"}.get)
+    options = {"seed": 1, "train_size": 2, "dev_size": 3, "test_size": 4, "letters": 0.5}
+    assert EspeakDigits().fingerprint(EspeakOptions(**options)) == {
+        "corpus": "espeak_digits",
+        "version": 1,
+        "espeakng-loader": "1.2",
+        **options,
+    }
+
+
+def test_a_worker_that_ends_without_a_word(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(espeak_digits, "WORKER", tmp_path / "worker.py")
+    with pytest.raises(DataError, match=r"could not speak the corpus espeak_digits: exit status 3$"):
+        espeak_digits._speak([{"path": "a.flac"}], tmp_path, processes=1)
+
+
 def test_voices_of_the_test_set_are_never_heard_in_training():
     variants = {
         split: {job["voice"].partition("+")[2] for job in make_jobs(split, EspeakOptions())}
@@ -123,3 +158,5 @@ def test_not_installed(monkeypatch, tmp_path):
 def test_metadata_of_an_utterance(corpus):
     entry = json.loads((corpus / "train.json").read_text().splitlines()[0])
     assert set(entry) == {"audio_filepath", "duration", "text", "voice", "rate", "pitch"}
+    samples, _ = soundfile.read(corpus / entry["audio_filepath"])
+    assert entry["duration"] == round(len(samples) / 16000, 6)

@@ -90,6 +90,36 @@ def test_audio_is_made_anew_for_other_recordings(clone, tmp_path):
     path.write_bytes(original)
 
 
+def test_the_fingerprint_is_all_that_the_audio_depends_on(clone):
+    names = sorted(path.name for path in (clone / "recordings").iterdir())
+    sizes = [f"{name} {(clone / 'recordings' / name).stat().st_size}" for name in names]
+    assert fsdd.Fsdd().fingerprint(fsdd.FsddOptions(root=str(clone), seed=3, **SMALL)) == {
+        "corpus": "fsdd",
+        "version": 1,
+        "source": hashlib.sha256("\n".join(sizes).encode()).hexdigest(),
+        "root": None,
+        "seed": 3,
+        **SMALL,
+    }
+
+
+def test_the_recordings_may_be_the_folder_itself_and_another_format(tmp_path, clone):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in (clone / "recordings").iterdir():
+        (folder / path.with_suffix(".flac").name).symlink_to(path)
+    (folder / "7_theo_12.txt").write_text("")
+    found = fsdd.find_recordings(folder)
+    assert list(found) == sorted(found)
+    assert len(found) == 10 * 50 * 6
+    assert {path.suffix for path in found.values()} == {".flac"}
+    (folder / "9_theo_0.flac").unlink()
+    with pytest.raises(DataError, match=f"^{folder} lacks 1 recordings of theo, such as 9_theo_0$"):
+        fsdd.find_recordings(folder)
+    with pytest.raises(DataError, match="there is no recording 9_nobody_0 "):
+        fsdd.Recordings(clone)["9_nobody_0"]
+
+
 def test_no_recordings(tmp_path):
     with pytest.raises(DataError, match=r"no recordings of the Free Spoken Digit Dataset in .* git clone https://"):
         prepare_corpus("fsdd", tmp_path, tmp_path / "cache")

@@ -1,0 +1,56 @@
+"""Loaders: the options of torch's, whose workers are let go of, and a position."""
+
+import pytest
+
+from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
+from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+
+DURATIONS = [1.0, 3.0, 2.0, 5.0, 4.0]
+
+
+class Keys:
+    """Each item is what it was looked up by."""
+
+    def __getitem__(self, key):
+        return key
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (0, False, False)),
+        ({"num_workers": 1}, (1, False, True)),
+        ({"num_workers": 2, "pin_memory": True}, (2, True, True)),
+    ],
+)
+def test_options_are_torchs(options, expected):
+    loader = BatchLoader(Keys(), EvalBatchSampler(DURATIONS, 2), list, **options)
+    inner = loader._loader
+    assert (inner.num_workers, inner.pin_memory, inner.persistent_workers) == expected
+    loader.close()
+    assert loader._loader is not inner
+    assert (loader._loader.num_workers, loader._loader.pin_memory, loader._loader.persistent_workers) == expected
+
+
+def test_items_are_looked_up_by_epoch_and_index():
+    loader = BatchLoader(Keys(), EvalBatchSampler(DURATIONS, 2), tuple)
+    assert list(loader) == [((0, 3), (0, 4)), ((0, 1), (0, 2)), ((0, 0),)]
+    assert len(loader) == 3
+
+
+def test_the_position_counts_what_was_delivered():
+    def make():
+        return ResumableLoader(Keys(), GlobalBatchSampler(DURATIONS, 2, seed=1), list, num_workers=0)
+
+    loader = make()
+    batches = iter(loader)
+    first = next(batches)
+    assert {epoch for epoch, _ in first} == {0}
+    assert (loader.state_dict()["epoch"], loader.state_dict()["delivered"]) == (0, 1)
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    rest = list(batches)
+    assert len(rest) == 1
+    assert (loader.sampler.epoch, loader.sampler.delivered) == (1, 0)
+    assert list(resumed) == rest
+    assert {epoch for batch in loader for epoch, _ in batch} == {1}

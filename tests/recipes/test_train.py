@@ -1,0 +1,60 @@
+"""The training command around a run: what was most likely meant, and how it ends."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr import train
+
+
+def missing(name: str | None) -> MissingConfigException:
+    return MissingConfigException("In 'asr': Could not find", name)
+
+
+@pytest.mark.parametrize(
+    ("error", "meant"),
+    [
+        (missing("sched/cosin"), "sched=cosine"),
+        (missing("optim/papr/jasper_8k"), "optim=paper/jasper_8k"),
+        (missing("sched/something_else"), None),
+        (missing("nothing/cosine"), None),
+        (missing(None), None),
+        (ConfigCompositionException("Could not override 'shed'. No match in the defaults list."), "sched"),
+        (ConfigCompositionException("Could not override 'nothing_like_it'."), None),
+        (ConfigCompositionException("Could not append 'shed'."), None),
+        (ValueError("Could not override 'shed'"), None),
+        (None, None),
+    ],
+)
+def test_the_nearest_choice(error, meant):
+    assert train.nearest(error) == meant
+
+
+def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
+    asked = []
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"))
+    monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
+    monkeypatch.setattr(train, "run", lambda *args: asked.append(args))
+    train.main.__wrapped__({"seed": 1})
+    assert asked == [({"seed": 1}, Path("some/where"))]
+
+    def refuse(*args):
+        raise ConfigError("optim.lr", "is bad")
+
+    monkeypatch.setattr(train, "run", refuse)
+    with pytest.raises(SystemExit) as end:
+        train.main.__wrapped__({})
+    assert end.value.code == "ConfigError: optim.lr: is bad"
+
+
+def test_the_process_group_ends_behind_all_ranks_and_what_holds_it(monkeypatch):
+    done = []
+    monkeypatch.setattr(train.gc, "collect", lambda: done.append("collect"))
+    monkeypatch.setattr(train.dist, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(train.dist, "destroy_process_group", lambda: done.append("destroy"))
+    train.leave()
+    assert done == ["collect", "barrier", "destroy"]
