@@ -141,9 +141,19 @@ class ClosedFormLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each param group at `last_epoch`."""
+        self._take_added()
+        return [self.lr_at(self.last_epoch, *base) for base in self.bases()]
+
+    def _lrs_here(self) -> list[float]:
+        """Those; of a SequentialLR's member that has not begun, at step -1, those that its predecessor has set."""
+        if self.last_epoch >= 0:
+            return [float(lr) for lr in self.get_lr()]
+        self._take_added()
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _take_added(self) -> None:
         for index, group in enumerate(self.optimizer.param_groups):
             self._take(index, group)
-        return [self.lr_at(self.last_epoch, *base) for base in self.bases()]
 
     def _take(self, index: int, group: dict[str, Any]) -> None:
         """Begin with a group that has been added."""
@@ -193,7 +203,7 @@ class ClosedFormLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
         self.base_lrs.extend(saved_base_lrs[len(self.base_lrs) :])  # groups that the saved run had added
-        lrs = [float(lr) for lr in self.get_lr()]
+        lrs = self._lrs_here()
         self._last_lr = []
         for index, (group, lr) in enumerate(zip(self.optimizer.param_groups, lrs, strict=True)):
             assign(group, "initial_lr", float(self.base_lrs[index]))

@@ -193,3 +193,33 @@ def test_a_small_change_of_the_lr_is_said_and_a_rounding_is_not(lr, said):
         warnings.simplefilter("always")
         scheduler.load_state_dict(state)
     assert [f"lr of param group 0 0.1 -> {lr}" in str(w.message) for w in caught] == [True] * said
+
+
+@pytest.mark.parametrize("last", ["PolyDecay", "CosineAnnealing"])
+def test_a_member_that_has_not_begun_sets_no_lr(last):
+    """A SequentialLR has its later members at step -1, where no formula has a value."""
+
+    def run():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        members = [
+            torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            getattr(lr_scheduler, last)(optimizer, max_steps=6),
+        ]
+        return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, members, milestones=[3])
+
+    def steps(optimizer, scheduler, count):
+        lrs = []
+        for _ in range(count):
+            lrs.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            scheduler.step()
+        return lrs
+
+    expected = steps(*run(), 8)
+    for at in range(8):
+        optimizer, scheduler = run()
+        steps(optimizer, scheduler, at)
+        resumed, again = run()
+        resumed.load_state_dict(optimizer.state_dict())
+        again.load_state_dict(scheduler.state_dict())
+        assert steps(resumed, again, 8 - at) == expected[at:], at
