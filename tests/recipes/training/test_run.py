@@ -1,6 +1,8 @@
 """The parts of a run that a whole run hides."""
 
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
 
 from lightning_novograd.large_batch.plan import solve_batch_plan
+from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.run import (
     build_checkpoints,
     build_loggers,
@@ -16,6 +19,7 @@ from lightning_novograd.recipes.asr.training.run import (
     report,
 )
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.training.callbacks import LayerMonitor
 
 DEV = {"dev_wer": 0.5, "dev_cer": 0.25, "dev_loss": 3.0}
 TEST = {"test_wer": 0.75, "test_cer": 0.125}
@@ -94,3 +98,92 @@ def test_the_last_lines_of_the_log(tmp_path, caplog):
         with caplog.at_level(logging.INFO, logger="lightning_novograd"):
             report({**counts, **rates, **changes}, tmp_path)
         assert [record.getMessage() for record in caplog.records] == lines
+
+
+@pytest.mark.parametrize("test", ["last", "best"])
+@pytest.mark.parametrize("resume", [None, "lost.ckpt", "there.ckpt"])
+def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume):
+    asked = {}
+
+    def stands_for(name, result):
+        return lambda *args, **options: asked.setdefault(name, (args, options)) and result
+
+    model = SimpleNamespace(
+        output_lengths=len,
+        config=SimpleNamespace(preprocessor=SimpleNamespace(sample_rate=8000)),
+        parameters=lambda: [],
+    )
+    module, data = SimpleNamespace(alphabet="ab", model=model), object()
+    trainer = SimpleNamespace(fit=stands_for("fit", None), current_epoch=2, global_step=8, is_global_zero=True)
+    checkpoints = [SimpleNamespace(best_model_path="best.ckpt"), SimpleNamespace()]
+    for name, result in {
+        "CTCModule": module,
+        "SpeechDataModule": data,
+        "build_checkpoints": checkpoints,
+        "build_trainer": trainer,
+        "measure": {"dev_wer": 0.5, "test_wer": None, "dev_cer": 0.25, "test_cer": None},
+        "read_checkpoint": {},
+    }.items():
+        monkeypatch.setattr(run_file, name, stands_for(name, result))
+    monkeypatch.setattr(run_file.pl, "seed_everything", stands_for("seed", 0))
+    monkeypatch.setattr(run_file.UtteranceRate, "mean", 3.14159)
+    if resume is not None:
+        resume = str(tmp_path / resume)
+        (tmp_path / "there.ckpt").write_bytes(b"")
+    cfg = {
+        "model": {"a": 1},
+        "data": {"name": "manifest", "train": "a", "dev": "b", "batch_size": 4},
+        "optim": {"name": "novograd"},
+        "trainer": {"accelerator": "cpu", "devices": 1},
+        "logger": {},
+        "checkpoint": {"test": test},
+        "large_batch": {"global_batch_size": 12},
+        "seed": 7,
+        "num_samples": 5,
+        "layer_monitor": 9,
+        "resume_from": resume,
+    }
+    results = run_file.run(cfg, tmp_path)
+
+    assert asked["seed"] == ((7,), {"workers": True, "verbose": False})
+    assert asked["CTCModule"] == (({"a": 1}, {"name": "novograd"}), {"num_samples": 5})
+    (config, alphabet), options = asked["SpeechDataModule"]
+    assert (config.loading.batch_size, alphabet) == (4, "ab")
+    assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, "batch_size": 4}
+    (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
+    assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
+    seed, _, curves, *kept, monitor = callbacks
+    assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]
+    assert (seed.seed, curves.path, kept) == (7, tmp_path / "curves.png", checkpoints)
+    assert (type(monitor), monitor.every_n_steps) == (LayerMonitor, 9)
+    assert asked["fit"] == ((module, data), {"ckpt_path": resume, "weights_only": True})
+    assert asked["measure"][0] == (trainer, module, data, "best.ckpt" if test == "best" else None)
+    # what Lightning would only say in a stack trace
+    is_there = resume is not None and resume.endswith("there.ckpt")
+    assert asked.get("read_checkpoint") == (((Path(resume),), {"map_location": "meta"}) if is_there else None)
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert (tmp_path / "results.json").read_text().startswith('{\n  "dev_wer": 0.5,\n')
+    wall = results.pop("wall_s")
+    assert wall == round(wall, 2) < 100
+    assert results == {
+        **{"dev_wer": 0.5, "test_wer": None, "dev_cer": 0.25, "test_cer": None},
+        **{"epochs": 2, "optimizer_steps": 8, "global_batch_size": 12, "utt_per_s": 3.14},
+        **{"model_parameters": 0, "optimizer": "novograd"},
+    }
+
+
+def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp_path, monkeypatch):
+    seen = []
+    trainer = SimpleNamespace(fit=lambda *a, **k: None, current_epoch=0, global_step=0, is_global_zero=False)
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: seen.extend(args[3]) or trainer)
+    monkeypatch.setattr(run_file, "measure", lambda *args: {})
+    monkeypatch.setattr(run_file, "SpeechDataModule", lambda *args, **options: None)
+    block = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
+    cfg = {name: {} for name in ("logger", "checkpoint", "large_batch")}
+    cfg |= {"trainer": {"accelerator": "cpu", "devices": 1}, "optim": {"name": "novograd", "lr": 0.1}}
+    cfg |= {"model": {"labels": ["a"], "encoder": {"jasper": [block]}}}
+    cfg |= {"data": {"name": "manifest", "train": "a", "dev": "b"}}
+    results = run_file.run(cfg, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not any(isinstance(callback, LayerMonitor) for callback in seen)
+    assert results["model_parameters"] == 64 * 8 * 11 + 2 * 8 + 8 * 2 + 2
