@@ -125,7 +125,7 @@ optim:
 
 `self.optimizers()` and `self.lr_schedulers()` return them in this order. Names of parameters in rules begin below the
 submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every
-fourth batch), 1 if it does not say. A schedule that was not stepped as often in the first epoch is warned of.
+fourth batch), 1 if it does not say. A schedule that is not stepped as often is warned of once, at an epoch's end.
 """
 
 _EMA = """\

@@ -17,7 +17,16 @@ def new_batch_ramp(config: OptimConfig, module: Any) -> Any:
 
     trainer, wanted = module.trainer, config.large_batch
     assert wanted is not None
-    others = [callback for callback in trainer.callbacks if isinstance(callback, BatchRampScheduler)]
-    if any(callback.path != wanted.path for callback in others):  # our own is there when the Trainer fits again
+    if any(isinstance(callback, BatchRampScheduler) for callback in trainer.callbacks):
         raise ConfigError(wanted.path, "the Trainer has a BatchRampScheduler, which says it too; give one of both")
-    return BatchRampScheduler(wanted.ramp(trainer.num_devices, trainer.num_nodes), wanted.lr_scaling, path=wanted.path)
+    ramp = wanted.ramp(trainer.num_devices, trainer.num_nodes)
+    callback = BatchRampScheduler(ramp, wanted.lr_scaling, path=wanted.path)
+    callback.of_block = True
+    return callback
+
+
+def end_batch_ramp(trainer: Any) -> None:
+    """Take out the callbacks that blocks of earlier fits of the trainer have put in, and their accumulation."""
+    kept = [callback for callback in trainer.callbacks if not getattr(callback, "of_block", False)]
+    if len(kept) < len(trainer.callbacks):
+        trainer.callbacks, trainer.accumulate_grad_batches = kept, 1

@@ -19,7 +19,7 @@ from lightning_novograd.config import OptimConfig, SchedConfig
 from lightning_novograd.config.refusals import refuse_keys
 from lightning_novograd.config.several import build_blocks, submodule
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.training.accumulation import new_batch_ramp
+from lightning_novograd.training.accumulation import end_batch_ramp, new_batch_ramp
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.averaging.ema import end_averaging, new_averaging, resume_weights, save_average
 from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
@@ -152,6 +152,7 @@ class OptimMixin(_LightningModule):
         if self.trainer.state.fn != "fit":
             return callbacks
         config = self.optim_configs.get("") if self._has_block else None
+        end_batch_ramp(self.trainer)
         ours = [new(config, self) for key, new in _CALLBACKS.items() if config and getattr(config, key) is not None]
         end_averaging(self.trainer, self)
         return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *ours] if ours else callbacks

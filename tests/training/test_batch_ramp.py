@@ -230,6 +230,9 @@ def test_the_block_says_it_all(package):
     run.fit_loop.max_epochs = 3
     run.fit(net, loader(26))  # replaces its own callback
     assert run.global_step == 20
+    run.fit_loop.max_epochs = 4
+    run.fit(alone, loader(26))  # a block without it
+    assert (run.global_step, run.accumulate_grad_batches) == (33, 1)
 
 
 def test_one_number_is_an_accumulation_for_the_whole_run():

@@ -67,6 +67,8 @@ class BatchRampScheduler(pl.Callback):
 
     """
 
+    of_block = False  # whether an optim block has put it in, for one fit
+
     def __init__(
         self, ramp: BatchRamp, lr_scaling: Literal["linear", "sqrt", "none"] = "none", path: str = "large_batch"
     ) -> None:
