@@ -10,9 +10,11 @@ from typing import Any
 from lightning_novograd.config import OptimConfig
 from lightning_novograd.config.arguments import of_command_line
 from lightning_novograd.config.optimizers import learning_rate
+from lightning_novograd.config.schedules.composed import leaves
 from lightning_novograd.config.several import parse_blocks
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.lr_scheduler.pytorch import own_lrs
 from lightning_novograd.training.watchers import Watcher
 
 log = rank_zero_logger(__name__)
@@ -125,6 +127,13 @@ def set_lr(module: Any, lr: float) -> None:
         raise ConfigError("optim", f"there is no single lr: the blocks are {', '.join(module.optim_configs)}")
     config = module.optim_configs[""]
     module.optim_config = replace(config, args={**config.args, "lr": lr})
+    for leaf in (leaf for sched in config.scheds for leaf in leaves(sched)):
+        own = " and ".join(own_lrs(leaf.entry.cls))
+        if own or not getattr(leaf.entry.cls, "uses_base_lr", True):
+            problem = (
+                f"{leaf.name} sets LRs of its own ({own or 'its formula'}): the block's lr of {lr:.6g} is not seen"
+            )
+            warnings.warn(f"{leaf.path}: {problem}", UserWarning, stacklevel=3)
 
 
 class FoundLr(Watcher):

@@ -36,6 +36,29 @@ def test_the_lr_finder_writes_into_the_block():
     assert run.optimizers[0].param_groups[0]["initial_lr"] == found.suggestion()
 
 
+@pytest.mark.parametrize(
+    ("sched", "own"),
+    [
+        ({"name": "OneCycleLR", "max_lr": 0.4}, "OneCycleLR sets LRs of its own .*max_lr"),
+        ({"name": "T5InverseSquareRootAnnealing", "constant_steps": 4}, "T5.* sets LRs of its own .its formula."),
+        (
+            {
+                "name": "SequentialLR",
+                "milestones": [2],
+                "schedulers": [{"name": "LinearLR"}, {"name": "CyclicLR", "base_lr": 0.1, "max_lr": 0.4}],
+                "interval": "step",
+            },
+            r"optim\.sched\.schedulers\[1\]: CyclicLR sets",
+        ),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_an_lr_that_its_schedule_does_not_see_is_warned_of(sched, own):
+    net = Net({"name": "sgd", "lr": 0.1, "momentum": 0.9, "sched": sched})
+    with pytest.warns(UserWarning, match=own):
+        net.lr = 0.01
+
+
 def test_lr_is_the_blocks():
     net = Net(BLOCK)
     assert net.lr == 0.05
