@@ -20,6 +20,7 @@ from lightning_novograd.recipes.asr.training.trained import (
 )
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
+LENS = torch.tensor([2])
 MODEL = {"labels": ["a", "b"], "encoder": {"jasper": [BLOCK]}}
 
 
@@ -77,6 +78,15 @@ def test_the_device_is_a_gpu_if_there_is_one(available, monkeypatch):
     if not available:
         with pytest.raises(ConfigError, match=r"^--device: is cuda, but this machine has no CUDA device$"):
             Recognizer(Recorder(), "cuda")
+
+
+def test_waves_and_lengths_go_to_the_device(monkeypatch):
+    recognizer = Recognizer(Recorder())
+    recognizer._device = "meta"  # another place, that every machine has
+    asked = []
+    monkeypatch.setattr(Recorder, "forward", lambda self, *args: asked.append(args) or (torch.eye(3)[None, :2], LENS))
+    assert recognizer(torch.zeros(1, 100), torch.tensor([100])) == ["ab"]
+    assert [value.device.type for value in asked[0]] == ["meta", "meta"]
 
 
 def run_in(folder: Path, test: str = "last", precision: str | None = None) -> TrainedRun:
