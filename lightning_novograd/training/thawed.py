@@ -129,6 +129,8 @@ def _with_rules(
             options = _options(config, of_part[0], labels)
         else:
             options = {PART: labels[path]} if path in labels else {}
+        if "lr" in added:
+            options.pop("lr_factor", None)  # of the rule's lr, which this one takes the place of
         yield {**options, **added, "params": [parameter for group in of_part for parameter in group.params]}
 
 

@@ -61,6 +61,7 @@ def test_each_step_has_its_batch_wherever_in_an_epoch():
 
 
 def test_a_gradient_is_the_mean_over_its_batch():
+    torch.manual_seed(0)
     layer, net = torch.nn.Linear(3, 2), Watched({"name": "sgd", "lr": 0.001})
     net.layer.load_state_dict(layer.state_dict())
     fitted(net, 26, max_epochs=1)

@@ -28,6 +28,7 @@ RULES = {
 
 
 def test_the_lr_finder_writes_into_the_block():
+    torch.manual_seed(0)
     net, run = Net(BLOCK), trainer(max_epochs=2)
     found = Tuner(run).lr_find(net, loader(64), num_training=20, early_stop_threshold=None, update_attr=True)
     assert found.suggestion() not in (None, BLOCK["lr"])
