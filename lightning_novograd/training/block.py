@@ -19,6 +19,8 @@ from lightning_novograd.training.watchers import Watcher
 
 log = rank_zero_logger(__name__)
 
+_KEPT = "jsonargparse keeps only the last of several options {}.KEY; write one"
+
 
 def parse_assigned(cfg: Any, by_cli: bool) -> dict[str, OptimConfig]:
     """The blocks of `cfg` by name; of those `by_cli`, texts are read as numbers where numbers are wanted.
@@ -30,8 +32,17 @@ def parse_assigned(cfg: Any, by_cli: bool) -> dict[str, OptimConfig]:
     if not by_cli:
         return parse_blocks(cfg)
     _check_all_there(cfg)
-    with of_command_line():
-        return parse_blocks(cfg)
+    try:
+        with of_command_line():
+            return parse_blocks(cfg)
+    except ConfigError as error:
+        # what a program handed to its CLI is not in sys.argv
+        if error.path.count(".") > 1 and error.problem.startswith("missing"):
+            whole = error.path.rpartition(".")[0]
+            raise ConfigError(
+                error.path, f"{error.problem} On a command line, {_KEPT.format(f'--model.{whole}')}"
+            ) from error
+        raise
 
 
 def _check_all_there(cfg: Any) -> None:
@@ -46,10 +57,8 @@ def _check_all_there(cfg: Any) -> None:
             continue
         if (lost := next((name for name in given if name not in kept), None)) is not None:
             whole = ", ".join(f"{name}: {value}" for name, value in given.items())
-            problem = (
-                f"jsonargparse keeps only the last of several options {prefix}.KEY; write one: {prefix}='{{{whole}}}'"
-            )
-            raise ConfigError(f"optim.{key}.{lost}", f"{given[lost]}, which got lost: {problem}")
+            problem = f"{given[lost]}, which got lost: {_KEPT.format(prefix)}: {prefix}='{{{whole}}}'"
+            raise ConfigError(f"optim.{key}.{lost}", problem)
 
 
 def _nested_options() -> dict[str, dict[str, str]]:

@@ -276,6 +276,14 @@ def test_what_jsonargparse_loses_is_refused(cli, model, arguments, lost, cure, m
     assert f"write one: --model.optim.{cure}" in str(caught.value)
 
 
+def test_what_a_program_hands_to_its_cli_is_explained(fit):
+    said = (
+        r"optim\.sched\.name: missing; which scheduler\? On a command line, jsonargparse keeps only the last of several"
+    )
+    with pytest.raises(ConfigError, match=said + r" options --model\.optim\.sched\.KEY; write one"):
+        fit(LightningCLI, NetWithBlock, *NESTED)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
