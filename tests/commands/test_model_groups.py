@@ -14,6 +14,15 @@ def small():
 class Wide(nn.Linear):
     pass
 
+class OfFile(nn.Sequential):
+    def __init__(self, cfg):
+        super().__init__(nn.Linear(2, cfg.width), nn.Linear(cfg.width, 1))
+        assert cfg.optim.name == "novograd"
+
+def of_keys(optim, width, *rest, bias=True, **others):
+    assert optim["name"] == "novograd"
+    return nn.Sequential(nn.Linear(2, width), nn.Linear(width, 1))
+
 number = lambda: 3
 
 def broken():
@@ -50,6 +59,11 @@ def test_the_table_and_the_names(describe):
         [],
         ["1.weight:", "1.weight"],
     ]
+
+
+@pytest.mark.parametrize("model", ["OfFile", "of_keys"])
+def test_a_model_is_given_what_the_file_has(model, describe):
+    assert describe(f"some_models:{model}", block=f"{BLOCK}\nwidth: 3") == describe("some_models:small")
 
 
 @pytest.mark.parametrize(
