@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from lightning_novograd.config import OptimConfig, RunLength, SchedConfig, parse_optim
 from lightning_novograd.config.build import build_optimizer, clip_gradients
 from lightning_novograd.config.refusals import refuse_keys, refuse_sched_keys
+from lightning_novograd.config.schedules.composed import lrs_of, reset_lrs
 from lightning_novograd.config.several import submodule
 from lightning_novograd.errors import ConfigError
 
@@ -82,6 +83,7 @@ class OptimTrainerMixin(_Trainer):
         refuse_keys(self.optim_config, _NOT_HERE)
         refuse_sched_keys(self.optim_config, _NOT_IN_SCHEDULES)
         self._built: tuple[Optimizer, Callable[..., dict[str, Any]]] | None = None
+        self._base_lrs: list[float] = []
         self._epochs: tuple[int, int] | None = None  # of the run, and the steps in one
         super().__init__(*args, **kwargs)
         _check_schedules(self.optim_config, self.args)
@@ -107,6 +109,7 @@ class OptimTrainerMixin(_Trainer):
             config, whole = self.optim_config, self.model if model is None else model
             self._built = build_optimizer(config, submodule(whole, config))
             self.optimizer = self._built[0]  # which Accelerate will wrap
+            self._base_lrs = lrs_of(self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
@@ -114,6 +117,7 @@ class OptimTrainerMixin(_Trainer):
         if self.lr_scheduler is None:
             assert self._built is not None, "the Trainer makes the optimizer first"
             unwrapped, new_scheduler = self._built
+            reset_lrs(unwrapped, self._base_lrs)  # OneCycleLR leaves its own behind, for a second train()
             built = new_scheduler(self._run_length(num_training_steps))
             self.lr_scheduler = built.get("scheduler") or ConstantLR(unwrapped, factor=1.0, total_iters=0)
             self._created_lr_scheduler = True  # so a second train() begins a schedule of its own

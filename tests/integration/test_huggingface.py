@@ -77,6 +77,22 @@ def test_a_second_fit_has_a_schedule_of_its_own(tmp_path):
         assert run.lr_scheduler.last_epoch == run.lr_scheduler.arguments["max_steps"] == 8
 
 
+def test_a_second_fit_with_a_cycle_has_the_same_one(tmp_path):
+    """OneCycleLR leaves an `initial_lr` of its own in the param groups."""
+    cycle = {"name": "OneCycleLR", "max_lr": 0.2, "cycle_momentum": False}
+    peaks = []
+
+    class Lrs(transformers.TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            peaks[-1] = max(peaks[-1], kwargs["optimizer"].param_groups[0]["lr"])
+
+    run = trainer(tmp_path, {**SGD, "sched": cycle}, {"callbacks": [Lrs()]})
+    for _ in range(2):
+        peaks.append(0.0)
+        run.train()
+    assert peaks == pytest.approx([0.2, 0.2], rel=5e-2)
+
+
 def test_rules_with_schedules_and_optimizers_of_their_own(tmp_path):
     rule = {"match": "head.*", "optimizer": "adamw", "sched": {"name": "StepLR", "interval": "step", "step_size": 4}}
     run = trainer(tmp_path, {**SGD, "sched": {"name": "WarmupAnnealing"}, "param_groups": [rule]})
