@@ -73,6 +73,7 @@ TESTS = {
         "tests/config",
         "tests/lr_scheduler/test_pytorch.py",
         "tests/training/test_manual.py",
+        "tests/commands/test_main.py",
     ],
     "lightning_novograd/training/": ["tests/training"],
     "lightning_novograd/large_batch/": ["tests/large_batch"],
