@@ -78,6 +78,8 @@ TESTS = {
     "lightning_novograd/training/": ["tests/training"],
     "lightning_novograd/large_batch/": ["tests/large_batch"],
     "recipes/asr/model/": ["tests/recipes/model", "tests/recipes/test_limits.py"],
+    "recipes/asr/weights/": ["tests/recipes/weights", "tests/recipes/recognition", "tests/recipes/test_limits.py"],
+    "recipes/asr/recognition/": ["tests/recipes/recognition", "tests/recipes/test_evaluate.py"],
     "recipes/asr/text/": ["tests/recipes/text"],
     "recipes/asr/data/corpora/": [
         "tests/recipes/data/corpora",

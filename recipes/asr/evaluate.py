@@ -16,8 +16,8 @@ from typing import Any
 from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
-from lightning_novograd.recipes.asr.training.evaluation import count_errors, read_set, transcribe_set
-from lightning_novograd.recipes.asr.training.trained import TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.recognition.evaluation import count_errors, read_set, transcribe_set
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
 
 
 @writes_to_stdout

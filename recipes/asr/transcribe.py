@@ -14,7 +14,8 @@ import torch
 from lightning_novograd.commands.output import writes_to_stdout
 from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.audio import load_audio
-from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
 
 
 @writes_to_stdout

@@ -17,7 +17,9 @@ ROOMS = {
     "text": set(),
     "data": GROUND,
     "model": GROUND,
-    "training": GROUND | {"data", "model"},
+    "weights": GROUND | {"model"},
+    "training": GROUND | {"data", "model", "weights"},
+    "recognition": GROUND | {"data", "model", "weights", "training"},
 }
 ENTRY_POINTS = {"train", "evaluate", "transcribe", "prepare"}
 

@@ -19,7 +19,7 @@ from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches
-from lightning_novograd.recipes.asr.training.trained import read_checkpoint
+from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.training.callbacks import LayerMonitor
 
 log = logging.getLogger(__name__)

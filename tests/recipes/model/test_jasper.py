@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
-from lightning_novograd.recipes.asr.model.nemo import load_nemo
+from lightning_novograd.recipes.asr.weights.nemo import load_nemo
 
 TINY = ["quartznet_tiny", "jasper_tiny_dr"]
 PARAMETERS = {

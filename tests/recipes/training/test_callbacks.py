@@ -8,8 +8,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lightning_novograd.recipes.asr.training import callbacks
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate, draw_curves
+from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
+from lightning_novograd.recipes.asr.training.callbacks import curves as curves_module
+from lightning_novograd.recipes.asr.training.callbacks import rate as rate_module
+from lightning_novograd.recipes.asr.training.callbacks.curves import draw_curves
 
 BATCH = SimpleNamespace(texts=["a", "b", "c"])
 
@@ -28,7 +30,7 @@ class Module:
 def clock(monkeypatch):
     """`clock.now` is the time; it is moved by hand."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(rate_module.time, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -123,7 +125,7 @@ def test_the_points_travel_in_the_checkpoint(tmp_path):
 
 def test_one_rank_draws(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(callbacks, "draw_curves", lambda *args: drawn.append(args))
+    monkeypatch.setattr(curves_module, "draw_curves", lambda *args: drawn.append(args))
     curves = CurveRecorder(tmp_path / "curves.png")
     curves.on_fit_end(trainer_at(1, is_global_zero=False), Module())
     assert not drawn

@@ -12,7 +12,7 @@ import yaml
 from conftest import GOLDEN
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.model.nemo import NemoArchive, load_nemo
+from lightning_novograd.recipes.asr.weights.nemo import NemoArchive, load_nemo
 
 TINY = GOLDEN / "models" / "quartznet_tiny.nemo"
 

@@ -10,8 +10,9 @@ from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.loader import BatchLoader
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler
+from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
-from lightning_novograd.recipes.asr.training.trained import Recognizer, TrainedRun
 
 
 def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = None) -> SpeechDataset:

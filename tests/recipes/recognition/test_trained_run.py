@@ -9,15 +9,10 @@ from torch import nn
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
-from lightning_novograd.recipes.asr.training.trained import (
-    Recognizer,
-    TrainedRun,
-    load_model,
-    make_parser,
-    read_checkpoint,
-    shown,
-)
+from lightning_novograd.recipes.asr.weights.checkpoint import load_model, read_checkpoint
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
 LENS = torch.tensor([2])

@@ -8,9 +8,9 @@ import speech_files
 
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.manifest import Utterance
+from lightning_novograd.recipes.asr.recognition import evaluation
+from lightning_novograd.recipes.asr.recognition.evaluation import BatchLoader, count_errors, read_set, transcribe_set
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
-from lightning_novograd.recipes.asr.training import evaluation
-from lightning_novograd.recipes.asr.training.evaluation import BatchLoader, count_errors, read_set, transcribe_set
 
 RECOGNIZER = SimpleNamespace(alphabet=Alphabet(speech_files.LABELS), sample_rate=16000)
 

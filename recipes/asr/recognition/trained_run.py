@@ -5,24 +5,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import torch
-from torch import Tensor
+from typing import Self
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.model.jasper import JasperCTC
-from lightning_novograd.recipes.asr.text.decode import greedy
+from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.training.settings import RunSettings
-
-_MODEL_PREFIX = "model."  # of the acoustic model in CTCModule's state dict
-
-# what the Trainer's precisions mean; all others are float32. (Fabric would round the waveforms to half precision too.)
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
-_DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
+from lightning_novograd.recipes.asr.weights.checkpoint import load_model, read_checkpoint
 
 
 def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
@@ -45,46 +35,6 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one"
     )
     return parser
-
-
-class Recognizer:
-    """Waveforms to texts: a trained model in eval mode, and greedy decoding.
-
-    Args:
-        model: the acoustic model.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        precision: as the Trainer has it; None for float32.
-
-    Raises:
-        ConfigError: there is no such device on this machine.
-    """
-
-    def __init__(self, model: JasperCTC, device: str = "cpu", precision: Any = None) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device", "is cuda, but this machine has no CUDA device")
-        self.alphabet = model.alphabet
-        self.sample_rate = model.config.preprocessor.sample_rate
-        self._dtype = _DTYPES.get(str(precision), torch.float32)
-        self._model = model.eval().to(device, self._dtype)
-        autocast = _AUTOCAST.get(str(precision))
-        if device == "cpu" and autocast == torch.float16:
-            autocast = torch.bfloat16  # as the Trainer does
-        self._device = device
-        self._autocast = torch.autocast(device, autocast, enabled=autocast is not None)
-
-    @torch.inference_mode()
-    def __call__(self, wave_BS: Tensor, wave_lens_B: Tensor) -> list[str]:
-        """One text per waveform.
-
-        Args:
-            wave_BS: waveforms ``(batch, samples)`` at `sample_rate`, within [-1, 1].
-            wave_lens_B: valid samples of each.
-        """
-        with self._autocast:
-            log_probs_BTV, lens_B = self._model(wave_BS.to(self._device, self._dtype), wave_lens_B.to(self._device))
-        return greedy(log_probs_BTV, lens_B, self.alphabet)
 
 
 @dataclass(frozen=True)
@@ -160,49 +110,6 @@ class TrainedRun:
             ConfigError: there is no such device on this machine.
         """
         return Recognizer(load_model(checkpoint), device, self.settings.trainer.get("precision"))
-
-
-def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
-    """A Lightning checkpoint, read as data: no code in it ever runs.
-
-    Args:
-        path: the file.
-        map_location: `"meta"` reads no weights.
-
-    Raises:
-        DataError: it is missing or more than plain data.
-    """
-    if not os.path.exists(path):  # pathlib would raise for a name that is too long
-        raise DataError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = load_plain(path, map_location=map_location)
-    except OSError as error:
-        raise DataError(f"checkpoint {path} cannot be read: {error}") from None
-    except DataError as error:
-        raise DataError(f"{path} {error}") from None
-    if not isinstance(checkpoint, dict):
-        raise DataError(f"{path} is no checkpoint of train.py: it holds no mapping")
-    return checkpoint
-
-
-def load_model(path: Path) -> JasperCTC:
-    """The acoustic model of a checkpoint of ``train.py``, built from the config that travels in it.
-
-    Raises:
-        DataError: it cannot be read, or is none of a speech model.
-    """
-    checkpoint = read_checkpoint(path)
-    hyper_parameters, weights = checkpoint.get("hyper_parameters"), checkpoint.get("state_dict")
-    if not isinstance(hyper_parameters, dict) or "model" not in hyper_parameters or not isinstance(weights, dict):
-        raise DataError(f"{path} is no checkpoint of train.py: it lacks hyper_parameters.model or state_dict")
-    model = JasperCTC.from_config(hyper_parameters["model"])
-    names = [name for name in weights if isinstance(name, str) and name.startswith(_MODEL_PREFIX)]
-    try:
-        model.load_state_dict({name.removeprefix(_MODEL_PREFIX): weights[name] for name in names})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"checkpoint {path} does not fit its own config: {reason[:200]}") from None
-    return model
 
 
 def shown(name: object) -> str:

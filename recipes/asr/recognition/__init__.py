@@ -1,0 +1,1 @@
+"""A trained model, used and measured: runs afterwards, recognizers, evaluation."""

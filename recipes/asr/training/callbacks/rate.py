@@ -1,0 +1,56 @@
+"""How fast a run trains."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_novograd.recipes.asr.data.dataset import Batch
+
+
+class UtteranceRate(pl.Callback):
+    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``."""
+
+    def __init__(self) -> None:
+        self.utterances = 0
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Utterances per second of the training so far; 0.0 before the first batch."""
+        return self.utterances / self.seconds if self.seconds else 0.0
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def _start(self) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Pause: validation is not training."""
+        self._stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on, unless the epoch is over."""
+        if trainer.training:
+            self._start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch on all ranks."""
+        self.utterances += len(batch.texts) * trainer.world_size
+        self._stop()
+        self._start()
+        pl_module.log("utt_per_s", self.mean, prog_bar=True, batch_size=len(batch.texts))
