@@ -35,19 +35,6 @@ def test_bad_config(kind, change, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("speed", [[], [0.49], [2.01], [1, True], ["1"], [1.0, None]])
-def test_absurd_factors(speed):
-    with pytest.raises(ConfigError) as error:
-        AugmentConfig.read({"speed": speed}, "augment")
-    assert error.value.path == "augment.speed"
-    assert error.value.problem == f"must be a list of factors from 0.5 to 2, not {speed!r}"
-
-
-def test_factors():
-    assert AugmentConfig().factors == (1.0,)
-    assert AugmentConfig(speed=[0.5, 1, 2.0]).factors == (0.5, 1, 2.0)
-
-
 def test_every_key_goes_to_its_part():
     cfg = {"name": "manifest", "train": "a", "dev": "b", "batch_size": 3, "min_duration": 2, "max_duration": 2}
     config = DataConfig.from_mapping({**cfg, "augment": {"speed": [0.9]}})
