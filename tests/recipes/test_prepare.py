@@ -49,12 +49,12 @@ def test_help(monkeypatch, capsys):
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     summary = "Prepare a corpus: ``python -m lightning_novograd.recipes.asr.prepare fsdd --root CLONE --out DIR``."
     assert printed[:3] == [
-        "usage: prepare [-h] [--root ROOT] --out OUT {espeak_digits,fsdd} [KEY=VALUE ...]",
+        "usage: prepare [-h] [--root ROOT] --out OUT {an4,espeak_digits,fsdd,librispeech} [KEY=VALUE ...]",
         "",
         summary,
     ]
     assert set(printed) >= {
-        "{espeak_digits,fsdd}",
+        "{an4,espeak_digits,fsdd,librispeech}",
         "KEY=VALUE options of the corpus, such as train_size=500",
         "--root ROOT where the source of the corpus lies",
         "--out OUT folder to make; it must be new, or hold this corpus",

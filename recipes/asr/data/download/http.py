@@ -35,10 +35,10 @@ class _UselessPartError(_BrokenOffError):
 def download(source: Source, target: Path, stop: threading.Event = NEVER) -> Path:
     """Fetch a file to `target`, unless the right one is there.
 
-    What has arrived stands in ``target.part``, from whose end this or a later call goes on, and becomes `target` when it
-    is complete and right. A server that cannot continue a file sends it again from the beginning. A broken connection
-    is tried again after a pause, up to `RETRIES` times in a row without a new byte; a file with a wrong checksum once,
-    from its beginning.
+    What has arrived stands in ``target.part``, from whose end this or a later call goes on, and becomes `target` when
+    it is complete and right. A server that cannot continue a file sends it again from the beginning. A broken
+    connection is tried again after a pause, up to `RETRIES` times in a row without a new byte; a file with a wrong
+    checksum once, from its beginning.
 
     Args:
         source: the file on the server.
@@ -108,7 +108,10 @@ def _go_on(source: Source, part: Path, stop: threading.Event) -> None:
         start, total = _what_comes(response)
         if start not in (0, have):
             raise _UselessPartError(f"the server sends bytes from {start} on, not from {have}")
-        with _opened(part, "ab" if start else "wb") as file, progress(source.name, total or source.size, done=start) as bar:
+        with (
+            _opened(part, "ab" if start else "wb") as file,
+            progress(source.name, total or source.size, done=start) as bar,
+        ):
             while block := _read(response):
                 stop_if(stop)
                 file.write(block)
@@ -151,7 +154,9 @@ def _what_comes(response: Any) -> tuple[int, int | None]:
         return 0, total
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if span is None:
-        raise _UselessPartError(f"the server sends a part without saying which: {response.headers.get('Content-Range')!r}")
+        raise _UselessPartError(
+            f"the server sends a part without saying which: {response.headers.get('Content-Range')!r}"
+        )
     start = int(span[1])
     if span[2] == "*":
         return start, None if total is None else start + total
@@ -178,4 +183,3 @@ def _opened(part: Path, mode: str) -> Iterator[IO[bytes]]:
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
-
