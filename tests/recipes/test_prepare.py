@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightning_novograd.recipes.asr.data.corpora.librispeech import LibriSpeech
 from lightning_novograd.recipes.asr.prepare import main
 
 SIZES = ["train_size=3", "dev_size=2", "test_size=1"]
@@ -77,3 +78,12 @@ def test_the_folder_of_the_corpus_is_not_optional(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["fsdd"])
     assert "the following arguments are required: --out" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LibriSpeech, "prepare_in", interrupted)
+    assert main(["librispeech", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"

@@ -108,10 +108,12 @@ def _go_on(source: Source, part: Path, stop: threading.Event) -> None:
         start, total = _what_comes(response)
         if start not in (0, have):
             raise _UselessPartError(f"the server sends bytes from {start} on, not from {have}")
-        with (
-            _opened(part, "ab" if start else "wb") as file,
-            progress(source.name, total or source.size, done=start) as bar,
-        ):
+        expected = source.size if total is None else total
+        if source.size is not None and expected != source.size:  # said before the hours that the download takes
+            raise DataError(
+                f"{source.url}: the server's file has {expected} bytes, but {source.name} has {source.size}"
+            )
+        with _opened(part, "ab" if start else "wb") as file, progress(source.name, expected, done=start) as bar:
             while block := _read(response):
                 stop_if(stop)
                 file.write(block)
@@ -149,10 +151,10 @@ def _open(url: str, have: int) -> Any:
 def _what_comes(response: Any) -> tuple[int, int | None]:
     """The first byte that the answer holds, and the length of the whole file where the server says it."""
     length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else None
+    total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
     if response.status != 206:
         return 0, total
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
     if span is None:
         raise _UselessPartError(
             f"the server sends a part without saying which: {response.headers.get('Content-Range')!r}"

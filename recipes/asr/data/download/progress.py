@@ -48,7 +48,7 @@ class _Lines:
             line += f" of {_amount(self._total, self._unit)} ({100 * self._done / self._total:.0f} %)"
         line += f", {_amount(speed, self._unit)}/s"
         if self._total and speed:
-            line += f", {max(0.0, self._total - self._done) / speed / 60:.0f} min left"
+            line += f", {tqdm.format_interval(max(0.0, self._total - self._done) / speed)} left"
         print(line, file=self._stream, flush=True)
 
 

@@ -115,6 +115,13 @@ def test_another_file_twice_is_an_error(server, source, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_file_of_another_length_is_not_fetched_at_all(server, source, tmp_path):
+    server.happens["a.bin"] = [b"<html>moved</html>"]
+    with pytest.raises(DataError, match=r"/a\.bin: the server's file has 18 bytes, but a\.bin has 1024000$"):
+        download(source, tmp_path / "a.bin")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_damaged_file_of_an_earlier_run_is_fetched_again(server, source, tmp_path):
     (tmp_path / "a.bin").write_bytes(CONTENT[:-1] + b"x")
     download(source, tmp_path / "a.bin")

@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 
 from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.download import parallel
 from lightning_novograd.recipes.asr.data.download import progress as progress_module
 from lightning_novograd.recipes.asr.data.download.lock import locked
 from lightning_novograd.recipes.asr.data.download.parallel import run_all, stop_if
@@ -86,8 +87,8 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
         for _ in range(4):
             task.advance(1_000_000)  # 20 s each
     assert written.getvalue().splitlines() == [
-        "a.tar.gz: 4.00MB of 10.0MB (40 %), 50.0kB/s, 2 min left",
-        "a.tar.gz: 6.00MB of 10.0MB (60 %), 50.0kB/s, 1 min left",
+        "a.tar.gz: 4.00MB of 10.0MB (40 %), 50.0kB/s, 02:00 left",
+        "a.tar.gz: 6.00MB of 10.0MB (60 %), 50.0kB/s, 01:20 left",
     ]
 
 
@@ -98,3 +99,20 @@ def test_a_bar_on_a_terminal(monkeypatch):
         task.advance(50)
     assert "a.tar.gz:   0%" in written.getvalue()
     assert written.getvalue().endswith("\r"), "the bar is gone at the end"
+
+
+def test_ctrl_c_stops_those_that_run(monkeypatch):
+    running, stopped = threading.Event(), []
+
+    def interrupted(*args, **kwargs):
+        assert running.wait(20)
+        raise KeyboardInterrupt
+
+    def work(item, stop):
+        running.set()
+        stopped.append(stop.wait(20))
+
+    monkeypatch.setattr(parallel, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(work, range(10), jobs=1)
+    assert stopped == [True]
