@@ -8,6 +8,7 @@ Data: http://www.speech.cs.cmu.edu/databases/an4. No checksum of the archive has
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,12 +102,12 @@ def source_folder(options: An4Options, beside: Path) -> Iterator[Path]:
         archive = download(source, beside / f".{source.name}")
     else:
         root = Path(options.root).expanduser()
-        unpacked_roots = [folder for folder in (root / "an4", root) if (folder / "etc").is_dir()]
+        unpacked_roots = [folder for folder in (root / "an4", root) if os.path.isdir(folder / "etc")]
         if unpacked_roots:
             yield unpacked_roots[0]
             return
-        archive = root if root.is_file() else root / "an4_sphere.tar.gz"
-        if not archive.is_file():
+        archive = root if os.path.isfile(root) else root / "an4_sphere.tar.gz"
+        if not os.path.isfile(archive):
             raise DataError(f"there is neither an4_sphere.tar.gz nor an4/etc in {root}; leave root out to download")
         verify(archive, source)
     with unpacked(archive, beside) as content:

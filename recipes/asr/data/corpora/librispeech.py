@@ -107,7 +107,7 @@ class LibriSpeech(PreparedCorpus):
                 "data.root", f"is missing: give FOLDER of {made}, or one with LibriSpeech's unpacked parts"
             )
         root = Path(options.root).expanduser()
-        if all(path.is_file() for path in vars(_manifests(root, options)).values() if path is not None):
+        if all(os.path.isfile(path) for path in vars(_manifests(root, options)).values() if path is not None):
             return _manifests(root, options)
         folders = {part: find_part(root, part) for part in options.parts}
         absent = [part for part, folder in folders.items() if folder is None]
@@ -131,7 +131,7 @@ class LibriSpeech(PreparedCorpus):
         parts = list(dict.fromkeys([*options.parts, *options.also]))
         if root:
             for part in parts:
-                if not any((find_part(folder, part), find_part(root, part), _archive(root, part).is_file())):
+                if not any((find_part(folder, part), find_part(root, part), os.path.isfile(_archive(root, part)))):
                     raise DataError(
                         f"there is neither {part}.tar.gz nor {AUDIO}/{part} in {root}; leave root out to download"
                     )
@@ -156,7 +156,7 @@ class LibriSpeech(PreparedCorpus):
 
 def find_part(root: Path, part: str) -> Path | None:
     """The unpacked folder of a part, if it is there."""
-    return next((folder for folder in (root / AUDIO / part, root / part) if folder.is_dir()), None)
+    return next((folder for folder in (root / AUDIO / part, root / part) if os.path.isdir(folder)), None)
 
 
 def read_part(part: str, folder: Path) -> list[Recording]:
@@ -192,7 +192,11 @@ def check_room(folder: Path, parts: Sequence[str], jobs: int) -> None:
 def _read_transcript(file: Path) -> Iterator[Recording]:
     """Of a chapter: lines such as ``84-121123-0000 GO DO YOU HEAR``."""
     speaker, chapter = file.parts[-3:-1]
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
         name, _, text = line.strip().partition(" ")
         if not name.startswith(f"{speaker}-{chapter}-") or not text or "/" in name:
             raise DataError(f"{file}:{number}: is no line of the chapter's transcript: {line[:60]!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_novograd.commands.output import whole_file
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.audio import read_header
 from lightning_novograd.recipes.asr.data.corpora.base import workers
 from lightning_novograd.recipes.asr.data.download.progress import progress
@@ -50,7 +51,10 @@ def write_manifest(path: Path, recordings: Sequence[Recording], *, inside: Path 
         }
         return json.dumps(entry) + "\n"
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be written: {error.strerror}") from error
     with (
         whole_file(path) as partial,
         open(partial, "w", encoding="utf-8") as file,

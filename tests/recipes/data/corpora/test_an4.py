@@ -129,6 +129,8 @@ def test_local_copies(server, tmp_path):
     assert server.requests == []
     with pytest.raises(DataError, match=r"there is neither an4_sphere\.tar\.gz nor an4/etc in .*/nothing"):
         prepare_corpus("an4", tmp_path / "nothing", tmp_path / "cache")
+    with pytest.raises(DataError, match=r"there is neither an4_sphere\.tar\.gz nor an4/etc in x+; leave root out"):
+        prepare_corpus("an4", "x" * 300, tmp_path / "cache")
 
 
 def test_a_checksum_can_be_given(server, tmp_path):

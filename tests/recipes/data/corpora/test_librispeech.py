@@ -225,6 +225,18 @@ def test_a_transcript_that_is_none(unpacked, tmp_path, line):
         prepare_corpus("librispeech", unpacked, tmp_path)
 
 
+def test_what_cannot_be_read_or_written_is_one_line(unpacked, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"train-clean-100\.json: cannot be written: Not a directory$"):
+        prepare_corpus("librispeech", unpacked, tmp_path / "file")
+    with pytest.raises(DataError, match=r"lacks train-clean-100, "):
+        prepare_corpus("librispeech", "x" * 300, tmp_path)
+    assert main(["librispeech", "--root", "x" * 300, "--out", str(tmp_path / "out")]) == 1
+    (unpacked / "LibriSpeech" / "dev-clean" / "103" / "12" / "103-12.trans.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"103-12\.trans\.txt cannot be read: "):
+        prepare_corpus("librispeech", unpacked, tmp_path)
+
+
 def test_a_recording_that_is_missing(unpacked, tmp_path):
     (unpacked / "LibriSpeech" / "dev-clean" / "103" / "12" / "103-12-0000.flac").unlink()
     with pytest.raises(DataError, match=r"103-12-0000\.flac does not exist"):
