@@ -92,8 +92,8 @@ def test_numbers_are_the_published_ones(composed, name):
     parsed = parse_optim(cfg.optim)
     assert (None if parsed.ema is None else parsed.ema.decay) == ema
 
-    assert cfg.data.augment.speed == speed
-    data = DataConfig.from_mapping({**settings.data, "root": "corpora", "augment": None})
+    data = DataConfig.from_mapping(settings.data)
+    assert (data.augment.speed, data.augment.noise) == (speed, None)
     assert data.name == "librispeech"
     assert (data.corpus.train, data.corpus.dev, data.corpus.test) == (TRAIN, "dev-clean", "test-clean")
     assert data.loading.max_duration == 16.7
@@ -125,7 +125,7 @@ def test_a_run_shows_the_published_wer_of_the_sets_that_it_measured(composed, tm
 
 def test_data_of_ones_own_has_no_published_wer(composed):
     overrides = ("experiment=quartznet15x5_librispeech", "data=manifest", "data.train=a.json", "data.dev=b.json")
-    published = published_results(RunSettings.read(composed(*overrides, "data.augment=null"), ""))["published"]
+    published = published_results(RunSettings.read(composed(*overrides), ""))["published"]
     assert published.keys() == {"source", "wer"}
     assert published_results(RunSettings.read(composed(), "")) == {}
 
