@@ -5,13 +5,14 @@ from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig, LoadingConfig
+from lightning_novograd.recipes.asr.data.corpora import available_corpora
 from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"name": None}, "data.name: is missing: one of espeak_digits, fsdd, manifest", id="no name"),
+        pytest.param({"name": None}, f"data.name: is missing: one of {', '.join(available_corpora())}", id="no name"),
         pytest.param({"name": "manifst"}, "data.name: unknown corpus 'manifst'; did you mean 'manifest'?", id="corpus"),
         pytest.param({"train": None}, "data.train: is missing: give the path of a manifest", id="required"),
         pytest.param({"root": "x"}, "data.root: unknown key. Allowed: augment, batch_size,", id="other corpus's key"),
