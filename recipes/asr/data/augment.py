@@ -114,7 +114,7 @@ class Augment:
         rng = np.random.default_rng((self.seed, epoch, index))
         if isinstance(speed, Mapping):
             return float(rng.uniform(speed["min"], speed["max"]))
-        return float(speed[rng.integers(len(speed))])
+        return float(speed[int(rng.integers(len(speed)))])
 
     def __call__(self, wave: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """The waveform as it is heard in an epoch; float32, shape (samples,)."""
