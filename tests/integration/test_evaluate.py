@@ -150,10 +150,13 @@ def test_files_are_transcribed_one_by_one_on_the_command_line(run_dir, corpus, t
     assert [line[0] for line in lines] == [str(files[0]), str(files[3])]
     assert lines[0][1]
     assert lines[1][1] == ""
-    assert done.stderr.splitlines() == [
+    *errors, time = done.stderr.splitlines()
+    assert errors == [
         f"error: audio file {files[1]} does not exist",
         f"error: audio file {files[2]} is corrupt: Format not recognised.",
     ]
+    assert time.startswith("2 recordings, ")
+    assert "real-time factor" in time
 
 
 def test_evaluate_runs_as_a_file(run_dir):

@@ -58,8 +58,8 @@ def srt(transcript: Transcript, space: str = " ") -> str:
         if number < len(found):
             end = min(end, found[number][0].start)
         lines = textwrap.wrap(space.join(word.text for word in cue), LINE)
-        blocks.append("\n".join([str(number), f"{_clock(start)} --> {_clock(end)}", *lines, ""]))
-    return "\n".join(blocks)
+        blocks.append("\n".join([str(number), f"{_clock(start)} --> {_clock(end)}", *lines, "\n"]))
+    return "".join(blocks)
 
 
 def cues(words: Sequence[Word], space: str = " ") -> Iterator[list[Word]]:

@@ -14,6 +14,7 @@ QUIET = 0.3  # s, over which the power is averaged
 SILENT = 0.01  # of the power of loud passages: 20 dB below them nobody speaks
 _LOUD = 90  # percentile of the power
 _HOP = 0.01  # s
+_ZERO = 1e-10  # power, 100 dB below full scale; rounding errors of sums are less
 
 
 class Segment(NamedTuple):
@@ -79,10 +80,11 @@ def quietest(wave: np.ndarray, sample_rate: int, longest: float = LONGEST) -> tu
     power = (sums[width:] - sums[:-width]) / width
     first, last = round(longest / 2 / _HOP) - width // 2, round((longest - MARGIN) / _HOP) - width // 2
     candidates = power[first:last]
-    # the last of equals: pieces as long as possible
-    best = first + len(candidates) - 1 - int(np.argmin(candidates[::-1]))
-    # cumulative sums leave rounding errors where there is digital silence
-    silent = power[best] <= SILENT * np.percentile(power, _LOUD) + 1e-12
+    # the last of equals, pieces as long as possible, and the middle of what is quiet without a break
+    equal = np.flatnonzero(candidates <= candidates.min() + _ZERO)
+    run = np.split(equal, np.flatnonzero(np.diff(equal) > 1) + 1)[-1]
+    best = first + int(run[len(run) // 2])
+    silent = power[best] <= SILENT * np.percentile(power, _LOUD) + _ZERO
     return (best + width // 2) * hop, bool(silent)
 
 
