@@ -26,12 +26,15 @@ def test_the_smallest_batch_is_one():
     ("given", "eval_batch_size", "expected"), [(["--batch-size", "2"], 4, 2), ([], 4, 4), ([], None, 3)]
 )
 def test_batches_are_as_large_as_said_or_as_in_the_run(tmp_path, monkeypatch, capsys, given, eval_batch_size, expected):
+    class Pair(tuple):
+        alphabet = None
+
     asked = []
     loading = SimpleNamespace(eval_batch_size=eval_batch_size, batch_size=3, num_workers=5)
     run = SimpleNamespace(
         data=SimpleNamespace(loading=loading),
         checkpoint=lambda which: asked.append(which) or Path("x.ckpt"),
-        recognizer=lambda checkpoint, device: (checkpoint, device),
+        recognizer=lambda checkpoint, device: Pair((checkpoint, device)),
     )
     dataset = SimpleNamespace(utterances=[])
     monkeypatch.setattr(evaluate.TrainedRun, "read", lambda folder: asked.append(folder) or run)
@@ -41,7 +44,13 @@ def test_batches_are_as_large_as_said_or_as_in_the_run(tmp_path, monkeypatch, ca
     assert evaluate.main(["run", "--out", str(tmp_path / "a.json"), *given]) == 0
     recognizer = (Path("x.ckpt"), "auto")
     assert asked == [Path("run"), None, (run, recognizer, None), (recognizer, dataset, expected, 5)]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"checkpoint": "x.ckpt", **TOTALS, "utterances": []}
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "checkpoint": "x.ckpt",
+        **TOTALS,
+        "decoder": "greedy",
+        "real_time_factor": None,
+        "utterances": [],
+    }
 
 
 TOTALS = {
@@ -53,17 +62,34 @@ TOTALS = {
     "cer": 1.125,
     "char_errors": 9,
     "chars": 8,
+    "word_insertions": 0,
+    "word_deletions": 0,
+    "word_substitutions": 1,
+    "char_insertions": 4,
+    "char_deletions": 3,
+    "char_substitutions": 2,
+    "wer_interval": None,
+    "audio_seconds": 0.0,
 }
 
 
 def test_the_lines_that_are_printed(capsys):
-    evaluate.show({"checkpoint": "a.ckpt", **TOTALS})
-    assert capsys.readouterr().out.splitlines() == [
+    totals = {"checkpoint": "a.ckpt", **TOTALS, "decoder": "greedy", "real_time_factor": None}
+    lines = [
         "checkpoint  a.ckpt",
         "manifest    b\\udce9.json",
+        "decoder     greedy",
         "utterances  2",
-        "WER       33.33 %   1 errors in 3 words",
-        "CER      112.50 %   9 errors in 8 characters",
+        "WER       33.33 %   1 errors in 3 words: 1 substituted, 0 deleted, 0 inserted",
+        "CER      112.50 %   9 errors in 8 characters: 2 substituted, 3 deleted, 4 inserted",
+    ]
+    evaluate.show(totals)
+    assert capsys.readouterr().out.splitlines() == lines
+    evaluate.show({**totals, "wer_interval": (0.1, 0.625), "real_time_factor": 0.125, "audio_seconds": 20.04})
+    assert capsys.readouterr().out.splitlines() == [
+        *lines,
+        "interval    10.00 to 62.50 % WER, 95 %, bootstrap",
+        "RTF       0.125     20.0 s of audio",
     ]
 
 
@@ -113,6 +139,8 @@ HELP = {
         "--manifest FILE.json": "measure these utterances instead",
         "--batch-size N": "default: data.eval_batch_size of the run",
         "--out FILE.json": "write the totals and every reference with its hypothesis",
+        "--report FILE.html": "write a page: errors by length, speaker and word, the worst ones",
+        "--lm FILE.arpa|FILE.bin": "beam search with this KenLM n-gram model",
     },
     transcribe: {
         **COMMON,
