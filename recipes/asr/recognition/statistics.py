@@ -109,7 +109,7 @@ def interval(scored: Sequence[Scored]) -> tuple[float, float] | None:
     if not words_U.sum():
         return None
     rng = np.random.default_rng(SEED)
-    rates = []
+    rates: list[float] = []
     while len(rates) < SAMPLES:
         drawn = rng.integers(len(words_U), size=len(words_U))
         if words := words_U[drawn].sum():

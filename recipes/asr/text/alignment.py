@@ -5,11 +5,13 @@ from typing import Literal, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
+Kind = Literal["equal", "insert", "delete", "substitute"]
+
 
 class Edit(NamedTuple):
     """One step of an alignment; what is missing on one side is an empty text."""
 
-    kind: Literal["equal", "insert", "delete", "substitute"]
+    kind: Kind
     reference: str
     hypothesis: str
 
@@ -39,14 +41,15 @@ def align(hypothesis: Sequence[str], reference: Sequence[str]) -> list[Edit]:
         ['substitute', 'substitute', 'equal']
     """
     edits: list[Edit] = []
-    for kind, start, end, heard, heard_end in Levenshtein.opcodes(reference, hypothesis):
-        if kind == "insert":
-            edits += [Edit("insert", "", unit) for unit in hypothesis[heard:heard_end]]
-        elif kind == "delete":
-            edits += [Edit("delete", unit, "") for unit in reference[start:end]]
+    for step in Levenshtein.opcodes(reference, hypothesis):
+        said, heard = reference[step.src_start : step.src_end], hypothesis[step.dest_start : step.dest_end]
+        if step.tag == "insert":
+            edits += [Edit("insert", "", unit) for unit in heard]
+        elif step.tag == "delete":
+            edits += [Edit("delete", unit, "") for unit in said]
         else:
-            pairs = zip(reference[start:end], hypothesis[heard:heard_end], strict=True)
-            edits += [Edit("equal" if kind == "equal" else "substitute", *pair) for pair in pairs]
+            kind: Kind = "equal" if step.tag == "equal" else "substitute"
+            edits += [Edit(kind, *pair) for pair in zip(said, heard, strict=True)]
     return edits
 
 
