@@ -16,7 +16,7 @@ from lightning_novograd.recipes.asr.text.decode import CTCPath, check_classes
 BEAM_SIZE = 100
 LM_WEIGHT, WORD_BONUS = 0.5, 1.5
 # nats below the best hypothesis at which others are given up
-_THRESHOLD = 50.0
+_THRESHOLD = 25.0
 # nats; the log-probability of what cannot be
 _NEVER = -1e4
 _MISSING = "needs the package flashlight-text: pip install 'lightning-novograd[lm]'"
@@ -175,7 +175,7 @@ class BeamDecoder:
         try:
             return KenLM(str(self.lm), Dictionary([*units, "<unk>"]))
         except RuntimeError as error:
-            reason = (str(error).splitlines() or ["not readable"])[0]
+            reason = (str(error).splitlines() or ["not readable"])[-1]  # those before name lines of KenLM's source
             raise DataError(f"language model {self.lm} cannot be read: {reason}") from None
 
 
