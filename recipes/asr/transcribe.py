@@ -87,11 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             done, seconds = done + 1, seconds + transcript.duration
     if done:
         took = time.perf_counter() - started
-        print(
-            f"{done} recording{'s' * (done > 1)}, {seconds:.1f} s of audio in {took:.1f} s: "
-            f"real-time factor {took / seconds:.3f}",
-            file=sys.stderr,
-        )
+        factor = f": real-time factor {took / seconds:.3f}" if seconds else ""
+        print(f"{done} recording{'s' * (done > 1)}, {seconds:.1f} s of audio in {took:.1f} s{factor}", file=sys.stderr)
     return status
 
 

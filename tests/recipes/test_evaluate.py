@@ -232,6 +232,34 @@ def test_the_formats_and_the_time_that_it_took(tmp_path, monkeypatch, capsys):
     }
 
 
+def test_a_few_samples_take_no_time_to_be_compared_with(tmp_path, monkeypatch, capsys):
+    fake_run(monkeypatch)
+    file = tone_model.write(tmp_path / "a.wav", tone_model.tone(100, 0.005), 100_000)
+    assert transcribe.main(["run", str(file)]) == 0
+    assert capsys.readouterr().err.startswith("1 recording, 0.0 s of audio in ")
+
+
+def test_both_commands_decode_as_they_are_told(tmp_path, monkeypatch, capsys):
+    recognizer = ToneRecognizer()
+    fake_run(monkeypatch, recognizer=recognizer)
+    asked = []
+    for command in (transcribe, evaluate):
+        monkeypatch.setattr(
+            command, "make_decoder", lambda arguments, alphabet: asked.append((arguments.lm, alphabet)) or 7
+        )
+    file = tone_model.write(tmp_path / "a.wav", tone_model.speak(["ab"])[0])
+    assert transcribe.main(["run", str(file), "--lm", "x.arpa"]) == 0
+    assert recognizer.decoder == 7
+    other = ToneRecognizer()
+    fake_run(monkeypatch, recognizer=other)
+    monkeypatch.setattr(
+        evaluate, "read_set", lambda *args: (_ for _ in ()).throw(ConfigError("", "the decoder is set"))
+    )
+    assert evaluate.main(["run", "--lm", "y.arpa"]) == 1
+    assert other.decoder == 7
+    assert asked == [(Path("x.arpa"), recognizer.alphabet), (Path("y.arpa"), other.alphabet)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
