@@ -1,5 +1,6 @@
 """Beam search against all paths of short utterances, summed one by one."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -60,8 +61,10 @@ def lm_score(grams: dict[tuple[str, ...], tuple[float, float]], units: list[str]
     return total * math.log(10)
 
 
-def all_texts(scores_TV: np.ndarray) -> dict[str, float]:
-    """ln P of every text, spaces and all: each path of frames is collapsed and added to its text."""
+@functools.cache
+def all_texts(count: int, seed: int) -> dict[str, float]:
+    """ln P of every text in `frames`, spaces and all: each path is collapsed and added to its text."""
+    scores_TV = frames(count, seed).log_softmax(-1)[0].numpy()
     texts: dict[str, float] = {}
     for path in itertools.product(range(len(ALPHABET) + 1), repeat=len(scores_TV)):
         text = ALPHABET.decode(k for k, _ in itertools.groupby(path) if k != BLANK)
@@ -94,7 +97,7 @@ def test_words_of_a_model_are_found_as_by_going_over_all_paths(flashlight, tmp_p
     log_probs_BTV = frames(6, seed).log_softmax(-1)
     lexicon = {word for (word, *rest) in WORDS if not rest} - {"<unk>", "<s>", "</s>"}
     scores: dict[str, float] = {}
-    for text, score in all_texts(log_probs_BTV[0].numpy()).items():
+    for text, score in all_texts(6, seed).items():
         words = text.split()
         if lexicon.issuperset(words):
             scores[" ".join(words)] = float(np.logaddexp(scores.get(" ".join(words), -np.inf), score))
@@ -110,7 +113,7 @@ def test_a_model_of_characters_leaves_the_spelling_free(flashlight, tmp_path, se
     log_probs_BTV = frames(5, seed).log_softmax(-1)
     total = {
         text: score + weight * lm_score(LETTERS, list(text.replace(" ", "|")))
-        for text, score in all_texts(log_probs_BTV[0].numpy()).items()
+        for text, score in all_texts(5, seed).items()
     }
     arpa = write_arpa(tmp_path / "lm.arpa", LETTERS)
     decoder = BeamDecoder(ALPHABET, arpa, beam_size=1000, lm_weight=weight)
@@ -120,7 +123,7 @@ def test_a_model_of_characters_leaves_the_spelling_free(flashlight, tmp_path, se
 @pytest.mark.parametrize("seed", range(12))
 def test_without_a_language_model_it_is_the_most_likely_text(flashlight, seed):
     log_probs_BTV = frames(5, seed).log_softmax(-1)
-    texts = all_texts(log_probs_BTV[0].numpy())
+    texts = all_texts(5, seed)
     best = max(texts, key=texts.__getitem__)
     assert decode(BeamDecoder(ALPHABET, beam_size=1000), log_probs_BTV) == " ".join(best.split())
 
