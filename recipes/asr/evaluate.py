@@ -1,14 +1,16 @@
 """Count a trained model's errors: ``python recipes/asr/evaluate.py RUN [--manifest FILE.json]``.
 
-Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none). Audio is
+Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none), by kinds of
+errors, with the bootstrap's 95 % interval and the real-time factor. Audio is
 read as the run read it (data.downmix, data.min_duration, ...); relative paths in the run's config begin at the current
-folder, as they did in training. Nothing is written unless --out is given.
+folder, as they did in training. Nothing is written unless --out or --report is given.
 """
 
 import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from typing import Any
 from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
+from lightning_novograd.recipes.asr.recognition.beam import add_decoder_arguments, make_decoder
 from lightning_novograd.recipes.asr.recognition.evaluation import count_errors, read_set, transcribe_set
+from lightning_novograd.recipes.asr.recognition.report.page import render
+from lightning_novograd.recipes.asr.recognition.report.published import read_published
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.text.alignment import EditCounts
 
 
 @writes_to_stdout
@@ -29,21 +35,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="FILE.json", type=Path, help="write the totals and every reference with its hypothesis"
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        type=Path,
+        help="write a page: errors by length, speaker and word, the worst ones",
+    )
+    add_decoder_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
-        if arguments.out is not None:
-            check_out(arguments.out)
+        for name, path in (("--out", arguments.out), ("--report", arguments.report)):
+            if path is not None:
+                check_out(path, name)
         run = TrainedRun.read(arguments.run)
         checkpoint = run.checkpoint(arguments.checkpoint)
         recognizer = run.recognizer(checkpoint, arguments.device)
+        if (decoder := make_decoder(arguments, recognizer.alphabet)) is not None:
+            recognizer.decoder = decoder
         dataset = read_set(run, recognizer, arguments.manifest)
         loading = run.data.loading
         batch_size = arguments.batch_size or loading.eval_batch_size or loading.batch_size
+        started = time.perf_counter()
         hypotheses = transcribe_set(recognizer, dataset, batch_size, loading.num_workers)
-        totals = {"checkpoint": str(checkpoint), **count_errors(dataset, hypotheses)}
+        took = time.perf_counter() - started
+        errors = count_errors(dataset, hypotheses)
+        totals = {
+            "checkpoint": str(checkpoint),
+            **errors,
+            "decoder": "greedy" if decoder is None else decoder.describe(),
+            "real_time_factor": took / errors["audio_seconds"] if errors["audio_seconds"] else None,
+        }
         show(totals)
         if arguments.out is not None:
             write(arguments.out, totals, dataset, hypotheses)
+        if arguments.report is not None:
+            published = read_published(arguments.run, Path(totals["manifest"]))
+            save(arguments.report, render(recognizer, dataset, hypotheses, totals, published), "--report")
     except LightningNovoGradError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,9 +81,20 @@ def show(totals: dict[str, Any]) -> None:
     """Print the totals, a line each."""
     print(f"checkpoint  {shown(totals['checkpoint'])}")
     print(f"manifest    {shown(totals['manifest'])}")
+    print(f"decoder     {shown(totals['decoder'])}")
     print(f"utterances  {totals['num_utterances']}")
-    print(f"WER {100 * totals['wer']:11.2f} %   {totals['word_errors']} errors in {totals['words']} words")
-    print(f"CER {100 * totals['cer']:11.2f} %   {totals['char_errors']} errors in {totals['chars']} characters")
+    for rate, unit, units in (("wer", "word", "words"), ("cer", "char", "characters")):
+        errors, kinds = totals[f"{unit}_errors"], (totals[f"{unit}_{kind}"] for kind in EditCounts._fields)
+        insertions, deletions, substitutions = kinds
+        print(
+            f"{rate.upper()} {100 * totals[rate]:11.2f} %   {errors} errors in {totals[f'{unit}s']} {units}: "
+            f"{substitutions} substituted, {deletions} deleted, {insertions} inserted"
+        )
+    if totals["wer_interval"] is not None:
+        low, high = totals["wer_interval"]
+        print(f"interval    {100 * low:.2f} to {100 * high:.2f} % WER, 95 %, bootstrap")
+    if totals["real_time_factor"] is not None:
+        print(f"RTF {totals['real_time_factor']:11.3f}     {totals['audio_seconds']:.1f} s of audio")
 
 
 def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses: Sequence[str]) -> None:
@@ -69,29 +107,37 @@ def write(path: Path, totals: dict[str, Any], dataset: SpeechDataset, hypotheses
         {"audio_filepath": str(u.audio), "offset": u.offset, "reference": u.text, "hypothesis": hypothesis}
         for u, hypothesis in zip(dataset.utterances, hypotheses, strict=True)
     ]
-    document = json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n"
-    content = document.encode("utf-8", "backslashreplace")  # a name that is not UTF-8: JSON has the same escapes
+    save(path, json.dumps({**totals, "utterances": texts}, indent=2, ensure_ascii=False) + "\n", "--out")
+
+
+def save(path: Path, text: str, option: str) -> None:
+    """Write a whole file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    content = text.encode("utf-8", "backslashreplace")  # a name that is not UTF-8: JSON has the same escapes
     try:
         with whole_file(path) as partial:
             partial.write_bytes(content)
     except ConfigError as error:
-        raise ConfigError("--out", f"{path} {error.problem}") from None
+        raise ConfigError(option, f"{path} {error.problem}") from None
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, option: str = "--out") -> None:
     """Before any work is done: whether a file can be there.
 
     Raises:
         ConfigError: it cannot.
     """
     if not os.path.isdir(path.parent):
-        raise ConfigError("--out", f"the folder of {path} does not exist")
+        raise ConfigError(option, f"the folder of {path} does not exist")
     try:
         is_folder = path.is_dir()
     except OSError as error:  # a name that is too long
-        raise ConfigError("--out", f"{path} cannot be written: {error.strerror}") from None
+        raise ConfigError(option, f"{path} cannot be written: {error.strerror}") from None
     if is_folder:
-        raise ConfigError("--out", f"{path} cannot be written: Is a directory")
+        raise ConfigError(option, f"{path} cannot be written: Is a directory")
 
 
 def _positive(text: str) -> int:

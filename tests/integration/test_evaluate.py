@@ -90,7 +90,8 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(run_dir, corpus, tmp_path
     assert (dev["checkpoint"], dev["cer"]) == (str(path), float(best["dev_cer"]))
     assert dev["cer"] != float(epochs[-1]["dev_cer"])
     by_path = measured(capsys, tmp_path / "out.json", run_dir, "--checkpoint", path, "--manifest", corpus / "dev.json")
-    assert by_path == dev
+    assert by_path.pop("real_time_factor") > 0
+    assert by_path == {key: value for key, value in dev.items() if key != "real_time_factor"}
 
 
 def test_a_run_that_tested_with_the_best_is_evaluated_with_the_best(copied_run, tmp_path, capsys):
@@ -119,8 +120,14 @@ def test_what_is_printed_and_written(run_dir, corpus, tmp_path, capsys):
     out = measured(capsys, tmp_path / "out.json", run_dir, "--batch-size", "2")
     assert sorted(run_dir.rglob("*")) == before
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["checkpoint", "manifest", "utterances", "WER", "CER"]
-    assert f"{out['word_errors']} errors in {out['words']} words" in printed[3]
+    assert [line.split()[0] for line in printed] == [
+        "checkpoint", "manifest", "decoder", "utterances", "WER", "CER", "interval", "RTF"
+    ]  # fmt: skip
+    assert f"{out['word_errors']} errors in {out['words']} words" in printed[4]
+    kinds = [out[f"word_{kind}"] for kind in ("insertions", "deletions", "substitutions")]
+    assert sum(kinds) == out["word_errors"]
+    assert out["wer_interval"][0] <= out["wer"] <= out["wer_interval"][1]
+    assert out["real_time_factor"] > 0
     rows = [json.loads(line) for line in (corpus / "test.json").read_text().splitlines()]
     assert [u["reference"] for u in out["utterances"]] == [row["text"] for row in rows]
     assert [Path(u["audio_filepath"]).name for u in out["utterances"]] == [row["audio_filepath"] for row in rows]
@@ -130,6 +137,22 @@ def test_what_is_printed_and_written(run_dir, corpus, tmp_path, capsys):
     lines = [f"{file}\t{u['hypothesis']}" for file, u in zip(files, out["utterances"], strict=True)]
     assert capsys.readouterr().out.splitlines() == lines
     assert len({u["hypothesis"] for u in out["utterances"]}) > 5
+
+
+def test_the_report_shows_what_was_measured(run_dir, tmp_path, capsys):
+    results = json.loads((run_dir / "results.json").read_text())
+    published = {"source": "A paper", "wer": {"test": 0.125, "other": 0.5}}
+    (run_dir / "results.json").write_text(json.dumps({**results, "published": published}))
+    try:
+        out = measured(capsys, tmp_path / "out.json", run_dir, "--report", tmp_path / "report.html")
+    finally:
+        (run_dir / "results.json").write_text(json.dumps(results))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (f"{100 * out['wer']:.2f}", "greedy", "A paper", "12.50", "last.ckpt", "test_0.wav", "By length"):
+        assert text in page, text
+    assert page.count("<audio") == page.count("<img") == 9
+    rendered = [u["reference"].split()[0] in page for u in out["utterances"]]
+    assert all(rendered)
 
 
 def test_a_text_too_long_for_ctc_is_measured(run_dir, corpus, tmp_path, capsys):
@@ -150,15 +173,18 @@ def test_files_are_transcribed_one_by_one_on_the_command_line(run_dir, corpus, t
     assert [line[0] for line in lines] == [str(files[0]), str(files[3])]
     assert lines[0][1]
     assert lines[1][1] == ""
-    assert done.stderr.splitlines() == [
+    *errors, time = done.stderr.splitlines()
+    assert errors == [
         f"error: audio file {files[1]} does not exist",
         f"error: audio file {files[2]} is corrupt: Format not recognised.",
     ]
+    assert time.startswith("2 recordings, ")
+    assert "real-time factor" in time
 
 
 def test_evaluate_runs_as_a_file(run_dir):
     done = python("evaluate.py", run_dir)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 5), done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 8), done.stderr
     assert "test set: 9 utterances" in done.stderr
 
 
@@ -202,6 +228,8 @@ def spoil(run: Path, how: str) -> None:
         ("", ["--manifest", "RUN/lost.json"], "error: manifest RUN/lost.json does not exist"),
         ("", ["--out", "RUN/lost/out.json"], "error: --out: the folder of RUN/lost/out.json does not exist"),
         ("", ["--out", "RUN"], "error: --out: RUN cannot be written: Is a directory"),
+        ("", ["--report", "RUN"], "error: --report: RUN cannot be written: Is a directory"),
+        ("", ["--lm-weight", "1"], "error: --lm-weight: has no effect without --lm"),
         pytest.param(
             *("", ["--device", "cuda"], "error: --device: is cuda, but this machine has no CUDA device"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),

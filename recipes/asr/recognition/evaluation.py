@@ -11,7 +11,9 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.recognition.statistics import interval, score
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun
+from lightning_novograd.recipes.asr.text.alignment import EditCounts
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
 
 
@@ -45,10 +47,20 @@ def transcribe_set(recognizer: Recognizer, dataset: SpeechDataset, batch_size: i
 
 
 def count_errors(dataset: SpeechDataset, hypotheses: Sequence[str]) -> dict[str, Any]:
-    """Error rates, as fractions, and what they are made of."""
+    """Error rates, as fractions, and what they are made of.
+
+    Returns:
+        `manifest`, `num_utterances`, `audio_seconds`; for words and characters the rate, its errors, their kinds and
+        the length of the references; `wer_interval` (see `interval`; None without words).
+    """
     references = [u.text for u in dataset.utterances]
+    scored = score(dataset.utterances, hypotheses)
     totals: dict[str, Any] = {"manifest": str(dataset.utterances[0].manifest), "num_utterances": len(references)}
     for name, unit, metric in (("wer", "word", ErrorRate("word")), ("cer", "char", ErrorRate("char"))):
         metric.update(hypotheses, references)
         totals |= {name: metric.compute().item(), f"{unit}_errors": int(metric.errors), f"{unit}s": int(metric.units)}
+        kinds = [getattr(one, f"{unit}s") for one in scored]
+        totals |= {f"{unit}_{kind}": sum(getattr(counts, kind) for counts in kinds) for kind in EditCounts._fields}
+    totals["wer_interval"] = interval(scored)
+    totals["audio_seconds"] = round(sum(u.duration for u in dataset.utterances), 3)
     return totals

@@ -86,4 +86,12 @@ def test_the_totals():
         "cer": pytest.approx(1 / 10),
         "char_errors": 1,
         "chars": 10,
+        "word_insertions": 0,
+        "word_deletions": 0,
+        "word_substitutions": 1,
+        "char_insertions": 0,
+        "char_deletions": 0,
+        "char_substitutions": 1,
+        "wer_interval": (0.0, 0.5),
+        "audio_seconds": 2.0,
     }
