@@ -43,7 +43,7 @@ class LoadingConfig(Section):
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
         num_workers: processes that load ahead; 0 loads in the training process.
         cache_audio: keep all decoded audio in memory (115 MB per hour).
-        min_duration: s; shorter utterances are left out of all sets; null keeps them.
+        min_duration: s; shorter utterances are left out of the training set and counted in the others; null: none.
         max_duration: s; likewise for longer ones.
         downmix: average the channels of recordings that have several, which are an error otherwise.
     """

@@ -58,6 +58,7 @@ def read_manifest(
     samples_to_frames: Callable[[Tensor], Tensor] | None = None,
     min_duration: float | None = None,
     max_duration: float | None = None,
+    keep_all: bool = False,
     downmix: bool = False,
 ) -> list[Utterance]:
     """The utterances of a manifest, every one of them checked.
@@ -74,6 +75,7 @@ def read_manifest(
             `JasperCTC.output_lengths`; None skips the check of lengths.
         min_duration: s; shorter utterances are left out, and counted in the log. None keeps all.
         max_duration: s; likewise for longer ones.
+        keep_all: only count the utterances outside these limits: a set to measure on is not made easier.
         downmix: accept recordings with several channels.
 
     Raises:
@@ -88,7 +90,7 @@ def read_manifest(
     lines = len(utterances) + len(bad)
     if not lines:
         raise DataError(f"manifest {path} is empty")
-    utterances = _filter(path, utterances, min_duration, max_duration)
+    utterances = _filter(path, utterances, min_duration, max_duration, keep_all)
     headers = _read_headers(utterances, downmix, bad)
     utterances = [u for u in utterances if u.line in headers]
     if samples_to_frames is not None and utterances:
@@ -165,14 +167,21 @@ def _seconds(entry: Mapping[str, Any], key: str) -> float:
 
 
 def _filter(
-    path: Path, utterances: list[Utterance], min_duration: float | None, max_duration: float | None
+    path: Path, utterances: list[Utterance], min_duration: float | None, max_duration: float | None, keep_all: bool
 ) -> list[Utterance]:
     low, high = min_duration or 0.0, math.inf if max_duration is None else max_duration
-    kept = [u for u in utterances if low <= u.duration <= high]
-    if len(kept) < len(utterances):
-        log.info("%s: %d of %d utterances are outside %g to %g s and are left out",
-                 path, len(utterances) - len(kept), len(utterances), low, high)  # fmt: skip
-    return kept
+    inside = [u for u in utterances if low <= u.duration <= high]
+    if len(inside) < len(utterances):
+        log.info(
+            "%s: %d of %d utterances are outside %g to %g s and are %s",
+            path,
+            len(utterances) - len(inside),
+            len(utterances),
+            low,
+            high,
+            "kept: the limits are for training" if keep_all else "left out",
+        )
+    return utterances if keep_all else inside
 
 
 def _read_headers(utterances: list[Utterance], downmix: bool, bad: dict[int, str]) -> dict[int, Header]:

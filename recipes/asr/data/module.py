@@ -1,15 +1,17 @@
 """The data of a run: a corpus by name, and batches of it for every rank."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
@@ -20,6 +22,14 @@ from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
 log = logging.getLogger(__name__)
+
+# what each of the trainer's functions needs; `stage` is one of them or its name
+SETS = {
+    TrainerFn.FITTING: ("train", "dev"),
+    TrainerFn.VALIDATING: ("dev",),
+    TrainerFn.TESTING: ("test",),
+    TrainerFn.PREDICTING: ("test",),
+}
 
 
 class SpeechDataModule(LightningDataModule):
@@ -82,10 +92,10 @@ class SpeechDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the sets that `stage` needs."""
-        needed = {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(
-            str(stage), ("train", "dev", "test")
-        )
+        needed = ("train", "dev", "test") if stage is None else SETS[TrainerFn(stage)]
         manifests = self._manifests()
+        if "train" in needed and not os.path.exists(test := manifests.get("test", manifests["train"])):
+            raise DataError(f"manifest {test} does not exist")  # the test set is read when the training is done
         for split in needed:
             if split in manifests and split not in self.datasets:
                 self.datasets[split] = self._read(split, manifests[split])
@@ -103,6 +113,7 @@ class SpeechDataModule(LightningDataModule):
             samples_to_frames=None if frames is None else lambda samples: frames((samples.double() / fastest).long()),
             min_duration=loading.min_duration,
             max_duration=loading.max_duration,
+            keep_all=split != "train",
             downmix=loading.downmix,
         )
         hours = sum(u.duration for u in utterances) / 3600
