@@ -6,6 +6,7 @@ for ``data=manifest`` and all the audio they name.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -42,7 +43,7 @@ def prepare(corpus: GeneratedCorpus, out: Path, root: str | None, overrides: Seq
     """Make `corpus` in the folder `out` and print how to train on it."""
     given = {} if root is None else {"root": root}
     options = corpus.options.read(OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides))), corpus.name)
-    manifests = prepare_in(out.expanduser(), corpus.fingerprint(options), partial(corpus.build, options))
+    manifests = prepare_in(Path(os.path.expanduser(out)), corpus.fingerprint(options), partial(corpus.build, options))
     for split, path in vars(manifests).items():
         rows = path.read_text(encoding="utf-8").count("\n")
         print(f"{split}: {rows} utterances in {path}")

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.errors import ConfigError, DataError, printable
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
@@ -78,7 +78,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _manifests(self) -> dict[str, Path]:
         corpus = get_corpus(self.config.name)
-        manifests = corpus.prepare(self.config.corpus, Path(self.config.loading.cache_dir).expanduser())
+        manifests = corpus.prepare(self.config.corpus, Path(os.path.expanduser(self.config.loading.cache_dir)))
         return {split: path for split, path in vars(manifests).items() if path is not None}
 
     @property
@@ -117,7 +117,7 @@ class SpeechDataModule(LightningDataModule):
             downmix=loading.downmix,
         )
         hours = sum(u.duration for u in utterances) / 3600
-        log.info("%s set: %d utterances, %.2f h, from %s", split, len(utterances), hours, manifest)
+        log.info("%s set: %d utterances, %.2f h, from %s", split, len(utterances), hours, printable(manifest))
         return SpeechDataset(
             utterances,
             self.alphabet,

@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from lightning_novograd.errors import ConfigError
+import soundfile
+
+from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.section import Section
 
 STAMP = "corpus.json"
@@ -96,8 +98,19 @@ def prepare_in(folder: Path, fingerprint: Mapping[str, Any], build: Callable[[Pa
 
     Raises:
         ConfigError: `folder` holds something else.
+        DataError: it cannot be made: the disk is full, or somebody else's.
     """
-    stamp = json.dumps(fingerprint, sort_keys=True)
+    try:
+        return _prepare_in(folder, json.dumps(fingerprint, sort_keys=True), build)
+    except (OSError, ValueError, soundfile.SoundFileError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, LightningNovoGradError):
+            raise
+        raise DataError(
+            f"{folder} cannot be made: {error}; choose another folder, such as with data.cache_dir"
+        ) from error
+
+
+def _prepare_in(folder: Path, stamp: str, build: Callable[[Path], None]) -> Manifests:
     if not _holds(folder, stamp):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

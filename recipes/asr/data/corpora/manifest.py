@@ -1,5 +1,6 @@
 """The user's own data: manifests that exist already."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,5 +38,5 @@ class OwnManifests(Corpus):
 
     def prepare(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
         """The manifests as they were given."""
-        test = Path(options.test).expanduser() if options.test else None
-        return Manifests(Path(options.train or "").expanduser(), Path(options.dev or "").expanduser(), test)
+        test = Path(os.path.expanduser(options.test)) if options.test else None
+        return Manifests(*(Path(os.path.expanduser(path or "")) for path in (options.train, options.dev)), test)
