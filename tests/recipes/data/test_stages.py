@@ -2,7 +2,9 @@
 
 import logging
 
+import numpy as np
 import pytest
+import soundfile
 import speech_files
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -63,3 +65,21 @@ def test_limits_of_duration_are_for_the_training_set_and_the_others_are_counted(
             f"{manifests[split]}: 2 of 4 utterances are outside 0.25 to 0.45 s and are kept: "
             "the limits are for training"
         ) in said
+
+
+def test_the_dev_set_is_as_it_was_recorded_in_batches_of_its_own_size(manifests):
+    data = make(manifests, batch_size=1, eval_batch_size=3, augment={"speed": [0.5, 2.0]})
+    data.setup()
+    assert [len(batch.texts) for batch in data.train_dataloader()] == [1] * 4
+    for split, loader in (("dev", data.val_dataloader), ("test", data.test_dataloader)):
+        dataset = data.datasets[split]
+        expected = {u.text: soundfile.read(u.audio, dtype="float32")[0] for u in dataset.utterances}
+        for epoch in range(3):
+            assert all(np.array_equal(dataset[epoch, i].wave, expected[dataset[epoch, i].text]) for i in range(4))
+        batches = list(loader())
+        assert [len(batch.texts) for batch in batches] == [2, 2]  # at most three
+        for batch in batches:
+            for wave, samples, text in zip(batch.wave_BS, batch.wave_lens_B, batch.texts, strict=True):
+                assert np.array_equal(wave[:samples], expected[text])
+    train = data.datasets["train"]
+    assert all(len(train[0, i].wave) != round(16000 * train.durations[i]) for i in range(4)), "there is augmentation"
