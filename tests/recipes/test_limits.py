@@ -79,6 +79,7 @@ KEYS = {
         "cache_dir": ("~/.cache/lightning_novograd", {}),
         "batch_size": (32, {"low": 1}),
         "eval_batch_size": (None, {"low": 1}),
+        "bucket_steps": (10, {"low": 1}),
         "num_workers": (0, {"low": 0}),
         "cache_audio": (False, {}),
         "min_duration": (None, {"low": 0.0}),

@@ -40,7 +40,10 @@ class Batch(NamedTuple):
 
 
 class SpeechDataset(Dataset[Item]):
-    """The utterances of a manifest, looked up by ``(epoch, index)``.
+    """The utterances of a manifest, looked up by ``(epoch, entry)``.
+
+    Entry `i` of `n` utterances is the `i`-th; entry ``n + i`` is the same one, heard once more in the epoch and
+    augmented in another way.
 
     Args:
         utterances: as `read_manifest` gives them.
@@ -50,7 +53,7 @@ class SpeechDataset(Dataset[Item]):
         cache: decode everything now and keep it as 16-bit samples in shared memory (2 bytes per sample: 115 MB per
             hour at 16 kHz). Without it files are decoded when they are needed.
         speeds: factors to play at; one is drawn for each utterance and epoch.
-        seed: of that choice, which depends on nothing else but epoch and index.
+        seed: of that choice, which depends on nothing else but epoch and entry.
 
     Raises:
         DataError: audio that cannot be decoded, naming manifest line and file; with `cache` it is raised here.
@@ -82,14 +85,20 @@ class SpeechDataset(Dataset[Item]):
         return len(self.utterances)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, index = key
-        wave = change_speed(self._wave(index), self._speed(epoch, index))
+        epoch, entry = key
+        index = entry % len(self)
+        wave = change_speed(self._wave(index), self._speed(epoch, entry))
         return Item(wave, self.targets[index], self.utterances[index].text)
 
     @property
     def durations(self) -> list[float]:
         """s, of all utterances."""
         return [u.duration for u in self.utterances]
+
+    def lengths(self, epoch: int, entries: np.ndarray) -> np.ndarray:
+        """s, of entries as they are heard in an epoch, shape (N,)."""
+        speeds = [self._speed(epoch, entry) for entry in entries.tolist()]
+        return np.asarray(self.durations)[entries % len(self)] / np.asarray(speeds)
 
     def _speed(self, epoch: int, index: int) -> float:
         if len(self.speeds) == 1:

@@ -87,6 +87,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             if isinstance(batch, LightningNovoGradError):
+                self.close()
                 raise batch
             yield batch
 

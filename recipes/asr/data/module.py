@@ -141,8 +141,17 @@ class SpeechDataModule(LightningDataModule):
             accumulate = trainer.accumulate_grad_batches
             shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # set by the Trainer's set-up
         sampler = GlobalBatchSampler(
-            dataset.durations, self.batch_size, accumulate=accumulate, seed=self.seed, shuffle=shuffle, **self._place()
+            dataset.durations,
+            self.batch_size,
+            accumulate=accumulate,
+            seed=self.seed,
+            shuffle=shuffle,
+            bucket_steps=self.config.loading.bucket_steps,
+            lengths=dataset.lengths,
+            **self._place(),
         )
+        if sampler.rank == 0:
+            log.info("%.1f %% of the samples of an epoch's batches are padding", 100 * sampler.padding())
         loader = ResumableLoader(dataset, sampler, collate, **self._loading())
         self._loaders.append(loader)
         return loader

@@ -80,6 +80,6 @@ def test_all_keys_are_allowed():
     with pytest.raises(ConfigError) as error:
         DataConfig.from_mapping({"name": "manifest", "x": 1})
     assert error.value.problem == (
-        "unknown key. Allowed: augment, batch_size, cache_audio, cache_dir, dev, downmix, eval_batch_size, "
-        "max_duration, min_duration, name, num_workers, test, train"
+        "unknown key. Allowed: augment, batch_size, bucket_steps, cache_audio, cache_dir, dev, downmix, "
+        "eval_batch_size, max_duration, min_duration, name, num_workers, test, train"
     )

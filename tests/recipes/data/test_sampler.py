@@ -253,7 +253,9 @@ def test_a_sampler_begins_at_the_beginning():
         "world_size": 1,
         "accumulate": 1,
         "seed": 0,
+        "bucket_steps": 1,
         "batches": 26,
+        "order": said.state_dict()["order"],
     }
     assert EvalBatchSampler(DURATIONS, 8).epoch == 0
 

@@ -54,13 +54,6 @@ def test_batches_before_the_error_are_delivered_and_counted():
     loader.close()
 
 
-def test_other_errors_keep_their_traceback():
-    loader = BatchLoader(Broken(KeyError("x")), EvalBatchSampler(DURATIONS, 2), list, num_workers=1)
-    with pytest.raises(KeyError, match="Traceback"):
-        load(loader)
-    loader.close()
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_corpus_that_vanishes_during_training(tmp_path, num_workers):
     manifest = speech_files.write_corpus(tmp_path, "train", 4)
