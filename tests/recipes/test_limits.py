@@ -91,6 +91,10 @@ KEYS = {
         "dev": (None, {}),
         "test": (None, {}),
     },
+    "WeightedManifest": {
+        "manifest_filepath": (REQUIRED, {}),
+        "weight": (1.0, {"above": 0.0, "high": 1000.0}),
+    },
     "MelConfig": {
         "sample_rate": (16000, {"low": 1}),
         "window_size": (0.02, {"above": 0}),

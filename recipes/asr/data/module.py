@@ -14,9 +14,11 @@ from torch import Tensor
 from lightning_novograd.errors import ConfigError, DataError, printable
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
+from lightning_novograd.recipes.asr.data.corpora.base import Weighted
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
-from lightning_novograd.recipes.asr.data.manifest import read_manifest
+from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
+from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
@@ -75,11 +77,17 @@ class SpeechDataModule(LightningDataModule):
         self.eval_batch_size = config.loading.eval_batch_size or self.batch_size
         self.datasets: dict[str, SpeechDataset] = {}
         self._loaders: list[BatchLoader] = []
+        self._mixture: Mixture | None = None  # of the training set, where its manifests have weights
 
-    def _manifests(self) -> dict[str, Path]:
+    def _manifests(self) -> dict[str, tuple[Weighted, ...]]:
+        """Of each set; that of a training set may be several."""
         corpus = get_corpus(self.config.name)
         manifests = corpus.prepare(self.config.corpus, Path(os.path.expanduser(self.config.loading.cache_dir)))
-        return {split: path for split, path in vars(manifests).items() if path is not None}
+        return {
+            split: (Weighted(given),) if isinstance(given, Path) else given
+            for split, given in vars(manifests).items()
+            if given is not None
+        }
 
     @property
     def has_test_set(self) -> bool:
@@ -94,19 +102,37 @@ class SpeechDataModule(LightningDataModule):
         """Read the sets that `stage` needs."""
         needed = ("train", "dev", "test") if stage is None else SETS[TrainerFn(stage)]
         manifests = self._manifests()
-        if "train" in needed and not os.path.exists(test := manifests.get("test", manifests["train"])):
-            raise DataError(f"manifest {test} does not exist")  # the test set is read when the training is done
+        if "train" in needed:
+            for source in manifests.get("test", ()):
+                if not os.path.exists(source.path):  # the test set is read when the training is done
+                    raise DataError(f"manifest {source.path} does not exist")
         for split in needed:
             if split in manifests and split not in self.datasets:
                 self.datasets[split] = self._read(split, manifests[split])
 
-    def _read(self, split: str, manifest: Path) -> SpeechDataset:
+    def _read(self, split: str, sources: tuple[Weighted, ...]) -> SpeechDataset:
         loading = self.config.loading
         speeds = self.config.augment.factors if split == "train" else (1.0,)
-        frames = self.samples_to_frames
-        fastest = max(speeds)
+        parts = [self._utterances(split, source, max(speeds)) for source in sources]
+        utterances = [utterance for part in parts for utterance in part]
+        if any(source.weight != 1.0 for source in sources):
+            self._mixture = Mixture(list(map(len, parts)), [source.weight for source in sources])
+            hours = sum(w * u.duration for w, u in zip(self._mixture.weights, utterances, strict=True)) / 3600
+            log.info("an epoch hears %d utterances, %.2f h", self._mixture.size, hours)
+        return SpeechDataset(
+            utterances,
+            self.alphabet,
+            self.sample_rate,
+            downmix=loading.downmix,
+            cache=loading.cache_audio,
+            speeds=speeds,
+            seed=self.seed,
+        )
+
+    def _utterances(self, split: str, source: Weighted, fastest: float) -> list[Utterance]:
+        loading, frames = self.config.loading, self.samples_to_frames
         utterances = read_manifest(
-            manifest,
+            source.path,
             self.alphabet,
             sample_rate=self.sample_rate,
             # fast audio is short audio
@@ -117,16 +143,11 @@ class SpeechDataModule(LightningDataModule):
             downmix=loading.downmix,
         )
         hours = sum(u.duration for u in utterances) / 3600
-        log.info("%s set: %d utterances, %.2f h, from %s", split, len(utterances), hours, printable(manifest))
-        return SpeechDataset(
-            utterances,
-            self.alphabet,
-            self.sample_rate,
-            downmix=loading.downmix,
-            cache=loading.cache_audio,
-            speeds=speeds,
-            seed=self.seed,
+        weighted = "" if source.weight == 1.0 else f", weight {source.weight:g}"
+        log.info(
+            "%s set: %d utterances, %.2f h, from %s%s", split, len(utterances), hours, printable(source.path), weighted
         )
+        return utterances
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; the position survives a checkpoint."""
@@ -147,6 +168,7 @@ class SpeechDataModule(LightningDataModule):
             seed=self.seed,
             shuffle=shuffle,
             bucket_steps=self.config.loading.bucket_steps,
+            mixture=self._mixture,
             lengths=dataset.lengths,
             **self._place(),
         )

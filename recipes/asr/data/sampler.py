@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 class GlobalBatchSampler(Sampler[list[int]]):
     """Training batches, defined by what an optimizer step sees and only then split over ranks and micro-batches.
 
-    The entries of an epoch are shuffled by ``(seed, epoch)`` and cut into pools of `bucket_steps` global batches. Sorted
-    by duration, a pool is cut into batches of ``G = batch_size * world_size * accumulate`` neighbours, which have little
-    padding; the order of the steps is drawn at random. One process with batch 64 and two ranks with batch 16 and
-    accumulation 2 so make the same updates from the same utterances. Inside a step the utterances are cut into
+    The entries of an epoch are shuffled by ``(seed, epoch)`` and cut into pools of `bucket_steps` global batches.
+    Sorted by duration, a pool is cut into batches of ``G = batch_size * world_size * accumulate`` neighbours, which
+    have little padding; the order of the steps is drawn at random. One process with batch 64 and two ranks with batch
+    16 and accumulation 2 so make the same updates from the same utterances. Inside a step the utterances are cut into
     micro-batches of neighbours; each rank's share of micro-batches is chosen so that all ranks are busy for about the
     same time, and their order is drawn at random, so that no rank and no micro-batch (BatchNorm's statistics are those
     of rank 0 and favour the last) always has the long ones.

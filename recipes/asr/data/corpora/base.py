@@ -21,10 +21,18 @@ STAMP = "corpus.json"
 
 
 @dataclass(frozen=True)
-class Manifests:
-    """The manifests of a corpus; `test` may be absent from a user's own data."""
+class Weighted:
+    """One of several manifests of a training set, and how often an epoch hears each of its utterances."""
 
-    train: Path
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The manifests of a corpus; `test` may be absent from a user's own data, whose training set may have several."""
+
+    train: Path | tuple[Weighted, ...]
     dev: Path
     test: Path | None
 
