@@ -47,7 +47,7 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone():
 
 
 def test_a_weight_that_leaves_nothing():
-    with pytest.raises(DataError, match="a weight of 0.01 leaves none of a manifest's 20 utterances in an epoch"):
+    with pytest.raises(DataError, match=r"a weight of 0\.01 leaves none of a manifest's 20 utterances in an epoch"):
         Mixture([5, 20], [1.0, 0.01])
 
 

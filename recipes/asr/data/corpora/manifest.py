@@ -70,9 +70,8 @@ class OwnManifests(Corpus):
         """The manifests as they were given."""
         train = tuple(Weighted(_expanded(source.manifest_filepath), source.weight) for source in options.sources)
         test = _expanded(options.test) if options.test else None
-        return Manifests(
-            train if isinstance(options.train, list) else train[0].path, _expanded(options.dev or ""), test
-        )
+        several = isinstance(options.train, list)
+        return Manifests(train if several else train[0].path, _expanded(options.dev or ""), test)
 
 
 def _expanded(path: str) -> Path:
