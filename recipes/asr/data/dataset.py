@@ -1,9 +1,7 @@
 """Utterances to padded batches."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.audio import change_speed, load_audio
+from lightning_novograd.recipes.asr.data.cache.samples import SampleFile, decoded
 from lightning_novograd.recipes.asr.data.manifest import Utterance
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
@@ -52,6 +51,7 @@ class SpeechDataset(Dataset[Item]):
         downmix: average several channels.
         cache: decode everything now and keep it as 16-bit samples in shared memory (2 bytes per sample: 115 MB per
             hour at 16 kHz). Without it files are decoded when they are needed.
+        cache_file: where these are kept from run to run, and shared by all processes of a machine; None: nowhere.
         speeds: factors to play at; one is drawn for each utterance and epoch.
         seed: of that choice, which depends on nothing else but epoch and entry.
 
@@ -67,28 +67,50 @@ class SpeechDataset(Dataset[Item]):
         *,
         downmix: bool = False,
         cache: bool = False,
+        cache_file: SampleFile | None = None,
         speeds: Sequence[float] = (1.0,),
         seed: int = 0,
     ) -> None:
         self.utterances = list(utterances)
-        self.targets = [alphabet.encode(u.text) for u in self.utterances]
-        self.sample_rate, self.downmix = sample_rate, downmix
+        self.alphabet, self.sample_rate, self.downmix = alphabet, sample_rate, downmix
         self.speeds, self.seed = tuple(speeds), seed
         self._samples: Tensor | None = None
-        if cache:
-            with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # libsndfile lets other threads run
-                waves = list(pool.map(self._load_int16, range(len(self))))
+        self._file = cache_file
+        if cache and not self._map_samples():
+            waves = list(decoded(self._load_int16, len(self)))
             self._ends = np.cumsum([len(wave) for wave in waves])
             self._samples = torch.from_numpy(np.concatenate(waves)).share_memory_()
 
     def __len__(self) -> int:
         return len(self.utterances)
 
+    def _map_samples(self) -> bool:
+        """Take the samples from the cache's file, if there is one or may be."""
+        if self._file is None:
+            return False
+        size = round(sum(self.durations) * self.sample_rate)
+        found = self._file.ensure(self._load_int16, len(self), size)
+        if found is not None:
+            self._ends, self._samples = found.ends, torch.from_numpy(found.samples)
+        return found is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a mapped file's samples, which worker processes that are not forked map themselves."""
+        mapped = self._samples is not None and not self._samples.is_shared()
+        return {**self.__dict__, "_samples": None, "_mapped": True} if mapped else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mapped = state.pop("_mapped", False)
+        self.__dict__.update(state)
+        if mapped:
+            self._map_samples()
+
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, entry = key
         index = entry % len(self)
         wave = change_speed(self._wave(index), self._speed(epoch, entry))
-        return Item(wave, self.targets[index], self.utterances[index].text)
+        text = self.utterances[index].text
+        return Item(wave, self.alphabet.encode(text), text)
 
     @property
     def durations(self) -> list[float]:

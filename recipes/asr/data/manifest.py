@@ -1,7 +1,6 @@
 """Manifests: one JSON object per line and utterance, as NeMo has them."""
 
 import json
-import logging
 import math
 import os
 import sys
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_novograd.errors import DataError, printable
+from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.audio import Header, read_header, resampled_length
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet, min_ctc_frames
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 REQUIRED = ("audio_filepath", "duration", "text")
 DURATION_TOLERANCE = 0.1  # s; manifests round their durations, to one decimal at worst
@@ -62,6 +62,7 @@ def read_manifest(
     max_duration: float | None = None,
     keep_all: bool = False,
     downmix: bool = False,
+    header_of: Callable[[Path], Header] = read_header,
 ) -> list[Utterance]:
     """The utterances of a manifest, every one of them checked.
 
@@ -79,6 +80,7 @@ def read_manifest(
         max_duration: s; likewise for longer ones.
         keep_all: only count the utterances outside these limits: a set to measure on is not made easier.
         downmix: accept recordings with several channels.
+        header_of: asks a recording for its header, such as `Headers`, which remembers them.
 
     Raises:
         DataError: there is no manifest, nothing in it, or lines in it are bad: not JSON, lacking a key, of a wrong
@@ -93,13 +95,13 @@ def read_manifest(
     if not lines:
         raise DataError(f"manifest {path} is empty")
     utterances = _filter(path, utterances, min_duration, max_duration, keep_all)
-    headers = _read_headers(utterances, downmix, bad)
+    headers = _read_headers(utterances, downmix, bad, header_of)
     utterances = [u for u in utterances if u.line in headers]
     if samples_to_frames is not None and utterances:
         samples = [_model_samples(u, headers[u.line], sample_rate) for u in utterances]
         frames = torch.as_tensor(samples_to_frames(torch.tensor(samples))).tolist()
         for utterance, available in zip(utterances, frames, strict=True):
-            needed = min_ctc_frames(alphabet.encode(utterance.text))
+            needed = min_ctc_frames(utterance.text)
             if needed > available:
                 bad[utterance.line] = (
                     f"{utterance.duration:g} s of audio give {available} output frames, but the text "
@@ -202,12 +204,14 @@ def _filter(
     return utterances if keep_all else inside
 
 
-def _read_headers(utterances: list[Utterance], downmix: bool, bad: dict[int, str]) -> dict[int, Header]:
+def _read_headers(
+    utterances: list[Utterance], downmix: bool, bad: dict[int, str], header_of: Callable[[Path], Header]
+) -> dict[int, Header]:
     """Headers by line; what is wrong with the others is added to `bad`."""
 
     def check(utterance: Utterance) -> Header | str:
         try:
-            header = read_header(utterance.audio)
+            header = header_of(utterance.audio)
             _check_header(utterance, header, downmix)
         except DataError as error:
             return str(error)

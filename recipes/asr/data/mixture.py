@@ -26,7 +26,7 @@ class Mixture:
     Example:
         >>> mixture = Mixture([2, 4], [2.0, 0.5])
         >>> mixture.size, sorted(mixture.entries(seed=1, epoch=0).tolist())
-        (6, [0, 1, 3, 4, 6, 7])
+        (6, [0, 1, 4, 5, 6, 7])
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float]) -> None:

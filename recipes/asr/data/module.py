@@ -1,8 +1,9 @@
 """The data of a run: a corpus by name, and batches of it for every rank."""
 
-import logging
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_novograd.errors import ConfigError, DataError, printable
+from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError, printable
+from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.recipes.asr.data.audio import Header
+from lightning_novograd.recipes.asr.data.cache.headers import Headers
+from lightning_novograd.recipes.asr.data.cache.samples import SampleFile
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import Weighted
@@ -20,10 +25,11 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoa
 from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
 from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.asr.data.summary import summarize
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 # what each of the trainer's functions needs; `stage` is one of them or its name
 SETS = {
@@ -80,9 +86,9 @@ class SpeechDataModule(LightningDataModule):
         self._mixture: Mixture | None = None  # of the training set, where its manifests have weights
 
     def _manifests(self) -> dict[str, tuple[Weighted, ...]]:
-        """Of each set; that of a training set may be several."""
+        """Of each set; those of a training set may be several."""
         corpus = get_corpus(self.config.name)
-        manifests = corpus.prepare(self.config.corpus, Path(os.path.expanduser(self.config.loading.cache_dir)))
+        manifests = corpus.prepare(self.config.corpus, self._cache_dir)
         return {
             split: (Weighted(given),) if isinstance(given, Path) else given
             for split, given in vars(manifests).items()
@@ -90,17 +96,39 @@ class SpeechDataModule(LightningDataModule):
         }
 
     @property
+    def _cache_dir(self) -> Path:
+        return Path(os.path.expanduser(self.config.loading.cache_dir))
+
+    @property
     def has_test_set(self) -> bool:
         """Whether the corpus has one (your own manifests need not)."""
         return "test" in self._manifests()
 
     def prepare_data(self) -> None:
-        """Make the corpus if it is not there."""
+        """Make the corpus if it is not there; under a trainer, look at its files once for all processes of a node."""
         self._manifests()
+        if self.trainer is None or self.trainer.state.fn is None:
+            return
+        try:
+            self._load(SETS[self.trainer.state.fn], first=True)
+        except LightningNovoGradError:
+            # every process finds it in setup; raised here, it would leave the others waiting for this one
+            log.debug("found while preparing", exc_info=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the sets that `stage` needs."""
-        needed = ("train", "dev", "test") if stage is None else SETS[TrainerFn(stage)]
+        # Lightning has just called prepare_data in the node's first process
+        known = self.trainer is not None and self.trainer.local_rank != 0
+        self._load(("train", "dev", "test") if stage is None else SETS[TrainerFn(stage)], trusted=known)
+
+    def _load(self, needed: Sequence[str], *, first: bool = False, trusted: bool = False) -> None:
+        """Read sets that have not been read.
+
+        Args:
+            needed: their names.
+            first: this process also keeps for the others, and for later runs, what it finds.
+            trusted: another process has just done that.
+        """
         manifests = self._manifests()
         if "train" in needed:
             for source in manifests.get("test", ()):
@@ -108,28 +136,44 @@ class SpeechDataModule(LightningDataModule):
                     raise DataError(f"manifest {source.path} does not exist")
         for split in needed:
             if split in manifests and split not in self.datasets:
-                self.datasets[split] = self._read(split, manifests[split])
+                headers = [Headers(source.path, self._cache_dir, trusted=trusted) for source in manifests[split]]
+                try:
+                    self.datasets[split] = self._read(split, manifests[split], headers, writable=first)
+                finally:
+                    if first:
+                        for of_manifest in headers:
+                            of_manifest.save()
 
-    def _read(self, split: str, sources: tuple[Weighted, ...]) -> SpeechDataset:
+    def _read(
+        self, split: str, sources: Sequence[Weighted], headers: Sequence[Headers], *, writable: bool
+    ) -> SpeechDataset:
         loading = self.config.loading
         speeds = self.config.augment.factors if split == "train" else (1.0,)
-        parts = [self._utterances(split, source, max(speeds)) for source in sources]
+        parts = [
+            self._utterances(split, source, max(speeds), header_of)
+            for source, header_of in zip(sources, headers, strict=True)
+        ]
         utterances = [utterance for part in parts for utterance in part]
         if any(source.weight != 1.0 for source in sources):
             self._mixture = Mixture(list(map(len, parts)), [source.weight for source in sources])
             hours = sum(w * u.duration for w, u in zip(self._mixture.weights, utterances, strict=True)) / 3600
             log.info("an epoch hears %d utterances, %.2f h", self._mixture.size, hours)
+        if split == "train":
+            log.info("%s", printable(summarize(utterances, self.alphabet)))
         return SpeechDataset(
             utterances,
             self.alphabet,
             self.sample_rate,
             downmix=loading.downmix,
             cache=loading.cache_audio,
+            cache_file=self._sample_file(sources, parts, headers, writable) if loading.cache_audio else None,
             speeds=speeds,
             seed=self.seed,
         )
 
-    def _utterances(self, split: str, source: Weighted, fastest: float) -> list[Utterance]:
+    def _utterances(
+        self, split: str, source: Weighted, fastest: float, header_of: Callable[[Path], Header]
+    ) -> list[Utterance]:
         loading, frames = self.config.loading, self.samples_to_frames
         utterances = read_manifest(
             source.path,
@@ -141,6 +185,7 @@ class SpeechDataModule(LightningDataModule):
             max_duration=loading.max_duration,
             keep_all=split != "train",
             downmix=loading.downmix,
+            header_of=header_of,
         )
         hours = sum(u.duration for u in utterances) / 3600
         weighted = "" if source.weight == 1.0 else f", weight {source.weight:g}"
@@ -148,6 +193,22 @@ class SpeechDataModule(LightningDataModule):
             "%s set: %d utterances, %.2f h, from %s%s", split, len(utterances), hours, printable(source.path), weighted
         )
         return utterances
+
+    def _sample_file(
+        self, sources: Sequence[Weighted], parts: Sequence[list[Utterance]], headers: Sequence[Headers], writable: bool
+    ) -> SampleFile:
+        """Where the decoded samples of a set are kept: a name for the set, and what exactly is in it."""
+        loading = self.config.loading
+        paths = [os.path.abspath(source.path) for source in sources]
+        settings = [self.sample_rate, loading.downmix]
+        recordings = [
+            [str(u.audio), u.offset, u.offset and u.duration, *of_manifest.stamp(u.audio)]
+            for part, of_manifest in zip(parts, headers, strict=True)
+            for u in part
+        ]
+        name = json.dumps([paths, settings, sum(map(len, parts))]).encode()
+        path = self._cache_dir / "audio" / f"{hashlib.sha256(name).hexdigest()[:16]}.samples"
+        return SampleFile(path, [settings, recordings], writable=writable)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches; the position survives a checkpoint."""

@@ -1,6 +1,5 @@
 """Which utterances make a batch, on which rank, in which step."""
 
-import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,10 +8,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.steps import pooled_steps
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 
 class GlobalBatchSampler(Sampler[list[int]]):

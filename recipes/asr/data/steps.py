@@ -63,7 +63,7 @@ def balanced(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
 
     Example:
         >>> [batch.tolist() for batch in balanced(np.array([4.0, 2.0, 2.0, 1.0, 1.0]), 2)]
-        [[0], [1, 2, 3, 4]]
+        [[0, 1], [2, 3, 4]]
     """
     low, high = lengths[0], lengths[0] * len(lengths)
     for _ in range(40):  # to a part in 10^12

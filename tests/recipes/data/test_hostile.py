@@ -137,6 +137,6 @@ def test_a_name_that_is_not_utf_8_in_the_log(tmp_path, capsys):
         logger.removeHandler(handler)
         handler.close()
     assert "Logging error" not in capsys.readouterr().err
-    said = (tmp_path / "log").read_text().splitlines()
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if "m.json" in line]
     assert len(said) == 4
     assert all(r"/f\udce9/m.json" in line for line in said), said
