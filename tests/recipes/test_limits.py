@@ -78,6 +78,7 @@ KEYS = {
     "LoadingConfig": {
         "cache_dir": ("~/.cache/lightning_novograd", {}),
         "batch_size": (32, {"low": 1}),
+        "batch_seconds": (None, {"above": 0.0}),
         "eval_batch_size": (None, {"low": 1}),
         "bucket_steps": (10, {"low": 1}),
         "num_workers": (0, {"low": 0}),

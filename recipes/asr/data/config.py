@@ -40,6 +40,7 @@ class LoadingConfig(Section):
     Args:
         cache_dir: generated corpora are kept here.
         batch_size: training utterances per device and micro-batch.
+        batch_seconds: s, of audio in a training batch, instead of `batch_size`; padding comes on top.
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
         bucket_steps: optimizer steps whose utterances are sorted by duration together, for less padding; 1: none.
         num_workers: processes that load ahead; 0 loads in the training process.
@@ -51,6 +52,7 @@ class LoadingConfig(Section):
 
     cache_dir: str = key(str(DEFAULT_CACHE))
     batch_size: int = key(32, low=1)
+    batch_seconds: float | None = key(None, above=0.0)
     eval_batch_size: int | None = key(None, low=1)
     bucket_steps: int = key(10, low=1)
     num_workers: int = key(0, low=0)

@@ -28,7 +28,8 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """Utterances padded with zeros to the longest.
 
-    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters.
+    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters. `weight`
+    times the mean loss of the batch, averaged over the micro-batches of a step, is the mean over all its utterances.
     """
 
     wave_BS: Tensor
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     targets_BU: Tensor
     target_lens_B: Tensor
     texts: list[str]
+    weight: float = 1.0
 
 
 class SpeechDataset(Dataset[Item]):

@@ -10,6 +10,12 @@ from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 
+class _Keys(list[tuple[int, int]]):
+    """What a batch is made of, (epoch, index) each, and the weight of its loss."""
+
+    weight = 1.0
+
+
 class _WithEpoch(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index): a worker process has no other way to know the epoch."""
 
@@ -19,7 +25,9 @@ class _WithEpoch(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.sampler.epoch
         for batch in self.sampler:
-            yield [(epoch, index) for index in batch]
+            keys = _Keys((epoch, index) for index in batch)
+            keys.weight = getattr(batch, "weight", 1.0)
+            yield keys
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -34,11 +42,12 @@ class _Batches(Dataset[Any]):
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
+    def __getitems__(self, keys: _Keys) -> Any:
         try:
-            return self.collate([self.dataset[key] for key in keys])
+            batch = self.collate([self.dataset[key] for key in keys])
         except LightningNovoGradError as error:
             return error
+        return batch if keys.weight == 1.0 else batch._replace(weight=keys.weight)
 
 
 def _as_it_is(batch: Any) -> Any:

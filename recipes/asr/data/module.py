@@ -228,6 +228,7 @@ class SpeechDataModule(LightningDataModule):
             accumulate=accumulate,
             seed=self.seed,
             shuffle=shuffle,
+            batch_seconds=self.config.loading.batch_seconds,
             bucket_steps=self.config.loading.bucket_steps,
             mixture=self._mixture,
             lengths=dataset.lengths,

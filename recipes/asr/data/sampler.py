@@ -1,7 +1,7 @@
 """Which utterances make a batch, on which rank, in which step."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,22 @@ from torch.utils.data import Sampler
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.mixture import Mixture
-from lightning_novograd.recipes.asr.data.steps import pooled_steps
+from lightning_novograd.recipes.asr.data.steps import balanced, pooled_steps
 
 log = rank_zero_logger(__name__)
+
+
+class MicroBatch(list[int]):
+    """Utterances of a micro-batch, by their indices.
+
+    Args:
+        indices: the utterances.
+        weight: of their mean loss in the mean over the micro-batches of the step, so that it is that over utterances.
+    """
+
+    def __init__(self, indices: Iterable[int], weight: float = 1.0) -> None:
+        super().__init__(indices)
+        self.weight = weight
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -28,6 +41,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     The ``n % G`` entries that do not fill a step are left out of an epoch, other ones in every epoch.
 
+    With `batch_seconds` a step has ``batch_seconds * world_size * accumulate`` seconds of audio, to within an
+    utterance, whatever the number of utterances; it is cut into micro-batches of about equal padded seconds. Their
+    weights make the mean over micro-batches that over the utterances of the step.
+
     The position can be saved and restored: `delivered` counts this rank's batches of the epoch that have reached the
     training loop (`ResumableLoader` keeps it), and iteration begins there.
 
@@ -40,6 +57,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         seed: of the permutations.
         shuffle: False takes the utterances in the same order in every epoch (to overfit a few batches); then nothing is
             sorted across steps.
+        batch_seconds: s, of audio in a micro-batch, instead of `batch_size`; padding comes on top. At least twice the
+            longest utterance.
         bucket_steps: global batches of a pool. It is at most a quarter of an epoch, so that utterances do not meet the
             same ones in every epoch; 1 sorts nothing across steps.
         mixture: how often which utterances are heard in an epoch; None: each once. Index ``k * n + i`` is the
@@ -47,7 +66,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         lengths: s, of entries (int64) in an epoch, where these are not `durations` (speed perturbation).
 
     Raises:
-        DataError: fewer utterances than one global batch needs.
+        DataError: fewer utterances than one global batch needs, or one too long for `batch_seconds`.
         ValueError: arguments out of range.
 
     Example:
@@ -66,6 +85,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         accumulate: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        batch_seconds: float | None = None,
         bucket_steps: int = 1,
         mixture: Mixture | None = None,
         lengths: Callable[[int, np.ndarray], np.ndarray] | None = None,
@@ -76,11 +96,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.durations = np.asarray(durations, dtype=np.float64)
         self.batch_size, self.world_size, self.rank, self.accumulate = batch_size, world_size, rank, accumulate
-        self.seed, self.shuffle, self.bucket_steps = seed, shuffle, bucket_steps
+        self.seed, self.shuffle, self.bucket_steps, self.batch_seconds = seed, shuffle, bucket_steps, batch_seconds
         self.mixture, self._lengths = mixture, lengths
         self.epoch = 0
         self.delivered = 0
         self.global_batch_size = batch_size * world_size * accumulate
+        self._planned: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
+        if batch_seconds is not None:
+            self._seconds = float(np.sum(self.durations * (1.0 if mixture is None else mixture.weights)))
+            self.steps = self._count_steps(batch_seconds)
+            return
         entries = len(self.durations) if mixture is None else mixture.size
         if entries < self.global_batch_size:
             raise DataError(
@@ -88,7 +113,6 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 f"{self.global_batch_size} (batch size {batch_size} x {world_size} ranks x accumulation {accumulate})"
             )
         self.steps, left_out = divmod(entries, self.global_batch_size)
-        self._planned: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
         if left_out and rank == 0:
             log.info(
                 "%d of %d utterances do not fill a global batch of %d and are left out of each epoch, other ones in "
@@ -97,6 +121,22 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 entries,
                 self.global_batch_size,
             )
+
+    def _count_steps(self, batch_seconds: float) -> int:
+        """Steps of so many seconds in an epoch, which is equally long every time."""
+        longest = self.durations.max()
+        if batch_seconds < 2 * longest:
+            raise DataError(
+                f"data.batch_seconds is {batch_seconds:g}, but must be at least twice the longest utterance of the "
+                f"training set, which has {longest:g} s; data.max_duration leaves long ones out"
+            )
+        steps = int(self._seconds / (batch_seconds * self.world_size * self.accumulate))
+        if steps < 1:
+            raise DataError(
+                f"the training set has {self._seconds:g} s of audio, fewer than one global batch of "
+                f"{batch_seconds:g} s x {self.world_size} ranks x accumulation {self.accumulate}"
+            )
+        return steps
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever iteration begins."""
@@ -109,7 +149,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
             entries, lengths = plan[step]
             batches = self._deal(lengths, step)[self.rank]
             for batch in batches[skipped if step == first_step else 0 :]:
-                yield entries[batch].tolist()
+                weight = len(batch) * self.world_size * self.accumulate / len(entries)
+                yield MicroBatch(entries[batch].tolist(), weight)
 
     def padding(self) -> float:
         """The share of padding in the samples of this epoch's batches, over all ranks."""
@@ -130,26 +171,40 @@ class GlobalBatchSampler(Sampler[list[int]]):
         entries = np.arange(n) if self.mixture is None else self.mixture.entries(self.seed, self.epoch)
         rng = np.random.default_rng((self.seed, self.epoch))
         order = entries[rng.permutation(len(entries))] if self.shuffle else entries
-        order = order[: self.steps * self.global_batch_size]
+        if self.batch_seconds is None:
+            order = order[: self.steps * self.global_batch_size]
+            costs = np.ones(len(order))
+        else:
+            costs = self.durations[order % n]
+            # a mixture draws longer or shorter ones; the number of steps stays, and nothing more is left out for it
+            wanted = self.steps * self.batch_seconds * self.world_size * self.accumulate * costs.sum() / self._seconds
+            kept = int(np.searchsorted(np.cumsum(costs) - costs / 2, wanted))
+            order, costs = order[:kept], costs[:kept]
         lengths = self.durations[order % n] if self._lengths is None else self._lengths(self.epoch, order)
         pool = max(1, min(self.bucket_steps, self.steps // 4)) if self.shuffle else 1
-        steps = pooled_steps(lengths, np.ones(len(order)), self.steps, pool, rng)
+        steps = pooled_steps(lengths, costs, self.steps, pool, rng)
         return [(order[step], lengths[step]) for step in steps]
 
     def _deal(self, lengths: np.ndarray, step: int) -> list[list[np.ndarray]]:
         """Micro-batches of every rank in one step whose utterances are so long."""
         longest_first = np.argsort(-lengths, kind="stable")
-        rounds = longest_first.reshape(self.accumulate, self.world_size, self.batch_size)
+        if self.batch_seconds is None:
+            batches = list(longest_first.reshape(-1, self.batch_size))
+            works = lengths[longest_first[:: self.batch_size]]
+        else:
+            cuts = balanced(lengths[longest_first], self.accumulate * self.world_size)
+            batches = sorted((longest_first[cut] for cut in cuts), key=lambda batch: -len(batch) * lengths[batch[0]])
+            works = np.array([len(batch) * lengths[batch[0]] for batch in batches])
         rng = np.random.default_rng((self.seed, self.epoch, step))
         load = np.zeros(self.world_size)
         dealt: list[list[np.ndarray]] = [[] for _ in range(self.world_size)]
-        for micro_batches in rounds:
+        for first in range(0, len(batches), self.world_size):
             # The longest micro-batch of a round goes to the rank that has had the least so far.
             tie_break = rng.permutation(self.world_size)
             ranks = tie_break[np.argsort(load[tie_break], kind="stable")]
-            load[ranks] += lengths[micro_batches[:, 0]]
-            for rank, micro_batch in zip(ranks, micro_batches, strict=True):
-                dealt[rank].append(micro_batch)
+            load[ranks] += works[first : first + self.world_size]
+            for rank, batch in zip(ranks, batches[first : first + self.world_size], strict=True):
+                dealt[rank].append(batch)
         order = rng.permutation(self.accumulate)
         return [[batches[i] for i in order] for batches in dealt]
 
@@ -175,7 +230,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             return
         advice = "restore it, or resume from a checkpoint of the end of an epoch"
         for key, value in self._identity().items():
-            saved = state.get(key, 1)  # a checkpoint of before knew no bucket_steps
+            saved = state.get(key, {"bucket_steps": 1}.get(key))  # a checkpoint of before has neither of these
             if saved != value:
                 problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
                 raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
@@ -183,10 +238,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
             problem = "the training set has other durations, weights or speeds than when the checkpoint was saved"
             raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int | float | None]:
         return {
             "utterances": len(self.durations),
             "batch_size": self.batch_size,
+            "batch_seconds": self.batch_seconds,
             "world_size": self.world_size,
             "accumulate": self.accumulate,
             "seed": self.seed,

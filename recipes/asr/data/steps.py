@@ -65,7 +65,7 @@ def balanced(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
         >>> [batch.tolist() for batch in balanced(np.array([4.0, 2.0, 2.0, 1.0, 1.0]), 2)]
         [[0, 1], [2, 3, 4]]
     """
-    low, high = lengths[0], lengths[0] * len(lengths)
+    low, high = lengths[0], lengths[0] * (len(lengths) + 1)  # enough, however it is rounded
     for _ in range(40):  # to a part in 10^12
         middle = (low + high) / 2
         low, high = (low, middle) if len(_filled(lengths, middle)) <= parts else (middle, high)

@@ -250,6 +250,7 @@ def test_a_sampler_begins_at_the_beginning():
         "delivered": 0,
         "utterances": 210,
         "batch_size": 8,
+        "batch_seconds": None,
         "world_size": 1,
         "accumulate": 1,
         "seed": 0,
