@@ -1,36 +1,13 @@
 """The data group of the config: which corpus, how it is read, how it is augmented."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Section):
-    """Augmentation of the training set's waveforms.
-
-    Args:
-        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch;
-            null for the recordings as they are.
-    """
-
-    speed: Sequence | None = key(None)
-
-    def check(self) -> None:
-        """Factors are numbers, and not absurd."""
-        for factor in self.factors or (None,):
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.5 <= factor <= 2.0:
-                raise ConfigError("speed", f"must be a list of factors from 0.5 to 2, not {self.speed!r}")
-
-    @property
-    def factors(self) -> tuple[float, ...]:
-        """What to draw from."""
-        return (1.0,) if self.speed is None else tuple(self.speed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +15,14 @@ class LoadingConfig(Section):
     """How a corpus is read; what it is made of is in the options of the corpus.
 
     Args:
-        cache_dir: generated corpora are kept here.
+        cache_dir: generated corpora and decoded audio are kept here.
         batch_size: training utterances per device and micro-batch.
         batch_seconds: s, of audio in a training batch, instead of `batch_size`; padding comes on top.
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
         bucket_steps: optimizer steps whose utterances are sorted by duration together, for less padding; 1: none.
         num_workers: processes that load ahead; 0 loads in the training process.
-        cache_audio: keep all decoded audio in memory (115 MB per hour).
+        cache_audio: decode all audio once, into a file in `cache_dir` that all processes of a machine map into memory
+            (115 MB per hour).
         min_duration: s; shorter utterances are left out of the training set and counted in the others; null: none.
         max_duration: s; likewise for longer ones.
         downmix: average the channels of recordings that have several, which are an error otherwise.

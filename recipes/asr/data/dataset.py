@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.audio import change_speed, load_audio
+from lightning_novograd.recipes.asr.data.audio import load_audio
+from lightning_novograd.recipes.asr.data.augment import Augment
 from lightning_novograd.recipes.asr.data.cache.samples import SampleFile, decoded
 from lightning_novograd.recipes.asr.data.manifest import Utterance
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
@@ -54,8 +55,7 @@ class SpeechDataset(Dataset[Item]):
         cache: decode everything now and keep it as 16-bit samples in shared memory (2 bytes per sample: 115 MB per
             hour at 16 kHz). Without it files are decoded when they are needed.
         cache_file: where these are kept from run to run, and shared by all processes of a machine; None: nowhere.
-        speeds: factors to play at; one is drawn for each utterance and epoch.
-        seed: of that choice, which depends on nothing else but epoch and entry.
+        augment: changes the waveforms; None leaves them as they are.
 
     Raises:
         DataError: audio that cannot be decoded, naming manifest line and file; with `cache` it is raised here.
@@ -70,12 +70,11 @@ class SpeechDataset(Dataset[Item]):
         downmix: bool = False,
         cache: bool = False,
         cache_file: SampleFile | None = None,
-        speeds: Sequence[float] = (1.0,),
-        seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         self.utterances = list(utterances)
         self.alphabet, self.sample_rate, self.downmix = alphabet, sample_rate, downmix
-        self.speeds, self.seed = tuple(speeds), seed
+        self.augment = augment
         self._samples: Tensor | None = None
         self._file = cache_file
         if cache and not self._map_samples():
@@ -110,8 +109,9 @@ class SpeechDataset(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, entry = key
         index = entry % len(self)
-        wave = change_speed(self._wave(index), self._speed(epoch, entry))
-        text = self.utterances[index].text
+        wave, text = self._wave(index), self.utterances[index].text
+        if self.augment is not None:
+            wave = self.augment(wave, epoch, entry)
         return Item(wave, self.alphabet.encode(text), text)
 
     @property
@@ -121,13 +121,10 @@ class SpeechDataset(Dataset[Item]):
 
     def lengths(self, epoch: int, entries: np.ndarray) -> np.ndarray:
         """s, of entries as they are heard in an epoch, shape (N,)."""
-        speeds = [self._speed(epoch, entry) for entry in entries.tolist()]
-        return np.asarray(self.durations)[entries % len(self)] / np.asarray(speeds)
-
-    def _speed(self, epoch: int, index: int) -> float:
-        if len(self.speeds) == 1:
-            return self.speeds[0]
-        return self.speeds[np.random.default_rng((self.seed, epoch, index)).integers(len(self.speeds))]
+        durations = np.asarray(self.durations)[entries % len(self)]
+        if self.augment is None or self.augment.speed_config is None:
+            return durations
+        return durations / np.array([self.augment.speed(epoch, entry) for entry in entries.tolist()])
 
     def _wave(self, index: int) -> np.ndarray:
         if self._samples is None:

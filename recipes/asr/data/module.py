@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError, printable
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.audio import Header
+from lightning_novograd.recipes.asr.data.augment import Augment
 from lightning_novograd.recipes.asr.data.cache.headers import Headers
 from lightning_novograd.recipes.asr.data.cache.samples import SampleFile
 from lightning_novograd.recipes.asr.data.config import DataConfig
@@ -148,9 +149,12 @@ class SpeechDataModule(LightningDataModule):
         self, split: str, sources: Sequence[Weighted], headers: Sequence[Headers], *, writable: bool
     ) -> SpeechDataset:
         loading = self.config.loading
-        speeds = self.config.augment.factors if split == "train" else (1.0,)
+        augment = None
+        if split == "train":
+            augment = Augment(self.config.augment, seed=self.seed, sample_rate=self.sample_rate)
+        fastest = 1.0 if augment is None else augment.fastest
         parts = [
-            self._utterances(split, source, max(speeds), header_of)
+            self._utterances(split, source, fastest, header_of)
             for source, header_of in zip(sources, headers, strict=True)
         ]
         utterances = [utterance for part in parts for utterance in part]
@@ -167,8 +171,7 @@ class SpeechDataModule(LightningDataModule):
             downmix=loading.downmix,
             cache=loading.cache_audio,
             cache_file=self._sample_file(sources, parts, headers, writable) if loading.cache_audio else None,
-            speeds=speeds,
-            seed=self.seed,
+            augment=augment,
         )
 
     def _utterances(
