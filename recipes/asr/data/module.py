@@ -90,11 +90,8 @@ class SpeechDataModule(LightningDataModule):
         """Of each set; those of a training set may be several."""
         corpus = get_corpus(self.config.name)
         manifests = corpus.prepare(self.config.corpus, self._cache_dir)
-        return {
-            split: (Weighted(given),) if isinstance(given, Path) else given
-            for split, given in vars(manifests).items()
-            if given is not None
-        }
+        sets = {split: (Weighted(path),) for split, path in vars(manifests).items() if path is not None}
+        return {**sets, "train": corpus.training(self.config.corpus, manifests)}
 
     @property
     def _cache_dir(self) -> Path:

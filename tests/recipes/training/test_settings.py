@@ -104,7 +104,7 @@ def test_plan_that_does_not_divide_names_sizes_that_work():
 
 def test_a_batch_is_so_many_utterances_or_so_many_seconds():
     by_seconds = {"data": {"batch_seconds": 60.0}}
-    with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: is 64 utterances, but data\.batch_seconds"):
+    with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: is 64 utterances, but data\."):
         plan_batches(settings(**by_seconds, large_batch={"global_batch_size": 64}), 16)
     trainer = {**BLOCKS["trainer"], "accumulate_grad_batches": 3}
     assert plan_batches(settings(**by_seconds, trainer=trainer), 16).accumulate_grad_batches == 3

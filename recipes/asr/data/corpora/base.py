@@ -30,9 +30,9 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Manifests:
-    """The manifests of a corpus; `test` may be absent from a user's own data, whose training set may have several."""
+    """The manifests of a corpus; `test` may be absent from a user's own data."""
 
-    train: Path | tuple[Weighted, ...]
+    train: Path
     dev: Path
     test: Path | None
 
@@ -51,6 +51,10 @@ class Corpus(ABC):
     @abstractmethod
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Manifests of the corpus, with all audio in place; it is made if it is not there."""
+
+    def training(self, options: Any, manifests: Manifests) -> tuple[Weighted, ...]:
+        """Those of the training set, where it has several."""
+        return (Weighted(manifests.train),)
 
 
 class PreparedCorpus(Corpus):

@@ -67,11 +67,13 @@ class OwnManifests(Corpus):
     options = ManifestOptions
 
     def prepare(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
-        """The manifests as they were given."""
-        train = tuple(Weighted(_expanded(source.manifest_filepath), source.weight) for source in options.sources)
+        """The manifests as they were given, the first one of several for training."""
         test = _expanded(options.test) if options.test else None
-        several = isinstance(options.train, list)
-        return Manifests(train if several else train[0].path, _expanded(options.dev or ""), test)
+        return Manifests(_expanded(options.sources[0].manifest_filepath), _expanded(options.dev or ""), test)
+
+    def training(self, options: ManifestOptions, manifests: Manifests) -> tuple[Weighted, ...]:
+        """All of them."""
+        return tuple(Weighted(_expanded(source.manifest_filepath), source.weight) for source in options.sources)
 
 
 def _expanded(path: str) -> Path:
