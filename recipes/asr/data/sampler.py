@@ -102,6 +102,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.delivered = 0
         self.global_batch_size = batch_size * world_size * accumulate
         self._planned: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
+        self._resumed: tuple[int, int] | None = None  # an epoch that was begun with other bucket_steps, and these
         if batch_seconds is not None:
             self._seconds = float(np.sum(self.durations * (1.0 if mixture is None else mixture.weights)))
             self.steps = self._count_steps(batch_seconds)
@@ -181,9 +182,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
             kept = int(np.searchsorted(np.cumsum(costs) - costs / 2, wanted))
             order, costs = order[:kept], costs[:kept]
         lengths = self.durations[order % n] if self._lengths is None else self._lengths(self.epoch, order)
-        pool = max(1, min(self.bucket_steps, self.steps // 4)) if self.shuffle else 1
+        pool = max(1, min(self._bucket_steps(), self.steps // 4)) if self.shuffle else 1
         steps = pooled_steps(lengths, costs, self.steps, pool, rng)
         return [(order[step], lengths[step]) for step in steps]
+
+    def _bucket_steps(self) -> int:
+        """Of this epoch."""
+        return self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else self.bucket_steps
 
     def _deal(self, lengths: np.ndarray, step: int) -> list[list[np.ndarray]]:
         """Micro-batches of every rank in one step whose utterances are so long."""
@@ -215,10 +220,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in."""
-        return {"epoch": self.epoch, "delivered": self.delivered, **self._identity(), "order": self._order()}
+        position = {"epoch": self.epoch, "delivered": self.delivered, **self._identity()}
+        return {**position, "bucket_steps": self._bucket_steps(), "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position; the epoch under way ends with the `bucket_steps` that it began with.
 
         Raises:
             ConfigError: the position is inside an epoch and data, seed or batch geometry are not those it was saved
@@ -228,9 +234,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.epoch, self.delivered = state["epoch"], len(self) if ended else state["delivered"]
         if not 0 < state["delivered"] < state["batches"]:
             return
+        # a checkpoint of before there were any has none
+        self._resumed, self._planned = (self.epoch, state.get("bucket_steps", 1)), None
         advice = "restore it, or resume from a checkpoint of the end of an epoch"
         for key, value in self._identity().items():
-            saved = state.get(key, {"bucket_steps": 1}.get(key))  # a checkpoint of before has neither of these
+            saved = state.get(key)
             if saved != value:
                 problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
                 raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
@@ -246,7 +254,6 @@ class GlobalBatchSampler(Sampler[list[int]]):
             "world_size": self.world_size,
             "accumulate": self.accumulate,
             "seed": self.seed,
-            "bucket_steps": self.bucket_steps,
             "batches": len(self),
         }
 
