@@ -135,6 +135,18 @@ def test_what_is_wrong_is_raised_by_setup_in_every_process(folder):
     assert len(headers.Headers(folder / "corpus" / "train.json")._known) == 3, "the good ones are remembered"
 
 
+def test_what_goes_wrong_later_is_found_by_every_process_too(folder):
+    """What the first process has just found wrong, the others do not take from an earlier run."""
+    make(folder).prepare_data()
+    for audio in (folder / "corpus" / "audio").glob("train_*.wav"):
+        audio.unlink()
+        first = make(folder)
+        first.prepare_data()
+        for data in (first, make(folder, rank=1)):
+            with pytest.raises(DataError, match=f"audio file .*{audio.name} does not exist"):
+                data.setup(TrainerFn.FITTING)
+
+
 def test_the_test_set_has_its_turn(folder):
     data = make(folder, fn=TrainerFn.TESTING)
     data.prepare_data()

@@ -49,6 +49,7 @@ class Headers:
         if known is None or not self.trusted:
             stamp = _stamp(audio)
             if known is None or known[0] != stamp:
+                self._changed |= known is not None  # forgotten, if there is no header now
                 known = stamp, read_header(audio)
                 self._changed = True
         self._used[name] = known
@@ -60,7 +61,7 @@ class Headers:
 
     def save(self) -> Path | None:
         """Keep what has been asked for; the file, or None where it can be written nowhere or says so already."""
-        if not self._changed or not self._used:
+        if not self._changed:
             return None
         names = "\0".join(self._used).encode("utf-8", "surrogateescape")
         numbers = [(*stamp, *header) for stamp, header in self._used.values()]
