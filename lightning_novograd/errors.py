@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 
 class LightningNovoGradError(Exception):
-    """Base of every exception that this package raises on purpose."""
+    """Base of every exception that this package raises on purpose; its message can be printed."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(LightningNovoGradError, ValueError):
@@ -27,6 +30,11 @@ class ConfigError(LightningNovoGradError, ValueError):
 
 class DataError(LightningNovoGradError, ValueError):
     """Training data that cannot be used; the message names the file and, in a manifest, the line."""
+
+
+def printable(value: object) -> str:
+    """`value` as text that a UTF-8 stream takes: bytes of a file name that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def closest(name: object, allowed: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ go on where an earlier call broke off. The last lines name the manifests and how
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def prepare(corpus: PreparedCorpus, out: Path, root: str | None, overrides: Sequ
     """Make `corpus` in the folder `out` and print how to train on it."""
     given = {} if root is None else {"root": root}
     options = corpus.options.read(OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides))), corpus.name)
-    folder = out.expanduser()
+    folder = Path(os.path.expanduser(out))
     manifests = corpus.prepare_in(options, folder)
     made: dict[str, Path | None] = {**vars(manifests), **corpus.more(options, folder)}
     for name, path in made.items():

@@ -79,7 +79,9 @@ KEYS = {
     "LoadingConfig": {
         "cache_dir": ("~/.cache/lightning_novograd", {}),
         "batch_size": (32, {"low": 1}),
+        "batch_seconds": (None, {"above": 0.0}),
         "eval_batch_size": (None, {"low": 1}),
+        "bucket_steps": (10, {"low": 1}),
         "num_workers": (0, {"low": 0}),
         "cache_audio": (False, {}),
         "min_duration": (None, {"low": 0.0}),
@@ -90,6 +92,10 @@ KEYS = {
         "train": (None, {}),
         "dev": (None, {}),
         "test": (None, {}),
+    },
+    "WeightedManifest": {
+        "manifest_filepath": (REQUIRED, {}),
+        "weight": (1.0, {"above": 0.0, "high": 1000.0}),
     },
     "MelConfig": {
         "sample_rate": (16000, {"low": 1}),

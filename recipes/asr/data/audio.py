@@ -10,6 +10,9 @@ import soxr
 
 from lightning_novograd.errors import DataError
 
+SAMPLE_RATES = (1_000, 1_000_000)  # Hz; at rates beyond, which only a damaged header has, resampling would not end
+BLOCK = 1 << 22  # samples decoded at a time: a header may claim any number
+
 
 class Header(NamedTuple):
     """What an audio file says about itself."""
@@ -39,7 +42,16 @@ def read_header(path: Path) -> Header:
         raise DataError(f"audio file {path} cannot be read: {error.error_string}") from error
     if info.frames <= 0:
         raise DataError(f"audio file {path} holds no samples")
-    return Header(info.frames, info.samplerate, info.channels)
+    return _checked(path, Header(info.frames, info.samplerate, info.channels))
+
+
+def _checked(path: Path, header: Header) -> Header:
+    low, high = SAMPLE_RATES
+    if not low <= header.sample_rate <= high:
+        raise DataError(
+            f"audio file {path} has a sample rate of {header.sample_rate} Hz; it must be from {low} to {high}"
+        )
+    return header
 
 
 def resampled_length(samples: int, source_rate: int, sample_rate: int) -> int:
@@ -73,13 +85,13 @@ def load_audio(
         raise DataError(f"audio file {path} does not exist")
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            header = Header(file.frames, file.samplerate, file.channels)
+            header = _checked(path, Header(file.frames, file.samplerate, file.channels))
             start = min(round(offset * header.sample_rate), header.samples)
             wanted = header.samples - start
             if duration is not None:
                 wanted = min(wanted, round(duration * header.sample_rate))
             file.seek(start)
-            wave = file.read(wanted, dtype="float32", always_2d=True)
+            wave = _read(file, wanted)
     except soundfile.LibsndfileError as error:
         raise DataError(f"audio file {path} is corrupt: {error.error_string}") from error
     if header.channels > 1 and not downmix:
@@ -90,6 +102,14 @@ def load_audio(
     if header.sample_rate != sample_rate:
         mono = soxr.resample(mono, header.sample_rate, sample_rate)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _read(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
+    """Up to `wanted` samples, shape (samples, channels): fewer where the file ends before."""
+    blocks = [file.read(min(wanted, BLOCK), dtype="float32", always_2d=True)]
+    while len(blocks[-1]) == BLOCK and (left := wanted - BLOCK * len(blocks)) > 0:
+        blocks.append(file.read(min(left, BLOCK), dtype="float32", always_2d=True))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def change_speed(wave: np.ndarray, factor: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Augmentation of the training set's waveforms: speed, and noise."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Augment:
         self.speed_config, self.noise, self.seed = config.speed, config.noise, seed
         self.recordings: NoiseRecordings | None = None
         if self.noise is not None and self.noise.manifest is not None:
-            self.recordings = NoiseRecordings(Path(self.noise.manifest).expanduser(), sample_rate)
+            self.recordings = NoiseRecordings(Path(os.path.expanduser(self.noise.manifest)), sample_rate)
 
     @property
     def fastest(self) -> float:

@@ -15,19 +15,24 @@ class LoadingConfig(Section):
     """How a corpus is read; what it is made of is in the options of the corpus.
 
     Args:
-        cache_dir: generated corpora are kept here.
+        cache_dir: generated corpora and decoded audio are kept here.
         batch_size: training utterances per device and micro-batch.
+        batch_seconds: s, of audio in a training batch, instead of `batch_size`; padding comes on top.
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
+        bucket_steps: optimizer steps whose utterances are sorted by duration together, for less padding; 1: none.
         num_workers: processes that load ahead; 0 loads in the training process.
-        cache_audio: keep all decoded audio in memory (115 MB per hour).
-        min_duration: s; shorter utterances are left out of all sets; null keeps them.
+        cache_audio: decode all audio once, into a file in `cache_dir` that all processes of a machine map into memory
+            (115 MB per hour).
+        min_duration: s; shorter utterances are left out of the training set and counted in the others; null: none.
         max_duration: s; likewise for longer ones.
         downmix: average the channels of recordings that have several, which are an error otherwise.
     """
 
     cache_dir: str = key(str(DEFAULT_CACHE))
     batch_size: int = key(32, low=1)
+    batch_seconds: float | None = key(None, above=0.0)
     eval_batch_size: int | None = key(None, low=1)
+    bucket_steps: int = key(10, low=1)
     num_workers: int = key(0, low=0)
     cache_audio: bool = key(False)
     min_duration: float | None = key(None, low=0.0)

@@ -1,9 +1,7 @@
 """Utterances to padded batches."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch.utils.data import Dataset
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.audio import load_audio
 from lightning_novograd.recipes.asr.data.augment import Augment
+from lightning_novograd.recipes.asr.data.cache.samples import SampleFile, decoded
 from lightning_novograd.recipes.asr.data.manifest import Utterance
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
@@ -30,7 +29,8 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """Utterances padded with zeros to the longest.
 
-    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters.
+    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters. `weight`
+    times the mean loss of the batch, averaged over the micro-batches of a step, is the mean over all its utterances.
     """
 
     wave_BS: Tensor
@@ -38,10 +38,14 @@ class Batch(NamedTuple):
     targets_BU: Tensor
     target_lens_B: Tensor
     texts: list[str]
+    weight: float = 1.0
 
 
 class SpeechDataset(Dataset[Item]):
-    """The utterances of a manifest, looked up by ``(epoch, index)``.
+    """The utterances of a manifest, looked up by ``(epoch, entry)``.
+
+    Entry `i` of `n` utterances is the `i`-th; entry ``n + i`` is the same one, heard once more in the epoch and
+    augmented in another way.
 
     Args:
         utterances: as `read_manifest` gives them.
@@ -50,6 +54,7 @@ class SpeechDataset(Dataset[Item]):
         downmix: average several channels.
         cache: decode everything now and keep it as 16-bit samples in shared memory (2 bytes per sample: 115 MB per
             hour at 16 kHz). Without it files are decoded when they are needed.
+        cache_file: where these are kept from run to run, and shared by all processes of a machine; None: nowhere.
         augment: changes the waveforms; None leaves them as they are.
 
     Raises:
@@ -64,33 +69,62 @@ class SpeechDataset(Dataset[Item]):
         *,
         downmix: bool = False,
         cache: bool = False,
+        cache_file: SampleFile | None = None,
         augment: Augment | None = None,
     ) -> None:
         self.utterances = list(utterances)
-        self.targets = [alphabet.encode(u.text) for u in self.utterances]
-        self.sample_rate, self.downmix = sample_rate, downmix
+        self.alphabet, self.sample_rate, self.downmix = alphabet, sample_rate, downmix
         self.augment = augment
         self._samples: Tensor | None = None
-        if cache:
-            with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # libsndfile lets other threads run
-                waves = list(pool.map(self._load_int16, range(len(self))))
+        self._file = cache_file
+        if cache and not self._map_samples():
+            waves = list(decoded(self._load_int16, len(self)))
             self._ends = np.cumsum([len(wave) for wave in waves])
             self._samples = torch.from_numpy(np.concatenate(waves)).share_memory_()
 
     def __len__(self) -> int:
         return len(self.utterances)
 
+    def _map_samples(self) -> bool:
+        """Take the samples from the cache's file, if there is one or may be."""
+        if self._file is None:
+            return False
+        size = round(sum(self.durations) * self.sample_rate)
+        found = self._file.ensure(self._load_int16, len(self), size)
+        if found is not None:
+            self._ends, self._samples = found.ends, torch.from_numpy(found.samples)
+        return found is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a mapped file's samples, which worker processes that are not forked map themselves."""
+        mapped = self._samples is not None and not self._samples.is_shared()
+        return {**self.__dict__, "_samples": None, "_mapped": True} if mapped else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mapped = state.pop("_mapped", False)
+        self.__dict__.update(state)
+        if mapped:
+            self._map_samples()
+
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, index = key
-        wave = self._wave(index)
+        epoch, entry = key
+        index = entry % len(self)
+        wave, text = self._wave(index), self.utterances[index].text
         if self.augment is not None:
-            wave = self.augment(wave, epoch, index)
-        return Item(wave, self.targets[index], self.utterances[index].text)
+            wave = self.augment(wave, epoch, entry)
+        return Item(wave, self.alphabet.encode(text), text)
 
     @property
     def durations(self) -> list[float]:
         """s, of all utterances."""
         return [u.duration for u in self.utterances]
+
+    def lengths(self, epoch: int, entries: np.ndarray) -> np.ndarray:
+        """s, of entries as they are heard in an epoch, shape (N,)."""
+        durations = np.asarray(self.durations)[entries % len(self)]
+        if self.augment is None or self.augment.speed_config is None:
+            return durations
+        return durations / np.array([self.augment.speed(epoch, entry) for entry in entries.tolist()])
 
     def _wave(self, index: int) -> np.ndarray:
         if self._samples is None:

@@ -6,7 +6,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+
+
+class _Keys(list[tuple[int, int]]):
+    """What a batch is made of, (epoch, index) each, and the weight of its loss."""
+
+    weight = 1.0
 
 
 class _WithEpoch(Sampler[list[tuple[int, int]]]):
@@ -18,10 +25,33 @@ class _WithEpoch(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.sampler.epoch
         for batch in self.sampler:
-            yield [(epoch, index) for index in batch]
+            keys = _Keys((epoch, index) for index in batch)
+            keys.weight = getattr(batch, "weight", 1.0)
+            yield keys
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class _Batches(Dataset[Any]):
+    """Whole batches of a dataset, or the error that kept one from being loaded.
+
+    torch would send a worker's error with its traceback as the message; as a result it arrives as it was.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, keys: _Keys) -> Any:
+        try:
+            batch = self.collate([self.dataset[key] for key in keys])
+        except LightningNovoGradError as error:
+            return error
+        return batch if keys.weight == 1.0 else batch._replace(weight=keys.weight)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class BatchLoader:
@@ -35,6 +65,9 @@ class BatchLoader:
         collate: list of items to batch.
         num_workers: processes that load ahead; 0 loads in this one.
         pin_memory: put batches into page-locked memory.
+
+    Raises:
+        LightningNovoGradError: from `next`, as the dataset raised it, in whichever process that was.
     """
 
     def __init__(
@@ -48,9 +81,9 @@ class BatchLoader:
     ) -> None:
         self._new_loader = partial(
             DataLoader,
-            dataset,
+            _Batches(dataset, collate),
             batch_sampler=_WithEpoch(sampler),
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -61,7 +94,11 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        for batch in self._loader:
+            if isinstance(batch, LightningNovoGradError):
+                self.close()
+                raise batch
+            yield batch
 
     def close(self) -> None:
         """Let go of the worker processes; iterating again starts new ones.
@@ -96,7 +133,7 @@ class ResumableLoader(BatchLoader):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        for batch in super().__iter__():
             self.sampler.delivered += 1
             yield batch
         self.sampler.set_epoch(self.sampler.epoch + 1)

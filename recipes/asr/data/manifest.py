@@ -1,9 +1,9 @@
 """Manifests: one JSON object per line and utterance, as NeMo has them."""
 
 import json
-import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_novograd.errors import DataError
+from lightning_novograd.errors import DataError, printable
+from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.audio import Header, read_header, resampled_length
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet, min_ctc_frames
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
 
 REQUIRED = ("audio_filepath", "duration", "text")
 DURATION_TOLERANCE = 0.1  # s; manifests round their durations, to one decimal at worst
 REPORTED = 5  # bad lines quoted in an error
+QUOTED = 60  # characters of a bad value quoted in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,9 @@ def read_manifest(
     samples_to_frames: Callable[[Tensor], Tensor] | None = None,
     min_duration: float | None = None,
     max_duration: float | None = None,
+    keep_all: bool = False,
     downmix: bool = False,
+    header_of: Callable[[Path], Header] = read_header,
 ) -> list[Utterance]:
     """The utterances of a manifest, every one of them checked.
 
@@ -74,7 +78,9 @@ def read_manifest(
             `JasperCTC.output_lengths`; None skips the check of lengths.
         min_duration: s; shorter utterances are left out, and counted in the log. None keeps all.
         max_duration: s; likewise for longer ones.
+        keep_all: only count the utterances outside these limits: a set to measure on is not made easier.
         downmix: accept recordings with several channels.
+        header_of: asks a recording for its header, such as `Headers`, which remembers them.
 
     Raises:
         DataError: there is no manifest, nothing in it, or lines in it are bad: not JSON, lacking a key, of a wrong
@@ -88,14 +94,14 @@ def read_manifest(
     lines = len(utterances) + len(bad)
     if not lines:
         raise DataError(f"manifest {path} is empty")
-    utterances = _filter(path, utterances, min_duration, max_duration)
-    headers = _read_headers(utterances, downmix, bad)
+    utterances = _filter(path, utterances, min_duration, max_duration, keep_all)
+    headers = _read_headers(utterances, downmix, bad, header_of)
     utterances = [u for u in utterances if u.line in headers]
     if samples_to_frames is not None and utterances:
         samples = [_model_samples(u, headers[u.line], sample_rate) for u in utterances]
         frames = torch.as_tensor(samples_to_frames(torch.tensor(samples))).tolist()
         for utterance, available in zip(utterances, frames, strict=True):
-            needed = min_ctc_frames(alphabet.encode(utterance.text))
+            needed = min_ctc_frames(utterance.text)
             if needed > available:
                 bad[utterance.line] = (
                     f"{utterance.duration:g} s of audio give {available} output frames, but the text "
@@ -107,7 +113,9 @@ def read_manifest(
         raise DataError(f"manifest {path}: min_duration and max_duration leave none of its {lines} utterances")
     other_rates = sorted({h.sample_rate for h in headers.values()} - {sample_rate})
     if other_rates:
-        log.info("%s: audio at %s Hz is resampled to %d Hz", path, ", ".join(map(str, other_rates)), sample_rate)
+        log.info(
+            "%s: audio at %s Hz is resampled to %d Hz", printable(path), ", ".join(map(str, other_rates)), sample_rate
+        )
     return utterances
 
 
@@ -117,7 +125,7 @@ def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, s
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"manifest {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, or a zero byte in the name
         raise DataError(f"manifest {path} cannot be read: {error}") from error
     utterances, bad = [], {}
     for line, row in enumerate(content.split("\n"), start=1):
@@ -135,16 +143,20 @@ def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utte
         entry = json.loads(row)
     except json.JSONDecodeError as error:
         raise DataError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except ValueError:  # Python's guard against numbers that take long to convert
+        raise DataError(f"has a number of more than {sys.get_int_max_str_digits()} digits") from None
+    except RecursionError:
+        raise DataError(f"is nested too deeply: {row.strip()[:QUOTED]}") from None
     if not isinstance(entry, dict):
-        raise DataError(f"is not a JSON object but {row.strip()[:60]}")
+        raise DataError(f"is not a JSON object but {row.strip()[:QUOTED]}")
     for key in REQUIRED:
         if key not in entry:
             raise DataError(f"lacks the key {key!r}; it has {', '.join(map(repr, entry)) or 'no keys'}")
     audio, text = entry["audio_filepath"], entry["text"]
     if not isinstance(audio, str) or not audio:
-        raise DataError(f"audio_filepath must be a path, not {audio!r}")
+        raise DataError(f"audio_filepath must be a path, not {_quoted(audio)}")
     if not isinstance(text, str):
-        raise DataError(f"text must be a string, not {text!r}")
+        raise DataError(f"text must be a string, not {_quoted(text)}")
     if not text.strip():
         raise DataError("text is empty; remove the line if nothing is said in the recording")
     alphabet.encode(text)
@@ -154,33 +166,52 @@ def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utte
     offset = _seconds(entry, "offset") if entry.get("offset") is not None else None
     if offset is not None and offset < 0:
         raise DataError(f"offset must not be negative, but is {offset:g}")
-    return Utterance(manifest.parent / Path(audio).expanduser(), duration, text, line, manifest, offset)
+    # not pathlib's expanduser, which raises for ~name of no user
+    return Utterance(manifest.parent / os.path.expanduser(audio), duration, text, line, manifest, offset)
 
 
 def _seconds(entry: Mapping[str, Any], key: str) -> float:
     value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{key} must be a number of seconds, not {value!r}")
-    return float(value)
+    try:
+        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number beyond what a float holds
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise DataError(f"{key} must be a number of seconds, not {_quoted(value)}")
+    return seconds
+
+
+def _quoted(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= QUOTED else f"{shown[:QUOTED]}..."
 
 
 def _filter(
-    path: Path, utterances: list[Utterance], min_duration: float | None, max_duration: float | None
+    path: Path, utterances: list[Utterance], min_duration: float | None, max_duration: float | None, keep_all: bool
 ) -> list[Utterance]:
     low, high = min_duration or 0.0, math.inf if max_duration is None else max_duration
-    kept = [u for u in utterances if low <= u.duration <= high]
-    if len(kept) < len(utterances):
-        log.info("%s: %d of %d utterances are outside %g to %g s and are left out",
-                 path, len(utterances) - len(kept), len(utterances), low, high)  # fmt: skip
-    return kept
+    inside = [u for u in utterances if low <= u.duration <= high]
+    if len(inside) < len(utterances):
+        log.info(
+            "%s: %d of %d utterances are outside %g to %g s and are %s",
+            printable(path),
+            len(utterances) - len(inside),
+            len(utterances),
+            low,
+            high,
+            "kept: the limits are for training" if keep_all else "left out",
+        )
+    return utterances if keep_all else inside
 
 
-def _read_headers(utterances: list[Utterance], downmix: bool, bad: dict[int, str]) -> dict[int, Header]:
+def _read_headers(
+    utterances: list[Utterance], downmix: bool, bad: dict[int, str], header_of: Callable[[Path], Header]
+) -> dict[int, Header]:
     """Headers by line; what is wrong with the others is added to `bad`."""
 
     def check(utterance: Utterance) -> Header | str:
         try:
-            header = read_header(utterance.audio)
+            header = header_of(utterance.audio)
             _check_header(utterance, header, downmix)
         except DataError as error:
             return str(error)
@@ -204,13 +235,18 @@ def _check_header(utterance: Utterance, header: Header, downmix: bool) -> None:
     if excess > DURATION_TOLERANCE or (utterance.offset is None and -excess > DURATION_TOLERANCE):
         end = "duration is" if utterance.offset is None else "offset and duration reach"
         raise DataError(f"{end} {stated:g} s, but the audio file {utterance.audio} lasts {header.seconds:g} s")
+    if utterance.offset is not None and _part(utterance, header) < 1:
+        raise DataError(f"duration is {utterance.duration:g} s, which is no sample of the audio file {utterance.audio}")
+
+
+def _part(utterance: Utterance, header: Header) -> int:
+    """Samples of the part that an utterance with an offset is, at the rate of the recording."""
+    start = round((utterance.offset or 0.0) * header.sample_rate)
+    return min(header.samples - start, round(utterance.duration * header.sample_rate))
 
 
 def _model_samples(utterance: Utterance, header: Header, sample_rate: int) -> int:
-    samples = header.samples
-    if utterance.offset is not None:
-        start = round(utterance.offset * header.sample_rate)
-        samples = min(samples - start, round(utterance.duration * header.sample_rate))
+    samples = header.samples if utterance.offset is None else _part(utterance, header)
     return resampled_length(samples, header.sample_rate, sample_rate)
 
 

@@ -1,28 +1,49 @@
 """Which utterances make a batch, on which rank, in which step."""
 
-import logging
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.recipes.asr.data.mixture import Mixture
+from lightning_novograd.recipes.asr.data.steps import balanced, pooled_steps
 
-log = logging.getLogger(__name__)
+log = rank_zero_logger(__name__)
+
+
+class MicroBatch(list[int]):
+    """Utterances of a micro-batch, by their indices.
+
+    Args:
+        indices: the utterances.
+        weight: of their mean loss in the mean over the micro-batches of the step, so that it is that over utterances.
+    """
+
+    def __init__(self, indices: Iterable[int], weight: float = 1.0) -> None:
+        super().__init__(indices)
+        self.weight = weight
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
     """Training batches, defined by what an optimizer step sees and only then split over ranks and micro-batches.
 
-    Step `s` of epoch `e` uses entries ``[s G, (s + 1) G)`` of a permutation drawn from ``(seed, e)``, where
-    ``G = batch_size * world_size * accumulate``. One process with batch 64 and two ranks with batch 16 and
-    accumulation 2 so make the same 62 updates from the same utterances. Inside a step the utterances are sorted by
-    duration and cut into micro-batches of neighbours, which have little padding; each rank's share of micro-batches
-    is chosen so that all ranks are busy for about the same time, and their order is drawn at random, so that no rank
-    and no micro-batch (BatchNorm's statistics are those of rank 0 and favour the last) always has the long ones.
+    The entries of an epoch are shuffled by ``(seed, epoch)`` and cut into pools of `bucket_steps` global batches.
+    Sorted by duration, a pool is cut into batches of ``G = batch_size * world_size * accumulate`` neighbours, which
+    have little padding; the order of the steps is drawn at random. One process with batch 64 and two ranks with batch
+    16 and accumulation 2 so make the same updates from the same utterances. Inside a step the utterances are cut into
+    micro-batches of neighbours; each rank's share of micro-batches is chosen so that all ranks are busy for about the
+    same time, and their order is drawn at random, so that no rank and no micro-batch (BatchNorm's statistics are those
+    of rank 0 and favour the last) always has the long ones.
 
-    The ``n % G`` utterances that do not fill a step are left out of an epoch, other ones in every epoch.
+    The ``n % G`` entries that do not fill a step are left out of an epoch, other ones in every epoch.
+
+    With `batch_seconds` a step has ``batch_seconds * world_size * accumulate`` seconds of audio, to within an
+    utterance, whatever the number of utterances; it is cut into micro-batches of about equal padded seconds. Their
+    weights make the mean over micro-batches that over the utterances of the step.
 
     The position can be saved and restored: `delivered` counts this rank's batches of the epoch that have reached the
     training loop (`ResumableLoader` keeps it), and iteration begins there.
@@ -34,10 +55,18 @@ class GlobalBatchSampler(Sampler[list[int]]):
         rank: this one.
         accumulate: micro-batches per optimizer step.
         seed: of the permutations.
-        shuffle: False takes the utterances in the same order in every epoch (to overfit a few batches).
+        shuffle: False takes the utterances in the same order in every epoch (to overfit a few batches); then nothing is
+            sorted across steps.
+        batch_seconds: s, of audio in a micro-batch, instead of `batch_size`; padding comes on top. At least twice the
+            longest utterance.
+        bucket_steps: global batches of a pool. It is at most a quarter of an epoch, so that utterances do not meet the
+            same ones in every epoch; 1 sorts nothing across steps.
+        mixture: how often which utterances are heard in an epoch; None: each once. Index ``k * n + i`` is the
+            utterance `i` of `n`, heard once more.
+        lengths: s, of entries (int64) in an epoch, where these are not `durations` (speed perturbation).
 
     Raises:
-        DataError: fewer utterances than one global batch needs.
+        DataError: fewer utterances than one global batch needs, or one too long for `batch_seconds`.
         ValueError: arguments out of range.
 
     Example:
@@ -56,30 +85,59 @@ class GlobalBatchSampler(Sampler[list[int]]):
         accumulate: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        batch_seconds: float | None = None,
+        bucket_steps: int = 1,
+        mixture: Mixture | None = None,
+        lengths: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> None:
         _check_geometry(batch_size, world_size, rank)
-        if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, not {accumulate}")
+        for name, value in (("accumulate", accumulate), ("bucket_steps", bucket_steps)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         self.durations = np.asarray(durations, dtype=np.float64)
         self.batch_size, self.world_size, self.rank, self.accumulate = batch_size, world_size, rank, accumulate
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.bucket_steps, self.batch_seconds = seed, shuffle, bucket_steps, batch_seconds
+        self.mixture, self._lengths = mixture, lengths
         self.epoch = 0
         self.delivered = 0
         self.global_batch_size = batch_size * world_size * accumulate
-        if len(self.durations) < self.global_batch_size:
+        self._planned: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
+        self._resumed: tuple[int, int] | None = None  # an epoch that was begun with other bucket_steps, and these
+        if batch_seconds is not None:
+            self._seconds = float(np.sum(self.durations * (1.0 if mixture is None else mixture.weights)))
+            self.steps = self._count_steps(batch_seconds)
+            return
+        entries = len(self.durations) if mixture is None else mixture.size
+        if entries < self.global_batch_size:
             raise DataError(
-                f"the training set has {len(self.durations)} utterances, fewer than one global batch of "
+                f"the training set has {entries} utterances, fewer than one global batch of "
                 f"{self.global_batch_size} (batch size {batch_size} x {world_size} ranks x accumulation {accumulate})"
             )
-        self.steps, left_out = divmod(len(self.durations), self.global_batch_size)
+        self.steps, left_out = divmod(entries, self.global_batch_size)
         if left_out and rank == 0:
             log.info(
                 "%d of %d utterances do not fill a global batch of %d and are left out of each epoch, other ones in "
                 "every epoch",
                 left_out,
-                len(self.durations),
+                entries,
                 self.global_batch_size,
             )
+
+    def _count_steps(self, batch_seconds: float) -> int:
+        """Steps of so many seconds in an epoch, which is equally long every time."""
+        longest = self.durations.max()
+        if batch_seconds < 2 * longest:
+            raise DataError(
+                f"data.batch_seconds is {batch_seconds:g}, but must be at least twice the longest utterance of the "
+                f"training set, which has {longest:g} s; data.max_duration leaves long ones out"
+            )
+        steps = int(self._seconds / (batch_seconds * self.world_size * self.accumulate))
+        if steps < 1:
+            raise DataError(
+                f"the training set has {self._seconds:g} s of audio, fewer than one global batch of "
+                f"{batch_seconds:g} s x {self.world_size} ranks x accumulation {self.accumulate}"
+            )
+        return steps
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever iteration begins."""
@@ -87,32 +145,73 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         first_step, skipped = divmod(self.delivered, self.accumulate)
-        order = self._order()
+        plan = self._plan()
         for step in range(first_step, self.steps):
-            batches = self._deal(order[step], step)
-            yield from batches[skipped if step == first_step else 0 :].tolist()
+            entries, lengths = plan[step]
+            batches = self._deal(lengths, step)[self.rank]
+            for batch in batches[skipped if step == first_step else 0 :]:
+                weight = len(batch) * self.world_size * self.accumulate / len(entries)
+                yield MicroBatch(entries[batch].tolist(), weight)
 
-    def _order(self) -> np.ndarray:
-        """Utterances of every step of the epoch, shape (steps, G)."""
+    def padding(self) -> float:
+        """The share of padding in the samples of this epoch's batches, over all ranks."""
+        heard = padded = 0.0
+        for step, (_, lengths) in enumerate(self._plan()):
+            heard += lengths.sum()
+            padded += sum(len(batch) * lengths[batch].max() for rank in self._deal(lengths, step) for batch in rank)
+        return 1.0 - heard / padded
+
+    def _plan(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Entries of every step of the epoch, and their lengths."""
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = self.epoch, self._new_plan()
+        return self._planned[1]
+
+    def _new_plan(self) -> list[tuple[np.ndarray, np.ndarray]]:
         n = len(self.durations)
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(n) if self.shuffle else np.arange(n)
-        return order[: self.steps * self.global_batch_size].reshape(self.steps, self.global_batch_size)
+        entries = np.arange(n) if self.mixture is None else self.mixture.entries(self.seed, self.epoch)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = entries[rng.permutation(len(entries))] if self.shuffle else entries
+        if self.batch_seconds is None:
+            order = order[: self.steps * self.global_batch_size]
+            costs = np.ones(len(order))
+        else:
+            costs = self.durations[order % n]
+            # a mixture draws longer or shorter ones; the number of steps stays, and nothing more is left out for it
+            wanted = self.steps * self.batch_seconds * self.world_size * self.accumulate * costs.sum() / self._seconds
+            kept = int(np.searchsorted(np.cumsum(costs) - costs / 2, wanted))
+            order, costs = order[:kept], costs[:kept]
+        lengths = self.durations[order % n] if self._lengths is None else self._lengths(self.epoch, order)
+        pool = max(1, min(self._bucket_steps(), self.steps // 4)) if self.shuffle else 1
+        steps = pooled_steps(lengths, costs, self.steps, pool, rng)
+        return [(order[step], lengths[step]) for step in steps]
 
-    def _deal(self, utterances: np.ndarray, step: int) -> np.ndarray:
-        """Micro-batches of this rank in one step, shape (accumulate, batch_size)."""
-        by_duration = utterances[np.argsort(-self.durations[utterances], kind="stable")]
-        rounds = by_duration.reshape(self.accumulate, self.world_size, self.batch_size)
+    def _bucket_steps(self) -> int:
+        """Of this epoch."""
+        return self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else self.bucket_steps
+
+    def _deal(self, lengths: np.ndarray, step: int) -> list[list[np.ndarray]]:
+        """Micro-batches of every rank in one step whose utterances are so long."""
+        longest_first = np.argsort(-lengths, kind="stable")
+        if self.batch_seconds is None:
+            batches = list(longest_first.reshape(-1, self.batch_size))
+            works = lengths[longest_first[:: self.batch_size]]
+        else:
+            cuts = balanced(lengths[longest_first], self.accumulate * self.world_size)
+            batches = sorted((longest_first[cut] for cut in cuts), key=lambda batch: -len(batch) * lengths[batch[0]])
+            works = np.array([len(batch) * lengths[batch[0]] for batch in batches])
         rng = np.random.default_rng((self.seed, self.epoch, step))
         load = np.zeros(self.world_size)
-        mine = []
-        for micro_batches in rounds:
+        dealt: list[list[np.ndarray]] = [[] for _ in range(self.world_size)]
+        for first in range(0, len(batches), self.world_size):
             # The longest micro-batch of a round goes to the rank that has had the least so far.
-            longest = self.durations[micro_batches[:, 0]]
             tie_break = rng.permutation(self.world_size)
             ranks = tie_break[np.argsort(load[tie_break], kind="stable")]
-            load[ranks] += longest
-            mine.append(micro_batches[np.flatnonzero(ranks == self.rank)[0]])
-        return np.stack(mine)[rng.permutation(self.accumulate)]
+            load[ranks] += works[first : first + self.world_size]
+            for rank, batch in zip(ranks, batches[first : first + self.world_size], strict=True):
+                dealt[rank].append(batch)
+        order = rng.permutation(self.accumulate)
+        return [[batches[i] for i in order] for batches in dealt]
 
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch`; the epoch that is already under way goes on where it is."""
@@ -121,35 +220,49 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in."""
-        return {"epoch": self.epoch, "delivered": self.delivered, **self._identity()}
+        position = {"epoch": self.epoch, "delivered": self.delivered, **self._identity()}
+        return {**position, "bucket_steps": self._bucket_steps(), "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position; the epoch under way ends with the `bucket_steps` that it began with.
 
         Raises:
             ConfigError: the position is inside an epoch and data, seed or batch geometry are not those it was saved
                 with. Between epochs they may change.
         """
-        if 0 < state["delivered"] < state["batches"]:
-            for key, value in self._identity().items():
-                if state[key] != value:
-                    raise ConfigError(
-                        "",
-                        f"cannot resume in mid-epoch: {key} was {state[key]} when the checkpoint was saved and is "
-                        f"{value} now; restore it, or resume from a checkpoint of the end of an epoch",
-                    )
         ended = state["delivered"] >= state["batches"]
         self.epoch, self.delivered = state["epoch"], len(self) if ended else state["delivered"]
+        if not 0 < state["delivered"] < state["batches"]:
+            return
+        # a checkpoint of before there were any has none
+        self._resumed, self._planned = (self.epoch, state.get("bucket_steps", 1)), None
+        advice = "restore it, or resume from a checkpoint of the end of an epoch"
+        for key, value in self._identity().items():
+            saved = state.get(key)
+            if saved != value:
+                problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
+                raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
+        if state.get("order", self._order()) != self._order():
+            problem = "the training set has other durations, weights or speeds than when the checkpoint was saved"
+            raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int | float | None]:
         return {
             "utterances": len(self.durations),
             "batch_size": self.batch_size,
+            "batch_seconds": self.batch_seconds,
             "world_size": self.world_size,
             "accumulate": self.accumulate,
             "seed": self.seed,
             "batches": len(self),
         }
+
+    def _order(self) -> int:
+        """A checksum of what this epoch hears, step by step."""
+        checksum = 0
+        for entries, lengths in self._plan():
+            checksum = zlib.crc32(lengths.tobytes(), zlib.crc32(entries.tobytes(), checksum))
+        return checksum
 
 
 class EvalBatchSampler(Sampler[list[int]]):

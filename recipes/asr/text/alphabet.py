@@ -77,8 +77,8 @@ class Alphabet:
         return "".join([self.labels[i] for i in ids])
 
 
-def min_ctc_frames(ids: Sequence[int]) -> int:
-    """The fewest output frames that can spell `ids`: one each, and a blank between equal neighbours.
+def min_ctc_frames(ids: Sequence[int] | str) -> int:
+    """The fewest output frames that can spell `ids` (or a text): one each, and a blank between equal neighbours.
 
     Example:
         >>> min_ctc_frames([1, 2, 2])

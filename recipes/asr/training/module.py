@@ -59,7 +59,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
         if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
             wer = self.train_wer(greedy(log_probs_BTV.detach(), lens_B, self.alphabet), batch.texts)
             self.log("train_wer", wer, prog_bar=True, batch_size=len(batch.texts))
-        return loss
+        return loss * batch.weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and error rates on the dev set; shows the first transcripts."""

@@ -160,12 +160,15 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
         per_device_batch_size: utterances of one micro-batch.
 
     Raises:
-        ConfigError: it does not divide (the message names sizes that do), it is a list of stages, or the accumulation
-            is given twice.
+        ConfigError: it does not divide (the message names sizes that do), it is a list of stages, or it or the
+            accumulation is given twice.
     """
     accumulate = settings.trainer.get("accumulate_grad_batches", 1)
     devices, nodes = count_devices(settings.trainer), settings.trainer.get("num_nodes", 1)
     size = settings.large_batch.global_batch_size
+    if size is not None and settings.data.get("batch_seconds") is not None:
+        problem = f"is {size} utterances, but data.batch_seconds counts seconds; give one of them"
+        raise ConfigError("large_batch.global_batch_size", problem)
     if isinstance(size, list):
         # the number of batches in an epoch would change, and Lightning asks for it once
         problem = "the recipe's epochs consist of whole global batches, equally many in each, so its batch cannot grow"

@@ -15,7 +15,9 @@ from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
         pytest.param({"name": None}, f"data.name: is missing: one of {', '.join(available_corpora())}", id="no name"),
         pytest.param({"name": "manifst"}, "data.name: unknown corpus 'manifst'; did you mean 'manifest'?", id="corpus"),
         pytest.param({"train": None}, "data.train: is missing: give the path of a manifest", id="required"),
-        pytest.param({"root": "x"}, "data.root: unknown key. Allowed: augment, batch_size,", id="other corpus's key"),
+        pytest.param(
+            {"root": "x"}, "data.root: unknown key. Allowed: augment, batch_seconds,", id="other corpus's key"
+        ),
         pytest.param({"batchsize": 2}, "data.batchsize: unknown key; did you mean 'batch_size'?", id="misspelt"),
         pytest.param({"batch_size": 0}, "data.batch_size: must be at least 1, not 0", id="range"),
         pytest.param({"num_workers": "two"}, "data.num_workers: must be a whole number, not 'two'", id="type"),
@@ -68,6 +70,6 @@ def test_all_keys_are_allowed():
     with pytest.raises(ConfigError) as error:
         DataConfig.from_mapping({"name": "manifest", "x": 1})
     assert error.value.problem == (
-        "unknown key. Allowed: augment, batch_size, cache_audio, cache_dir, dev, downmix, eval_batch_size, "
-        "max_duration, min_duration, name, num_workers, test, train"
+        "unknown key. Allowed: augment, batch_seconds, batch_size, bucket_steps, cache_audio, cache_dir, dev, downmix, "
+        "eval_batch_size, max_duration, min_duration, name, num_workers, test, train"
     )

@@ -40,6 +40,24 @@ def test_samples_are_those_of_the_recordings_and_of_parts(tmp_path, cache):
     assert len(dataset) == 3
 
 
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "first", "last"),
+    [
+        ({"duration": 0.92}, 0, 16000),  # longer than it says: the manifest has rounded, nothing is cut off
+        ({"duration": 1.08}, 0, 16000),
+        ({"offset": 0.0, "duration": 0.92}, 0, 14720),  # a part is as long as it says
+        ({"offset": 0.5, "duration": 0.58}, 8000, 16000),  # and ends with its file
+        ({"offset": 0.25, "duration": 0.75}, 4000, 16000),
+    ],
+)
+def test_what_of_a_file_is_heard_where_its_duration_is_not_exact(tmp_path, changes, first, last, cache):
+    samples = np.arange(16000, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    wave = dataset_of(tmp_path, [entry("a.wav", **changes)], cache=cache)[0, 0].wave
+    assert np.array_equal(wave * 32768, samples[first:last])
+
+
 def test_samples_that_are_kept_are_rounded_and_clipped_and_shared(tmp_path):
     wave = np.array([2.0, -2.0, 1.0, -1.0, 1.6 / 32768, -1.6 / 32768, 0.0] * 2000)
     soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")

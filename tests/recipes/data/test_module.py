@@ -268,7 +268,8 @@ def test_the_config_is_passed_on(make_data):
     assert (train.augment.speed_config, train.augment.seed, dev.augment) == ([0.9, 1.1], 7, None)
     for dataset in (train, dev):
         assert (dataset.downmix, dataset.sample_rate, dataset._samples is None) == (True, 16000, False)
-        assert all(0.25 <= duration <= 0.5 for duration in dataset.durations)
+    assert all(0.25 <= duration <= 0.5 for duration in train.durations)
+    assert len(dev) == DEV, "the limits are for training"
     loaders = data.train_dataloader(), data.val_dataloader()
     assert [(loader._loader.num_workers, loader._loader.pin_memory) for loader in loaders] == [(3, False)] * 2
     sampler = loaders[0].sampler

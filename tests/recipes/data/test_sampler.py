@@ -99,6 +99,19 @@ def test_ranks_are_busy_equally_long(batch_size, world_size):
         assert max(work) < 1.1 * np.mean(work)
 
 
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(2, 3, 4), (1, 4, 3), (3, 2, 5), (4, 2, 1)])
+def test_loads_are_dealt_exactly(batch_size, world_size, accumulate):
+    """Micro-batches of neighbours; of every round the longest for the rank that has had the least."""
+    for step in steps(batch_size, world_size, accumulate, epoch=1):
+        left = sorted(flat(step), key=lambda i: -DURATIONS[i])
+        expected: list[list[frozenset[int]]] = [[] for _ in range(world_size)]
+        while left:
+            for rank in sorted(expected, key=lambda batches: sum(max(DURATIONS[i] for i in b) for b in batches)):
+                rank.append(frozenset(left[:batch_size]))
+                left = left[batch_size:]
+        assert {frozenset(map(frozenset, rank)) for rank in step} == set(map(frozenset, expected))
+
+
 def test_no_rank_always_has_the_long_ones():
     longest = [
         int(np.argmax([padded(rank) for rank in step])) for epoch in range(5) for step in steps(8, 4, epoch=epoch)
@@ -237,10 +250,13 @@ def test_a_sampler_begins_at_the_beginning():
         "delivered": 0,
         "utterances": 210,
         "batch_size": 8,
+        "batch_seconds": None,
         "world_size": 1,
         "accumulate": 1,
         "seed": 0,
+        "bucket_steps": 1,
         "batches": 26,
+        "order": said.state_dict()["order"],
     }
     assert EvalBatchSampler(DURATIONS, 8).epoch == 0
 

@@ -45,6 +45,16 @@ def loss_of(module: CTCModule) -> torch.Tensor:
     return ctc_loss(log_probs, lens, BATCH.targets_BU, BATCH.target_lens_B, 2)
 
 
+def test_a_batch_weighs_what_it_says(logged):
+    """Micro-batches of unequal size: the mean of their weighted losses is the mean over utterances."""
+    module = module_at()
+    loss = loss_of(module)
+    assert torch.equal(module.training_step(BATCH._replace(weight=0.5), 1), 0.5 * loss)
+    assert torch.equal(logged[0][1], loss), "the log has the mean of the batch"
+    module._evaluate(BATCH._replace(weight=0.5), "dev", module.dev_wer, module.dev_cer)
+    assert torch.equal(logged[1][1], loss)
+
+
 @pytest.mark.parametrize(
     ("step", "batch_idx", "has_wer"),
     [(0, 0, True), (7, 0, True), (0, 1, False), (1, 1, False), (2, 1, True), (3, 1, False), (5, 4, True)],

@@ -102,6 +102,14 @@ def test_plan_that_does_not_divide_names_sizes_that_work():
         plan_batches(settings(large_batch={"global_batch_size": 100}), 16)
 
 
+def test_a_batch_is_so_many_utterances_or_so_many_seconds():
+    by_seconds = {"data": {"batch_seconds": 60.0}}
+    with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: is 64 utterances, but data\."):
+        plan_batches(settings(**by_seconds, large_batch={"global_batch_size": 64}), 16)
+    trainer = {**BLOCKS["trainer"], "accumulate_grad_batches": 3}
+    assert plan_batches(settings(**by_seconds, trainer=trainer), 16).accumulate_grad_batches == 3
+
+
 def test_a_batch_that_grows_is_refused():
     chosen = settings(large_batch={"global_batch_size": [[0, 64], [100, 128]]})
     with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: .*cannot grow; .*BatchRampScheduler"):

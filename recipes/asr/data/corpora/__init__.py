@@ -4,6 +4,7 @@ A corpus is one module or package of this folder: a class with its options, regi
 """
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -64,4 +65,4 @@ def prepare_corpus(
     """
     corpus = get_corpus(name)
     values: Mapping[str, Any] = options if root is None else {"root": str(root), **options}
-    return corpus.prepare(corpus.options.read(values, "data"), Path(cache_dir).expanduser())
+    return corpus.prepare(corpus.options.read(values, "data"), Path(os.path.expanduser(cache_dir)))

@@ -101,7 +101,7 @@ def source_folder(options: An4Options, beside: Path) -> Iterator[Path]:
     if options.root is None:
         archive = download(source, beside / f".{source.name}")
     else:
-        root = Path(options.root).expanduser()
+        root = Path(os.path.expanduser(options.root))
         unpacked_roots = [folder for folder in (root / "an4", root) if os.path.isdir(folder / "etc")]
         if unpacked_roots:
             yield unpacked_roots[0]

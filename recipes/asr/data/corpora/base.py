@@ -12,10 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from lightning_novograd.errors import ConfigError
+import soundfile
+
+from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.section import Section
 
 STAMP = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One of several manifests of a training set, and how often an epoch hears each of its utterances."""
+
+    path: Path
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,10 @@ class Corpus(ABC):
     @abstractmethod
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Manifests of the corpus, with all audio in place; it is made if it is not there."""
+
+    def training(self, options: Any, manifests: Manifests) -> tuple[Weighted, ...]:
+        """Those of the training set, where it has several."""
+        return (Weighted(manifests.train),)
 
 
 class PreparedCorpus(Corpus):
@@ -116,8 +130,19 @@ def prepare_in(folder: Path, fingerprint: Mapping[str, Any], build: Callable[[Pa
 
     Raises:
         ConfigError: `folder` holds something else.
+        DataError: it cannot be made: the disk is full, or somebody else's.
     """
-    stamp = json.dumps(fingerprint, sort_keys=True)
+    try:
+        return _prepare_in(folder, json.dumps(fingerprint, sort_keys=True), build)
+    except (OSError, ValueError, soundfile.SoundFileError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, LightningNovoGradError):
+            raise
+        raise DataError(
+            f"{folder} cannot be made: {error}; choose another folder, such as with data.cache_dir"
+        ) from error
+
+
+def _prepare_in(folder: Path, stamp: str, build: Callable[[Path], None]) -> Manifests:
     if not _holds(folder, stamp):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -14,6 +14,7 @@ Data: https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0.
 import hashlib
 import json
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ class FsddOptions(Section):
     @property
     def folder(self) -> Path:
         """`root` as a path."""
-        return Path(self.root or "").expanduser()
+        return Path(os.path.expanduser(self.root or ""))
 
 
 @register_corpus("fsdd")

@@ -106,7 +106,7 @@ class LibriSpeech(PreparedCorpus):
             raise ConfigError(
                 "data.root", f"is missing: give FOLDER of {made}, or one with LibriSpeech's unpacked parts"
             )
-        root = Path(options.root).expanduser()
+        root = Path(os.path.expanduser(options.root))
         if all(os.path.isfile(path) for path in vars(_manifests(root, options)).values() if path is not None):
             return _manifests(root, options)
         folders = {part: find_part(root, part) for part in options.parts}
@@ -127,7 +127,7 @@ class LibriSpeech(PreparedCorpus):
             audio = find_part(folder, part) or (find_part(root, part) if root else None)
             _write_part(folder, part, audio or _obtain(part, options, folder, stop))
 
-        root = Path(options.root).expanduser() if options.root else None
+        root = Path(os.path.expanduser(options.root)) if options.root else None
         parts = list(dict.fromkeys([*options.parts, *options.also]))
         if root:
             for part in parts:
@@ -211,7 +211,7 @@ def _obtain(part: str, options: LibriSpeechOptions, folder: Path, stop: threadin
     """Unpack a part from a local archive, or from one that is downloaded and not kept."""
     source = Source(f"{options.mirror.rstrip('/')}/{part}.tar.gz", PARTS[part].sha256, PARTS[part].size)
     if options.root:
-        archive = _archive(Path(options.root).expanduser(), part)
+        archive = _archive(Path(os.path.expanduser(options.root)), part)
         verify(archive, source, stop)
     else:
         archive = download(source, _archive(folder, part), stop)

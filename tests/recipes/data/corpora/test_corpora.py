@@ -1,12 +1,14 @@
 """Corpora by name, and folders that are complete or not there."""
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
+import soundfile
 
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, get_corpus, prepare_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, cache_folder, prepare_in, workers
 from lightning_novograd.recipes.asr.section import Section
@@ -163,6 +165,28 @@ def test_manifests_of_ones_own_may_begin_at_home(tmp_path, monkeypatch):
     made = prepare_corpus("manifest", train="~/a.json", dev="~/b.json", test="~/c.json")
     assert made == Manifests(*(tmp_path / f"{name}.json" for name in "abc"))
     assert prepare_corpus("manifest", train="a.json", dev="b.json").train == Path("a.json")
+
+
+@pytest.mark.parametrize("cache_dir", ["FILE", "FILE/below", "x" * 300, "a\0b", "~no-such-user"])
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, cache_dir):
+    monkeypatch.chdir(tmp_path)
+    if cache_dir == "~no-such-user":
+        (tmp_path / cache_dir).write_text("")  # taken as it is
+    (tmp_path / "FILE").write_text("")
+    with pytest.raises(
+        DataError, match=r"^.*toy cannot be made: .*; choose another folder, such as with data.cache_dir$"
+    ):
+        prepare_in(Path(os.path.expanduser(cache_dir)) / "toy", FINGERPRINT, build)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), soundfile.LibsndfileError(2)])
+def test_a_disk_that_gets_full(tmp_path, error):
+    def full(folder):
+        raise error
+
+    with pytest.raises(DataError, match=r"toy cannot be made: "):
+        prepare_in(tmp_path / "toy", FINGERPRINT, full)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers():

@@ -1,0 +1,86 @@
+"""From an epoch's utterances to the steps of it, and from a step to micro-batches."""
+
+import numpy as np
+
+
+def cut(costs: np.ndarray, parts: int) -> np.ndarray:
+    """Where to cut a sequence into `parts` runs of equal cost, as nearly as whole elements allow.
+
+    An element belongs to the run that its middle lies in.
+
+    Args:
+        costs: of the elements, above 0, shape (N,).
+        parts: number of runs.
+
+    Returns:
+        Bounds, shape (parts + 1,), from 0 to N.
+
+    Example:
+        >>> cut(np.array([1.0, 1.0, 2.0, 4.0]), 2).tolist()
+        [0, 3, 4]
+    """
+    ends = np.cumsum(costs)
+    return np.searchsorted(ends - costs / 2, ends[-1] * np.arange(parts + 1) / parts)
+
+
+def pooled_steps(
+    lengths: np.ndarray, costs: np.ndarray, steps: int, pool: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Cut shuffled elements into steps; those of a pool of steps are sorted by length before, so neighbours share one.
+
+    Args:
+        lengths: of the elements in their shuffled order, shape (N,).
+        costs: of the same elements; all steps of a pool cost the same.
+        steps: how many.
+        pool: steps that are sorted together, at most; 1 sorts nothing.
+        rng: draws the order of the steps.
+
+    Returns:
+        Positions of the elements of each step.
+    """
+    pools = -(-steps // pool)
+    steps_of = np.diff(np.arange(pools + 1) * steps // pools)
+    # pools in proportion to their numbers of steps
+    bounds = cut(costs, steps)[np.concatenate([[0], np.cumsum(steps_of)])]
+    made: list[np.ndarray] = []
+    for first, end, count in zip(bounds[:-1], bounds[1:], steps_of, strict=True):
+        elements = np.arange(first, end)
+        if pool > 1:
+            elements = elements[np.argsort(-lengths[first:end], kind="stable")]
+        made += np.split(elements, cut(costs[elements], int(count))[1:-1])
+    return [made[i] for i in rng.permutation(steps)] if pool > 1 else made
+
+
+def balanced(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Cut elements into micro-batches of neighbours whose longest has as few padded seconds as possible.
+
+    Args:
+        lengths: s, longest first, shape (N,).
+        parts: number of micro-batches, at most N; none is empty.
+
+    Returns:
+        Positions of the elements of each micro-batch.
+
+    Example:
+        >>> [batch.tolist() for batch in balanced(np.array([4.0, 2.0, 2.0, 1.0, 1.0]), 2)]
+        [[0, 1], [2, 3, 4]]
+    """
+    low, high = lengths[0], lengths[0] * (len(lengths) + 1)  # enough, however it is rounded
+    for _ in range(40):  # to a part in 10^12
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_filled(lengths, middle)) <= parts else (middle, high)
+    starts = _filled(lengths, high)
+    sizes = np.diff([*starts, len(lengths)]).tolist()
+    while len(sizes) < parts:  # halve the largest
+        largest = sizes.index(max(sizes))
+        sizes[largest : largest + 1] = [sizes[largest] - sizes[largest] // 2, sizes[largest] // 2]
+    return np.split(np.arange(len(lengths)), np.cumsum(sizes)[:-1])
+
+
+def _filled(lengths: np.ndarray, capacity: float) -> list[int]:
+    """First elements of micro-batches that are filled one after the other, up to `capacity` padded seconds."""
+    starts, first = [], 0
+    while first < len(lengths):
+        starts.append(first)
+        first += max(1, int(capacity / lengths[first]))
+    return starts
