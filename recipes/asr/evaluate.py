@@ -1,8 +1,8 @@
 """Count a trained model's errors: ``python recipes/asr/evaluate.py RUN [--manifest FILE.json]``.
 
 Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none), by kinds of
-errors, with the bootstrap's 95 % interval and the real-time factor. Audio is read as the run read it (data.downmix), and
-nothing is left out for its length. Relative paths in the run's config begin at the current folder, as they did in
+errors, with the bootstrap's 95 % interval and the real-time factor. Audio is read as the run read it (data.downmix),
+and nothing is left out for its length. Relative paths in the run's config begin at the current folder, as they did in
 training. Nothing is written unless --out or --report is given.
 """
 
