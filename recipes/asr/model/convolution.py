@@ -134,6 +134,7 @@ def convolve(conv: nn.Conv1d, x_BCT: Tensor) -> Tensor:
 def _onednn_computes(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_exporting()  # slices would fix the size of the batch
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
