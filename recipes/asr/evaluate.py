@@ -2,7 +2,8 @@
 
 Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none). Audio is
 read as the run read it (data.downmix, data.min_duration, ...); relative paths in the run's config begin at the current
-folder, as they did in training. Nothing is written unless --out is given.
+folder, as they did in training. Nothing is written unless --out is given. In place of RUN a .nemo archive or a plain
+checkpoint will do; it needs --manifest.
 """
 
 import argparse

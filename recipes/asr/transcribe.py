@@ -2,7 +2,8 @@
 
 One line per file on stdout: path, tab, text; bytes of a path that are not UTF-8 are escaped. A file that cannot be used
 is a line on stderr; the others are transcribed all the same. Files are read as the run read its data: any format of
-libsndfile, any sample rate, several channels where the run had data.downmix=true.
+libsndfile, any sample rate, several channels where the run had data.downmix=true. In place of RUN a .nemo archive or a
+plain checkpoint will do.
 """
 
 import sys

@@ -98,7 +98,7 @@ def test_places_that_cannot_be_written_are_found_before_any_work(tmp_path, name,
 
 
 COMMON = {
-    "RUN": "the run folder of train.py (its hydra.run.dir)",
+    "RUN": "the run folder of train.py (its hydra.run.dir), or a model without one: a .nemo or .ckpt file",
     "-h, --help": "show this help message and exit",
     "--checkpoint best|last|PATH": "weights of the best epoch by dev WER, of the last one, or in a checkpoint file; "
     "default: those that results.json was measured with (checkpoint.test of the run)",

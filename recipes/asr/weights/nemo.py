@@ -132,7 +132,8 @@ def _read_members(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: is not a .nemo archive, which is a tar file: {error}") from None
+        reason = str(error).partition(":\n")[0]  # else a line for each kind of compression
+        raise DataError(f"{path}: is not a .nemo archive, which is a tar file: {reason}") from None
     for name in limits:
         if name not in contents:
             raise DataError(f"{path}: lacks {name}")
@@ -143,7 +144,8 @@ def _read_config(path: Path, content: bytes) -> dict[str, Any]:
     try:
         config = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {CONFIG_MEMBER} is not plain YAML: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: {CONFIG_MEMBER} is not plain YAML: {reason}") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: {CONFIG_MEMBER} is not a mapping")
     return config
