@@ -178,7 +178,8 @@ class MelSpectrogram(nn.Module):
         """
         c = self.config
         lens_B = self.output_lengths(wave_lens_B)
-        num_frames = max(1, 1 + (wave_BS.shape[1] + 2 * self._margin - c.fft_samples) // c.stride_samples)
+        num_frames = 1 + (wave_BS.shape[1] + 2 * self._margin - c.fft_samples) // c.stride_samples
+        num_frames = torch.sym_max(1, num_frames)  # max would fix the length where a model is exported
         with torch.autocast(wave_BS.device.type, enabled=False):
             y_BS = self._pre_emphasize(wave_BS, wave_lens_B)
             x_BTC = self.featurizer(y_BS, num_frames, first=0 if c.exact_pad else -self._margin)

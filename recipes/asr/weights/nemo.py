@@ -23,7 +23,7 @@ _MAX_WEIGHTS_BYTES = 8 << 30
 # the part of an archive's config that describes the acoustic model; the rest is about training and decoding
 _MODEL_KEYS = ("sample_rate", "labels", "preprocessor", "spec_augment", "encoder", "decoder")
 # class names are compared, never imported
-_CLASSES = {
+CLASSES = {
     "preprocessor": "AudioToMelSpectrogramPreprocessor",
     "spec_augment": "SpectrogramAugmentation",
     "encoder": "ConvASREncoder",
@@ -71,12 +71,12 @@ class NemoArchive:
             section = self.config.get(name)
             if section is None:
                 continue
-            if name in _CLASSES and isinstance(section, dict):
+            if name in CLASSES and isinstance(section, dict):
                 section = dict(section)
-                target = str(section.pop("_target_", _CLASSES[name]))
-                if target.rpartition(".")[2] != _CLASSES[name]:
+                target = str(section.pop("_target_", CLASSES[name]))
+                if target.rpartition(".")[2] != CLASSES[name]:
                     raise ConfigError(
-                        f"{self.path.name}:{name}._target_", f"is {target!r}; only {_CLASSES[name]} can be read"
+                        f"{self.path.name}:{name}._target_", f"is {target!r}; only {CLASSES[name]} can be read"
                     )
             config[name] = section
         decoder = config.get("decoder")

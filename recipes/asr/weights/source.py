@@ -7,7 +7,7 @@ from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
-from lightning_novograd.recipes.asr.weights.run_folder import measured_checkpoint, tested
+from lightning_novograd.recipes.asr.weights.run_folder import find_checkpoint, measured_checkpoint, tested
 
 FILES = (".ckpt", ".nemo")
 
@@ -41,6 +41,24 @@ def find_model(source: str | Path) -> Path:
     if not os.path.exists(path):
         raise DataError(f"{source} does not exist; give a run folder of train.py, a .ckpt or a .nemo file")
     return measured_checkpoint(path, tested(path))
+
+
+def find_checkpoint_of(source: str | Path, which: str | None = None) -> Path:
+    """The same file, or another checkpoint of the run.
+
+    Args:
+        source: as in :func:`find_model`.
+        which: ``"best"``, ``"last"`` or a path; None for :func:`find_model`.
+
+    Raises:
+        DataError: it is not there, or `source` is one file and has none to choose from.
+    """
+    if which is None:
+        return find_model(source)
+    path = expand(source)
+    if is_model_file(path):
+        raise DataError(f"{source} is one file: there is no checkpoint {which!r} to choose")
+    return find_checkpoint(path, which) if which in ("best", "last") else expand(which)
 
 
 def load_file(path: Path) -> JasperCTC:

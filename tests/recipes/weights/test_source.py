@@ -48,7 +48,8 @@ def test_a_file_stands_for_itself(tmp_path, monkeypatch):
 def test_a_run_stands_for_what_its_results_were_measured_with(run):
     best = save(run / "checkpoints" / "epoch=003.ckpt")
     last = save(
-        run / "checkpoints" / "last.ckpt", callbacks={"a": {"monitor": "dev_wer", "best_model_path": "x/epoch=003.ckpt"}}
+        run / "checkpoints" / "last.ckpt",
+        callbacks={"a": {"monitor": "dev_wer", "best_model_path": "x/epoch=003.ckpt"}},
     )
     assert same(source.load(run), last)
     (run / ".hydra" / "config.yaml").write_text("checkpoint: {test: best}\n")
