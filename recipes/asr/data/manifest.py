@@ -59,6 +59,7 @@ def read_manifest(
     min_duration: float | None = None,
     max_duration: float | None = None,
     downmix: bool = False,
+    normalize: Callable[[str], str] = str,
 ) -> list[Utterance]:
     """The utterances of a manifest, every one of them checked.
 
@@ -75,6 +76,7 @@ def read_manifest(
         min_duration: s; shorter utterances are left out, and counted in the log. None keeps all.
         max_duration: s; likewise for longer ones.
         downmix: accept recordings with several channels.
+        normalize: what is made of each text before it is compared with the alphabet.
 
     Raises:
         DataError: there is no manifest, nothing in it, or lines in it are bad: not JSON, lacking a key, of a wrong
@@ -84,7 +86,7 @@ def read_manifest(
     Source: NeMo's manifest format. NeMo replaces or drops what it cannot use; here it is an error.
     """
     path = Path(path)
-    utterances, bad = _parse(path, alphabet)
+    utterances, bad = _parse(path, alphabet, normalize)
     lines = len(utterances) + len(bad)
     if not lines:
         raise DataError(f"manifest {path} is empty")
@@ -111,7 +113,7 @@ def read_manifest(
     return utterances
 
 
-def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, str]]:
+def _parse(path: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> tuple[list[Utterance], dict[int, str]]:
     """Utterances of the good lines, and what is wrong with the others by line number."""
     try:
         content = path.read_text(encoding="utf-8")
@@ -124,13 +126,13 @@ def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, s
         if not row.strip():
             continue
         try:
-            utterances.append(_parse_line(row, line, path, alphabet))
+            utterances.append(_parse_line(row, line, path, alphabet, normalize))
         except DataError as error:
             bad[line] = str(error)
     return utterances, bad
 
 
-def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utterance:
+def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> Utterance:
     try:
         entry = json.loads(row)
     except json.JSONDecodeError as error:
@@ -147,6 +149,7 @@ def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utte
         raise DataError(f"text must be a string, not {text!r}")
     if not text.strip():
         raise DataError("text is empty; remove the line if nothing is said in the recording")
+    text = normalize(text)
     alphabet.encode(text)
     duration = _seconds(entry, "duration")
     if duration <= 0:

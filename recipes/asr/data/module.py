@@ -104,6 +104,7 @@ class SpeechDataModule(LightningDataModule):
             min_duration=loading.min_duration,
             max_duration=loading.max_duration,
             downmix=loading.downmix,
+            normalize=self.config.normalize,
         )
         hours = sum(u.duration for u in utterances) / 3600
         log.info("%s set: %d utterances, %.2f h, from %s", split, len(utterances), hours, manifest)
