@@ -61,6 +61,21 @@ class LargeBatchSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStoppingSettings(Section):
+    """The ``early_stopping`` block.
+
+    Args:
+        patience: validations without an improvement after which the training ends; None: it never ends early.
+        min_delta: what counts as an improvement, as a fraction (0.001: 0.1 % WER); a smaller one does not.
+        monitor: what has to fall. The training also ends where it is no number.
+    """
+
+    patience: int | None = key(None, low=1)
+    min_delta: float = key(0.0, low=0.0)
+    monitor: str = key("dev_wer", allowed=("dev_wer", "dev_cer", "dev_loss"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
     """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
 
@@ -74,6 +89,9 @@ class RunSettings(Section):
         large_batch: see :class:`LargeBatchSettings`.
         seed: of initialization, shuffling, dropout.
         resume_from: checkpoint of a run to continue.
+        init_from: run folder, checkpoint or ``.nemo`` archive whose weights a new run begins with.
+        freeze: parameters that are not trained, see :func:`freeze`.
+        early_stopping: see :class:`EarlyStoppingSettings`.
         num_samples: transcripts shown after each validation.
         layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
     """
@@ -87,6 +105,9 @@ class RunSettings(Section):
     large_batch: LargeBatchSettings = key()
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
+    init_from: str | None = key(None)
+    freeze: list | None = key(None)
+    early_stopping: EarlyStoppingSettings = key(EarlyStoppingSettings())
     num_samples: int = key(3, low=0)
     layer_monitor: int | None = key(None, low=1)
 
@@ -94,12 +115,23 @@ class RunSettings(Section):
         """Every block has known keys only, and those that the recipe sets are left to it."""
         check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
         check_keys(self.logger, LOGGERS, "logger")
+        if self.init_from is not None and self.resume_from is not None:
+            raise ConfigError("init_from", "and resume_from exclude each other: a run that goes on has its weights")
+        for pattern in self.freeze or ():
+            if not isinstance(pattern, str):
+                raise ConfigError("freeze", f"must be a list of globs over parameter names, not {self.freeze!r}")
+        if self.early_stopping.patience is not None and self.trainer.get("limit_val_batches") == 0:
+            raise ConfigError("early_stopping.patience", "has nothing to watch with trainer.limit_val_batches=0")
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:
         """Build it from the composed config; errors in its sections have the full key path."""
         mapping = plain_mapping(cfg, path)
-        sections: dict[str, type[Section]] = {"checkpoint": CheckpointSettings, "large_batch": LargeBatchSettings}
+        sections: dict[str, type[Section]] = {
+            "checkpoint": CheckpointSettings,
+            "large_batch": LargeBatchSettings,
+            "early_stopping": EarlyStoppingSettings,
+        }
         for name, section in sections.items():
             if name in mapping:
                 mapping[name] = section.read(mapping[name], join(path, name))
