@@ -19,6 +19,7 @@ from lightning_novograd.errors import ConfigError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
 from lightning_novograd.recipes.asr.recognition.evaluation import count_errors, read_set, transcribe_set
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.weights.arguments import add_average_argument
 
 
 @writes_to_stdout
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the errors are counted, 1 with a message on stderr when they cannot be."""
     parser = make_parser("evaluate", __doc__)
     parser.add_argument("--manifest", metavar="FILE.json", type=Path, help="measure these utterances instead")
+    add_average_argument(parser)
     parser.add_argument("--batch-size", metavar="N", type=_positive, help="default: data.eval_batch_size of the run")
     parser.add_argument(
         "--out", metavar="FILE.json", type=Path, help="write the totals and every reference with its hypothesis"
@@ -35,13 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.out is not None:
             check_out(arguments.out)
         run = TrainedRun.read(arguments.run)
-        checkpoint = run.checkpoint(arguments.checkpoint)
-        recognizer = run.recognizer(checkpoint, arguments.device)
+        if arguments.average is None:
+            checkpoint = str(run.checkpoint(arguments.checkpoint))
+            recognizer = run.recognizer(Path(checkpoint), arguments.device)
+        else:
+            recognizer, files = run.average(arguments.average, arguments.checkpoint, arguments.device)
+            checkpoint = f"mean of {', '.join(map(str, files))}"
         dataset = read_set(run, recognizer, arguments.manifest)
         loading = run.data.loading
         batch_size = arguments.batch_size or loading.eval_batch_size or loading.batch_size
         hypotheses = transcribe_set(recognizer, dataset, batch_size, loading.num_workers)
-        totals = {"checkpoint": str(checkpoint), **count_errors(dataset, hypotheses)}
+        totals = {"checkpoint": checkpoint, **count_errors(dataset, hypotheses)}
         show(totals)
         if arguments.out is not None:
             write(arguments.out, totals, dataset, hypotheses)

@@ -15,10 +15,11 @@ import torch
 from lightning_novograd.commands.output import check_folder, whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.weights.arguments import add_average_argument
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
 from lightning_novograd.recipes.asr.weights.nemo_writer import write_nemo
 from lightning_novograd.recipes.asr.weights.program import write_onnx, write_program
-from lightning_novograd.recipes.asr.weights.source import find_checkpoint_of, load_file
+from lightning_novograd.recipes.asr.weights.source import find_checkpoint_of, load_average, load_file
 
 SUFFIXES = {".nemo": "nemo", ".onnx": "onnx", ".pt2": "torch"}
 
@@ -30,12 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_folder(arguments.out)
         write = WRITERS[_format(arguments.format, arguments.out)]
-        file = find_checkpoint_of(arguments.run, arguments.checkpoint)
-        difference = write(load_file(file), arguments.out)
+        if arguments.average is None:
+            file = find_checkpoint_of(arguments.run, arguments.checkpoint)
+            model, said = load_file(file), str(file)
+        else:
+            model, files = load_average(arguments.run, arguments.checkpoint, arguments.average)
+            said = f"the mean of {', '.join(map(str, files))}"
+        difference = write(model, arguments.out)
     except LightningNovoGradError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.out}: weights of {file}; read again, its log-probabilities differ by at most {difference:.1g}")
+    print(f"{arguments.out}: weights of {said}; read again, its log-probabilities differ by at most {difference:.1g}")
     return 0
 
 
@@ -51,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of the best epoch by dev WER, of the last one, or in a checkpoint file; default: those that "
         "results.json was measured with",
     )
+    add_average_argument(parser)
     return parser
 
 

@@ -44,6 +44,7 @@ KEYS = {
         "save_top_k": (2, {"low": -1}),
         "every_n_steps": (None, {"low": 1}),
         "test": ("last", {"allowed": ["last", "best"]}),
+        "average": (None, {"low": 2}),
     },
     "DecoderConfig": {
         "feat_in": (None, {"low": 1}),

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
@@ -12,7 +12,7 @@ from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.section import Section
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.asr.weights.run_folder import config_of, find_checkpoint, measured_checkpoint
-from lightning_novograd.recipes.asr.weights.source import expand, is_model_file, load_file
+from lightning_novograd.recipes.asr.weights.source import expand, is_model_file, load_average, load_file
 
 
 def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
@@ -90,6 +90,26 @@ class TrainedRun:
             return find_checkpoint(self.folder, which)
         return measured_checkpoint(self.folder, self.settings.checkpoint.test) if which is None else expand(which)
 
+    def average(self, count: int, which: str | None = None, device: str = "cpu") -> tuple[Recognizer, list[Path]]:
+        """The mean of the weights of several epochs, and the files that it was made of.
+
+        Args:
+            count: how many.
+            which: ``"best"`` or ``"last"``; None for what results.json was measured with.
+            device: as for :meth:`recognizer`.
+
+        Raises:
+            ConfigError: `which` is a path.
+            DataError: the run has not kept them, or it is no run.
+        """
+        model, files = load_average(self.folder, which, count)
+        return Recognizer(model, device, self.precision), files
+
+    @property
+    def precision(self) -> Any:
+        """In which the run computed; None for a file, which does not say."""
+        return None if self.settings is None else self.settings.trainer.get("precision")
+
     def recognizer(self, checkpoint: Path, device: str = "cpu") -> Recognizer:
         """The model in a checkpoint or archive, computing in the run's precision.
 
@@ -97,8 +117,7 @@ class TrainedRun:
             DataError: the file is missing, no checkpoint, or one of another program.
             ConfigError: there is no such device on this machine.
         """
-        precision = None if self.settings is None else self.settings.trainer.get("precision")
-        return Recognizer(load_file(checkpoint), device, precision)
+        return Recognizer(load_file(checkpoint), device, self.precision)
 
 
 def shown(name: object) -> str:

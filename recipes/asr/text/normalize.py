@@ -8,7 +8,7 @@ FORMS = ("NFC", "NFD", "NFKC", "NFKD", None)
 
 
 def normalize(text: str, case: str | None = None, unicode: str | None = None) -> str:
-    """`text` in one case and one Unicode form; numbers are left to whoever knows how they are read.
+    r"""`text` in one case and one Unicode form; numbers are left to whoever knows how they are read.
 
     Args:
         text: of a manifest.
@@ -16,7 +16,7 @@ def normalize(text: str, case: str | None = None, unicode: str | None = None) ->
         unicode: ``"NFC"`` (a letter with its accent is one character), ``"NFD"``, ``"NFKC"``, ``"NFKD"`` or None.
 
     Example:
-        >>> normalize("A\\u0308ra", case="lower", unicode="NFC")
+        >>> normalize("A\u0308ra", case="lower", unicode="NFC")
         'ära'
     """
     if case is not None:

@@ -21,8 +21,8 @@ def freeze(module: CTCModule, patterns: Sequence[str]) -> None:
 
     Args:
         module: with the weights that it begins with.
-        patterns: shorthands and globs as in ``optim.param_groups``, over names as `encoder.encoder.0.mconv.0.conv.weight`,
-            with or without ``model.`` before them.
+        patterns: shorthands and globs as in ``optim.param_groups``, over names as
+            `encoder.encoder.0.mconv.0.conv.weight`, with or without ``model.`` before them.
 
     Raises:
         ConfigError: a glob matches nothing, nothing is left to train, or a rule of the optim block is for frozen

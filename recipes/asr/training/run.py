@@ -16,14 +16,16 @@ from omegaconf import DictConfig
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.text.labels import write_labels
+from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, EarlyStoppingSettings, RunSettings, plan_batches
+from lightning_novograd.recipes.asr.weights.average import write_average
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
+from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 from lightning_novograd.recipes.asr.weights.source import load
 from lightning_novograd.training.callbacks import LayerMonitor
 
@@ -86,9 +88,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
     results: dict[str, Any] = {
-        **measure(
-            trainer, module, data, checkpoints[0].best_model_path if settings.checkpoint.test == "best" else None
-        ),
+        **measure(trainer, module, data, tested_weights(trainer, settings, checkpoints, run_dir)),
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -101,6 +101,27 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
+
+
+def tested_weights(
+    trainer: pl.Trainer, settings: RunSettings, checkpoints: list[pl_callbacks.ModelCheckpoint], run_dir: Path
+) -> str | None:
+    """The file of the weights that are measured, an average made for it; None for those of the last step.
+
+    Args:
+        trainer: after `fit`.
+        settings: whose ``checkpoint`` block counts.
+        checkpoints: of :func:`build_checkpoints`, the one by dev WER first.
+        run_dir: of the run.
+    """
+    test, count = settings.checkpoint.test, settings.checkpoint.average
+    if count is None:
+        return checkpoints[0].best_model_path if test == "best" else None
+    if trainer.is_global_zero:
+        names = ", ".join(path.name for path in write_average(run_dir, test, count))
+        log.info("the mean of the %s epochs is measured: %s", test, names)
+    trainer.strategy.barrier()
+    return str(run_dir / "checkpoints" / AVERAGE)
 
 
 def measure(
@@ -122,7 +143,7 @@ def measure(
 
 
 def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks.ModelCheckpoint]:
-    """Top-k by dev WER and the last epoch's; then, if wanted, the newest inside an epoch."""
+    """Top-k by dev WER and the last epoch's; then, if wanted, those to average and the newest inside an epoch."""
     folder = run_dir / "checkpoints"
     by_epoch = pl_callbacks.ModelCheckpoint(
         dirpath=folder,
@@ -134,12 +155,24 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks
     )
     # not save_last=True, which copies the newest of the top k. It comes second: the best one's path travels in it
     last = pl_callbacks.ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
+    kept = [by_epoch, last]
+    if settings.checkpoint.average is not None and settings.checkpoint.test == "last":
+        recent = pl_callbacks.ModelCheckpoint(
+            dirpath=folder,
+            filename="recent-{epoch:03d}",
+            auto_insert_metric_name=False,
+            monitor="epoch",
+            mode="max",
+            save_top_k=settings.checkpoint.average,
+            save_on_train_epoch_end=True,
+        )
+        kept.append(recent)
     if settings.checkpoint.every_n_steps is None:
-        return [by_epoch, last]
+        return kept
     by_step = pl_callbacks.ModelCheckpoint(
         dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
     )
-    return [by_epoch, last, by_step]
+    return [*kept, by_step]
 
 
 def build_early_stopping(settings: EarlyStoppingSettings) -> pl_callbacks.EarlyStopping:

@@ -36,16 +36,20 @@ class CheckpointSettings(Section):
         save_top_k: checkpoints kept by dev WER; -1 keeps all. That of the last epoch is always kept.
         every_n_steps: optimizer steps between checkpoints inside an epoch, of which the newest is kept; None: none.
         test: whether the test set sees the weights of the ``"last"`` or of the ``"best"`` epoch.
+        average: it sees the mean of the weights of this many last or best epochs instead; None: of one.
     """
 
     save_top_k: int = key(2, low=-1)
     every_n_steps: int | None = key(None, low=1)
     test: str = key("last", allowed=("last", "best"))
+    average: int | None = key(None, low=2)
 
     def check(self) -> None:
         """The best epoch must have been kept."""
         if self.test == "best" and self.save_top_k == 0:
             raise ConfigError("save_top_k", "must not be 0 where checkpoint.test is 'best'")
+        if self.test == "best" and self.average is not None and 0 <= self.save_top_k < self.average:
+            raise ConfigError("save_top_k", f"{self.save_top_k} keeps fewer than checkpoint.average={self.average}")
 
 
 @dataclass(frozen=True, kw_only=True)

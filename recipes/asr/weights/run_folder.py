@@ -1,8 +1,10 @@
 """The checkpoints in a run folder of ``train.py``."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
@@ -66,6 +68,40 @@ def find_checkpoint(run: Path, which: str) -> Path:
     return best
 
 
+def best_checkpoints(run: Path) -> list[Path]:
+    """The files of the epochs that were kept by dev WER, the best one first.
+
+    Raises:
+        DataError: there is no last.ckpt, or it is of another program.
+    """
+    last = find_checkpoint(run, "last")
+    scores = _by_dev_wer(last, "cpu").get("best_k_models", {})  # tensors
+    if not isinstance(scores, Mapping):
+        raise DataError(f"{last} is no checkpoint of train.py: best_k_models must be a mapping, not {scores!r}")
+    kept = [last.parent / Path(name).name for name in sorted(scores, key=lambda name: float(scores[name]))]
+    return [path for path in kept if os.path.isfile(path)]
+
+
+def last_checkpoints(run: Path) -> list[Path]:
+    """The files of the last epochs in a row, the last one first; of each its newest.
+
+    Raises:
+        DataError: a file is of another program.
+    """
+    newest: dict[int, tuple[int, Path]] = {}
+    for path in sorted((run / "checkpoints").glob("*.ckpt")):
+        if path.name == AVERAGE:
+            continue
+        checkpoint = read_checkpoint(path, map_location="meta")
+        epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+        if not isinstance(epoch, int) or not isinstance(step, int):
+            raise DataError(f"{path} is no checkpoint of train.py: it lacks epoch or global_step")
+        newest[epoch] = max(newest.get(epoch, (-1, path)), (step, path))
+    last = max(newest, default=-1)
+    in_a_row = itertools.takewhile(newest.__contains__, itertools.count(last, -1))
+    return [newest[epoch][1] for epoch in in_a_row]
+
+
 def measured_checkpoint(run: Path, test: str) -> Path:
     """The file of the weights that results.json was measured with.
 
@@ -80,18 +116,22 @@ def measured_checkpoint(run: Path, test: str) -> Path:
     return average if os.path.isfile(average) else find_checkpoint(run, test)
 
 
-def _best_by_dev_wer(last: Path) -> str | None:
-    """The file name of the best checkpoint, which the last one knows; None if none was kept."""
-    states = read_checkpoint(last, map_location="meta").get("callbacks", {})
+def _by_dev_wer(last: Path, map_location: str = "meta") -> Mapping[str, Any]:
+    """What the last checkpoint knows of those that were kept by dev WER; nothing if none was."""
+    states = read_checkpoint(last, map_location).get("callbacks", {})
     if not isinstance(states, Mapping):
         found = type(states).__name__
         raise DataError(f"{last} is no checkpoint of train.py: callbacks must be a mapping, not {found}")
-    for state in states.values():
-        if not isinstance(state, Mapping) or state.get("monitor") != "dev_wer":
-            continue
-        path = state.get("best_model_path")
-        if not isinstance(path, str):
-            raise DataError(f"{last} is no checkpoint of train.py: best_model_path must be a text, not {path!r}")
-        if path:
-            return Path(path).name
-    return None
+    ours = (state for state in states.values() if isinstance(state, Mapping) and state.get("monitor") == "dev_wer")
+    return next((state for state in ours if state.get("best_model_path") != ""), {})
+
+
+def _best_by_dev_wer(last: Path) -> str | None:
+    """The file name of the best checkpoint, which the last one knows; None if none was kept."""
+    state = _by_dev_wer(last)
+    if not state:
+        return None
+    path = state.get("best_model_path")
+    if not isinstance(path, str):
+        raise DataError(f"{last} is no checkpoint of train.py: best_model_path must be a text, not {path!r}")
+    return Path(path).name

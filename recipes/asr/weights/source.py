@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from lightning_novograd.errors import DataError
+from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.weights.average import average_model
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
 from lightning_novograd.recipes.asr.weights.run_folder import find_checkpoint, measured_checkpoint, tested
@@ -69,6 +70,26 @@ def load_file(path: Path) -> JasperCTC:
         ConfigError: it holds another kind of model.
     """
     return load_nemo(path) if path.suffix == ".nemo" else load_model(path).eval()
+
+
+def load_average(source: str | Path, which: str | None, count: int) -> tuple[JasperCTC, list[Path]]:
+    """The mean of the weights of several epochs of a run, in eval mode, and the files that it was made of.
+
+    Args:
+        source: a run folder.
+        which: ``"best"`` or ``"last"``; None for what results.json was measured with.
+        count: how many epochs.
+
+    Raises:
+        ConfigError: `which` is a path.
+        DataError: the run has not kept them, or it is no run.
+    """
+    run = expand(source)
+    if is_model_file(run):
+        raise DataError(f"{source} is one file: there is nothing to average")
+    if which not in (None, "best", "last"):
+        raise ConfigError("--average", f"is of the best or the last epochs, not of --checkpoint {which}")
+    return average_model(run, which or tested(run), count)
 
 
 def load(source: str | Path) -> JasperCTC:
