@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/transfer.py --fsdd CLONE
 
 Trains quartznet_small on espeak_digits once, then on connected digits of real speakers (FSDD) for a few hundred steps,
-from scratch and with `init_from`, everything else alike. Prints a table of dev and test WER; the test speaker of FSDD is
-never heard in training.
+from scratch and with `init_from`, everything else alike. Prints a table of dev and test WER; the test speaker of FSDD
+is never heard in training.
 """
 
 import argparse

@@ -79,7 +79,7 @@ def average_model(run: Path, which: str, count: int) -> tuple[JasperCTC, list[Pa
 
 
 def write_average(run: Path, which: str, count: int) -> list[Path]:
-    """Write it as ``checkpoints/average.ckpt`` of the run, whole or not at all; of fewer epochs where there are no more.
+    """Write it as ``checkpoints/average.ckpt`` of the run, whole or not at all; of fewer epochs if there are no more.
 
     Returns:
         The files that it was made of.

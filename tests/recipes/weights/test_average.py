@@ -89,7 +89,7 @@ def test_the_last_are_epochs_in_a_row_with_the_newest_weights_of_each(tmp_path):
     assert [path.name for path in last_checkpoints(run)] == names
     (run / "checkpoints" / "epoch=002.ckpt").unlink()
     assert [path.name for path in last_checkpoints(run)] == names[:2]
-    save(run, "other.ckpt", 5, torch.tensor(0.0), epoch="five")
+    save(run, "other.ckpt", "five", torch.tensor(0.0), step=60)
     with pytest.raises(DataError, match=r"other\.ckpt is no checkpoint of train\.py: it lacks epoch or global_step"):
         last_checkpoints(run)
 
