@@ -44,7 +44,7 @@ def main() -> None:
         found = train(first, "data=espeak_digits", "data.letters=0", f"trainer.max_epochs={arguments.first_epochs}")
         print(f"espeak_digits: {found['optimizer_steps']} steps, test WER {100 * found['test_wer']:.2f} %", flush=True)
         both = {"from scratch": (), "init_from": (f"init_from={first}",)}
-        tuned = {"init_from, encoder at lr x 0.1": ("optim.param_groups=[{match: 'model.encoder.*', lr_mult: 0.1}]",)}
+        tuned = {"init_from, encoder at lr x 0.1": ("+optim.param_groups=[{match: 'model.encoder.*', lr_mult: 0.1}]",)}
         ways = both | {name: (*both["init_from"], *more) for name, more in tuned.items()}
         print("| | seed | steps | dev WER, % | test WER, % |\n|---|---|---|---|---|", flush=True)
         for name, overrides in ways.items():

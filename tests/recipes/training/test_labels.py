@@ -4,8 +4,9 @@ import logging
 
 import pytest
 import torch
+from conftest import ROOT
 from hydra import compose, initialize_config_module
-from speech_files import write_manifest
+from speech_files import write_audio, write_manifest
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
@@ -14,6 +15,7 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.recipes.asr.text.labels import write_labels
 from lightning_novograd.recipes.asr.training.labels import with_labels
+from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
 
@@ -72,8 +74,6 @@ def test_a_manifest_that_is_not_there(data):
 
 
 def test_the_manifests_texts_are_normalized_before_they_are_checked(tmp_path):
-    from speech_files import write_audio
-
     write_audio(tmp_path / "a.wav", 1.0)
     manifest = write_manifest(tmp_path / "m.json", [{"audio_filepath": "a.wav", "duration": 1.0, "text": "Ab"}])
     with pytest.raises(DataError, match=r"data\.normalize\.case=lower"):
@@ -82,10 +82,21 @@ def test_the_manifests_texts_are_normalized_before_they_are_checked(tmp_path):
     assert utterance.text == "ab"
 
 
-def test_letters_outside_ascii_on_the_command_line_as_the_readme_says():
-    line = 'model.labels=[" ","a","ä","ß"]'  # within single quotes in a shell
+def test_what_the_readme_has_in_quotes_is_in_hydras_grammar():
+    lines = [
+        'model.labels=[" ","a","ä","ß"]',
+        'freeze=["encoder.*"]',
+        '+optim.param_groups=[{match: "model.encoder.*", lr_mult: 0.1}]',
+    ]
+    plain = ["data.normalize.case=lower", "data.normalize.unicode=NFC", "early_stopping.patience=5", "+optim.ema=0.999"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [line for line in (*(f"'{line}'" for line in lines), *plain) if line not in readme] == []
     with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
-        cfg = compose("asr", overrides=[line])
-        assert list(cfg.model.labels) == [" ", "a", "ä", "ß"]
-        assert JasperCTC.from_config(cfg.model).alphabet.blank == 4
+        cfg = compose("asr", overrides=[*lines, *plain])
         assert compose("asr", overrides=["model.labels=auto"]).model.labels == "auto"
+    assert list(cfg.model.labels) == [" ", "a", "ä", "ß"]
+    assert JasperCTC.from_config(cfg.model).alphabet.blank == 4
+    settings = RunSettings.read(cfg, "")
+    assert settings.freeze == ["encoder.*"]
+    assert DataConfig.from_mapping(settings.data).normalize("A\u0308") == "ä"
+    assert settings.optim["param_groups"] == [{"match": "model.encoder.*", "lr_mult": 0.1}]
