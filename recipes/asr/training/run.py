@@ -88,7 +88,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
     results: dict[str, Any] = {
-        **measure(trainer, module, data, tested_weights(trainer, settings, checkpoints, run_dir)),
+        **measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir)),
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -103,7 +103,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return results
 
 
-def tested_weights(
+def measured_weights(
     trainer: pl.Trainer, settings: RunSettings, checkpoints: list[pl_callbacks.ModelCheckpoint], run_dir: Path
 ) -> str | None:
     """The file of the weights that are measured, an average made for it; None for those of the last step.

@@ -27,7 +27,7 @@ def config_of(run: Path) -> Path:
     return config
 
 
-def tested(run: Path) -> str:
+def measured_with(run: Path) -> str:
     """Whether results.json was measured with the ``"best"`` epoch's weights or the ``"last"`` one's.
 
     Raises:

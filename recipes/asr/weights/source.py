@@ -8,7 +8,7 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.weights.average import average_model
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
-from lightning_novograd.recipes.asr.weights.run_folder import find_checkpoint, measured_checkpoint, tested
+from lightning_novograd.recipes.asr.weights.run_folder import find_checkpoint, measured_checkpoint, measured_with
 
 FILES = (".ckpt", ".nemo")
 
@@ -41,7 +41,7 @@ def find_model(source: str | Path) -> Path:
         return path
     if not os.path.exists(path):
         raise DataError(f"{source} does not exist; give a run folder of train.py, a .ckpt or a .nemo file")
-    return measured_checkpoint(path, tested(path))
+    return measured_checkpoint(path, measured_with(path))
 
 
 def find_checkpoint_of(source: str | Path, which: str | None = None) -> Path:
@@ -89,7 +89,7 @@ def load_average(source: str | Path, which: str | None, count: int) -> tuple[Jas
         raise DataError(f"{source} is one file: there is nothing to average")
     if which not in (None, "best", "last"):
         raise ConfigError("--average", f"is of the best or the last epochs, not of --checkpoint {which}")
-    return average_model(run, which or tested(run), count)
+    return average_model(run, which or measured_with(run), count)
 
 
 def load(source: str | Path) -> JasperCTC:
