@@ -19,7 +19,7 @@ from lightning_novograd.recipes.asr.weights.arguments import add_average_argumen
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
 from lightning_novograd.recipes.asr.weights.nemo_writer import write_nemo
 from lightning_novograd.recipes.asr.weights.program import write_onnx, write_program
-from lightning_novograd.recipes.asr.weights.source import find_checkpoint_of, load_average, load_file
+from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, load_average, load_file
 
 SUFFIXES = {".nemo": "nemo", ".onnx": "onnx", ".pt2": "torch"}
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_folder(arguments.out)
         write = WRITERS[_format(arguments.format, arguments.out)]
         if arguments.average is None:
-            file = find_checkpoint_of(arguments.run, arguments.checkpoint)
+            file = choose_checkpoint(arguments.run, arguments.checkpoint)
             model, said = load_file(file), str(file)
         else:
             model, files = load_average(arguments.run, arguments.checkpoint, arguments.average)

@@ -108,6 +108,7 @@ HELP = {
     evaluate: {
         **COMMON,
         "--manifest FILE.json": "measure these utterances instead",
+        "--average K": "the mean of the weights of the K last epochs, or K best",
         "--batch-size N": "default: data.eval_batch_size of the run",
         "--out FILE.json": "write the totals and every reference with its hypothesis",
     },
@@ -162,3 +163,10 @@ def test_every_line_is_out_before_the_next_file_is_read(tmp_path, monkeypatch):
         ((recognizer, Path("b.wav")), {"downmix": True}),
         "a.wav\theard\nb.wav\theard\n",
     ]
+
+
+@pytest.mark.parametrize("count", ["1", "0", "-3"])
+def test_a_mean_is_of_two_at_least(count, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["run", "--average", count])
+    assert f"--average: must be at least 2, not {count}" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.section import Section
 from lightning_novograd.recipes.asr.training.settings import RunSettings
-from lightning_novograd.recipes.asr.weights.run_folder import config_of, find_checkpoint, measured_checkpoint
-from lightning_novograd.recipes.asr.weights.source import expand, is_model_file, load_average, load_file
+from lightning_novograd.recipes.asr.weights.run_folder import config_of, measured_checkpoint
+from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, is_model_file, load_average, load_file
 
 
 def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
@@ -82,13 +82,9 @@ class TrainedRun:
         Raises:
             DataError: the run has not kept it, or it is no run and has none to choose from.
         """
-        if self.settings is None:
-            if which is not None:
-                raise DataError(f"{self.folder} is one file: there is no checkpoint {which!r} to choose")
-            return self.folder
-        if which in ("best", "last"):
-            return find_checkpoint(self.folder, which)
-        return measured_checkpoint(self.folder, self.settings.checkpoint.test) if which is None else expand(which)
+        if self.settings is None or which is not None:
+            return choose_checkpoint(self.folder, which)
+        return measured_checkpoint(self.folder, self.settings.checkpoint.test)
 
     def average(self, count: int, which: str | None = None, device: str = "cpu") -> tuple[Recognizer, list[Path]]:
         """The mean of the weights of several epochs, and the files that it was made of.

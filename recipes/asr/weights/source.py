@@ -44,7 +44,7 @@ def find_model(source: str | Path) -> Path:
     return measured_checkpoint(path, measured_with(path))
 
 
-def find_checkpoint_of(source: str | Path, which: str | None = None) -> Path:
+def choose_checkpoint(source: str | Path, which: str | None = None) -> Path:
     """The same file, or another checkpoint of the run.
 
     Args:
