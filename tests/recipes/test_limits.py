@@ -22,6 +22,7 @@ INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_n
 KEYS = {
     "AugmentConfig": {
         "speed": (None, {}),
+        "noise": (None, {}),
     },
     "BlockConfig": {
         "filters": (REQUIRED, {"low": 1}),
@@ -136,6 +137,12 @@ KEYS = {
         "early_stopping": (EarlyStoppingSettings(), {}),
         "num_samples": (3, {"low": 0}),
         "layer_monitor": (None, {"low": 1}),
+    },
+    "NoiseConfig": {
+        "prob": (0.5, {"low": 0, "high": 1}),
+        "min_snr_db": (10.0, {"low": -20, "high": 100}),
+        "max_snr_db": (30.0, {"low": -20, "high": 100}),
+        "manifest": (None, {}),
     },
     "SpecAugmentConfig": {
         "freq_masks": (0, {"low": 0}),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightning_novograd.recipes.asr.data.corpora.librispeech import LibriSpeech
 from lightning_novograd.recipes.asr.prepare import main
 
 SIZES = ["train_size=3", "dev_size=2", "test_size=1"]
@@ -49,12 +50,12 @@ def test_help(monkeypatch, capsys):
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     summary = "Prepare a corpus: ``python -m lightning_novograd.recipes.asr.prepare fsdd --root CLONE --out DIR``."
     assert printed[:3] == [
-        "usage: prepare [-h] [--root ROOT] --out OUT {espeak_digits,fsdd} [KEY=VALUE ...]",
+        "usage: prepare [-h] [--root ROOT] --out OUT {an4,espeak_digits,fsdd,librispeech} [KEY=VALUE ...]",
         "",
         summary,
     ]
     assert set(printed) >= {
-        "{espeak_digits,fsdd}",
+        "{an4,espeak_digits,fsdd,librispeech}",
         "KEY=VALUE options of the corpus, such as train_size=500",
         "--root ROOT where the source of the corpus lies",
         "--out OUT folder to make; it must be new, or hold this corpus",
@@ -77,3 +78,12 @@ def test_the_folder_of_the_corpus_is_not_optional(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["fsdd"])
     assert "the following arguments are required: --out" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, tmp_path, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LibriSpeech, "prepare_in", interrupted)
+    assert main(["librispeech", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"

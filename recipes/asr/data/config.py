@@ -1,37 +1,14 @@
-"""The data group of the config: which corpus, how it is read, how it is augmented."""
+"""The data group of the config: which corpus, how it is read, how its texts are changed."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
 from lightning_novograd.recipes.asr.text.normalize import CASES, FORMS, normalize
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Section):
-    """Augmentation of the training set's waveforms.
-
-    Args:
-        speed: factors to play at (tempo and pitch together), of which one is drawn for each utterance and epoch;
-            null for the recordings as they are.
-    """
-
-    speed: Sequence | None = key(None)
-
-    def check(self) -> None:
-        """Factors are numbers, and not absurd."""
-        for factor in self.factors or (None,):
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.5 <= factor <= 2.0:
-                raise ConfigError("speed", f"must be a list of factors from 0.5 to 2, not {self.speed!r}")
-
-    @property
-    def factors(self) -> tuple[float, ...]:
-        """What to draw from."""
-        return (1.0,) if self.speed is None else tuple(self.speed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.audio import change_speed, load_audio
+from lightning_novograd.recipes.asr.data.audio import load_audio
+from lightning_novograd.recipes.asr.data.augment import Augment
 from lightning_novograd.recipes.asr.data.manifest import Utterance
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
@@ -49,8 +50,7 @@ class SpeechDataset(Dataset[Item]):
         downmix: average several channels.
         cache: decode everything now and keep it as 16-bit samples in shared memory (2 bytes per sample: 115 MB per
             hour at 16 kHz). Without it files are decoded when they are needed.
-        speeds: factors to play at; one is drawn for each utterance and epoch.
-        seed: of that choice, which depends on nothing else but epoch and index.
+        augment: changes the waveforms; None leaves them as they are.
 
     Raises:
         DataError: audio that cannot be decoded, naming manifest line and file; with `cache` it is raised here.
@@ -64,13 +64,12 @@ class SpeechDataset(Dataset[Item]):
         *,
         downmix: bool = False,
         cache: bool = False,
-        speeds: Sequence[float] = (1.0,),
-        seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         self.utterances = list(utterances)
         self.targets = [alphabet.encode(u.text) for u in self.utterances]
         self.sample_rate, self.downmix = sample_rate, downmix
-        self.speeds, self.seed = tuple(speeds), seed
+        self.augment = augment
         self._samples: Tensor | None = None
         if cache:
             with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # libsndfile lets other threads run
@@ -83,18 +82,15 @@ class SpeechDataset(Dataset[Item]):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        wave = change_speed(self._wave(index), self._speed(epoch, index))
+        wave = self._wave(index)
+        if self.augment is not None:
+            wave = self.augment(wave, epoch, index)
         return Item(wave, self.targets[index], self.utterances[index].text)
 
     @property
     def durations(self) -> list[float]:
         """s, of all utterances."""
         return [u.duration for u in self.utterances]
-
-    def _speed(self, epoch: int, index: int) -> float:
-        if len(self.speeds) == 1:
-            return self.speeds[0]
-        return self.speeds[np.random.default_rng((self.seed, epoch, index)).integers(len(self.speeds))]
 
     def _wave(self, index: int) -> np.ndarray:
         if self._samples is None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from torch import Tensor
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.data.augment import Augment
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
@@ -92,9 +93,11 @@ class SpeechDataModule(LightningDataModule):
 
     def _read(self, split: str, manifest: Path) -> SpeechDataset:
         loading = self.config.loading
-        speeds = self.config.augment.factors if split == "train" else (1.0,)
+        augment = None
+        if split == "train":
+            augment = Augment(self.config.augment, seed=self.seed, sample_rate=self.sample_rate)
         frames = self.samples_to_frames
-        fastest = max(speeds)
+        fastest = 1.0 if augment is None else augment.fastest
         utterances = read_manifest(
             manifest,
             self.alphabet,
@@ -114,8 +117,7 @@ class SpeechDataModule(LightningDataModule):
             self.sample_rate,
             downmix=loading.downmix,
             cache=loading.cache_audio,
-            speeds=speeds,
-            seed=self.seed,
+            augment=augment,
         )
 
     def train_dataloader(self) -> ResumableLoader:

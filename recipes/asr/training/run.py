@@ -21,7 +21,13 @@ from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRe
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.settings import LOGGERS, EarlyStoppingSettings, RunSettings, plan_batches
+from lightning_novograd.recipes.asr.training.settings import (
+    LOGGERS,
+    EarlyStoppingSettings,
+    RunSettings,
+    plan_batches,
+    published_results,
+)
 from lightning_novograd.recipes.asr.weights.average import write_average
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
@@ -96,6 +102,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         "wall_s": round(time.perf_counter() - started, 2),
         "model_parameters": count_parameters(module.model),
         "optimizer": settings.optim["name"],
+        **published_results(settings),
     }
     if trainer.is_global_zero:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -224,8 +231,11 @@ def report(results: dict[str, Any], run_dir: Path) -> None:
         results["wall_s"],
         run_dir,
     )
+    published = results.get("published", {})
     for split in ("dev", "test"):
         wer, cer = results[f"{split}_wer"], results[f"{split}_cer"]
         if wer is None:
             continue
-        log.info("%-4s WER %6.2f %%   CER %6.2f %%", split, 100 * wer, 100 * cer)
+        beside = published.get(f"{split}_wer")
+        compared = "" if beside is None else f"   published WER {100 * beside:.2f} % ({published['source']})"
+        log.info("%-4s WER %6.2f %%   CER %6.2f %%%s", split, 100 * wer, 100 * cer, compared)

@@ -80,6 +80,25 @@ class EarlyStoppingSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedSettings(Section):
+    """The ``published`` block: what a recipe reached elsewhere, to be shown beside what the run reaches.
+
+    Args:
+        source: who published it.
+        wer: word error rates, 0 to 1, by the name that ``data.dev`` and ``data.test`` have for the set.
+    """
+
+    source: str = key()
+    wer: dict = key()
+
+    def check(self) -> None:
+        """Error rates are fractions, as in results.json."""
+        for name, wer in self.wer.items():
+            if isinstance(wer, bool) or not isinstance(wer, int | float) or not 0 <= wer <= 1:
+                raise ConfigError(f"wer.{name}", f"must be a fraction from 0 to 1, not {wer!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
     """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
 
@@ -97,6 +116,7 @@ class RunSettings(Section):
         freeze: parameters that are not trained, see :func:`freeze`.
         early_stopping: see :class:`EarlyStoppingSettings`.
         num_samples: transcripts shown after each validation.
+        published: see :class:`PublishedSettings`; None: nothing to compare with.
         layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
     """
 
@@ -113,6 +133,7 @@ class RunSettings(Section):
     freeze: list | None = key(None)
     early_stopping: EarlyStoppingSettings = key(EarlyStoppingSettings())
     num_samples: int = key(3, low=0)
+    published: PublishedSettings | None = key(None)
     layer_monitor: int | None = key(None, low=1)
 
     def check(self) -> None:
@@ -135,11 +156,22 @@ class RunSettings(Section):
             "checkpoint": CheckpointSettings,
             "large_batch": LargeBatchSettings,
             "early_stopping": EarlyStoppingSettings,
+            "published": PublishedSettings,
         }
         for name, section in sections.items():
-            if name in mapping:
+            if name in mapping and (name, mapping[name]) != ("published", None):
                 mapping[name] = section.read(mapping[name], join(path, name))
         return super().read(mapping, path)
+
+
+def published_results(settings: RunSettings) -> dict[str, Any]:
+    """What the ``published`` block says of the sets that the run measures, for results.json; empty without one."""
+    published = settings.published
+    if published is None:
+        return {}
+    sets = {f"{split}_wer": settings.data.get(split) for split in ("dev", "test")}
+    known = {name: published.wer[part] for name, part in sets.items() if part in published.wer}
+    return {"published": {"source": published.source, **known, "wer": published.wer}}
 
 
 def check_keys(

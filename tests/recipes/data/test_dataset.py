@@ -6,6 +6,7 @@ import soundfile
 import speech_files
 import torch
 
+from lightning_novograd.recipes.asr.data.augment import Augment, AugmentConfig
 from lightning_novograd.recipes.asr.data.dataset import Item, SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.manifest import read_manifest
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
@@ -53,9 +54,9 @@ def test_nothing_is_changed_unless_said(tmp_path):
     speech_files.write_audio(tmp_path / "b.wav", channels=2)
     entries = [entry("a.wav")]
     plain = dataset_of(tmp_path, entries)
-    assert (plain.downmix, plain._samples, plain.speeds, plain.seed) == (False, None, (1.0,), 0)
+    assert (plain.downmix, plain._samples, plain.augment) == (False, None, None)
     assert dataset_of(tmp_path, [entry("b.wav")], downmix=True)[0, 0].wave.shape == (16000,)
-    drawn = dataset_of(tmp_path, entries, speeds=[0.5, 1.0, 2.0])
+    drawn = dataset_of(tmp_path, entries, augment=Augment(AugmentConfig(speed=[0.5, 1.0, 2.0])))
     expected = [int(np.random.default_rng((0, epoch, 0)).integers(3)) for epoch in range(20)]
     assert [round(np.log2(16000 / len(drawn[e, 0].wave))) + 1 for e in range(20)] == expected
     assert set(expected) == {0, 1, 2}

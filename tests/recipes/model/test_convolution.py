@@ -26,28 +26,48 @@ def test_group_shuffle_interleaves_the_groups():
 
 
 # width-1 images with the kernel's own padding give wrong weight gradients from kernel 43 on
-DEPTHWISE = [(16, 50, 11), (128, 40, 17), (32, 100, 51), (16, 200, 75), (20, 30, 13), (16, 5, 87), (1, 40, 3)]
+DEPTHWISE = [
+    *((16, 50, 11, 1), (128, 40, 17, 1), (32, 100, 51, 1), (16, 200, 75, 1), (20, 30, 13, 1), (16, 5, 87, 1)),
+    *((1, 40, 3, 1), (16, 101, 87, 2), (16, 100, 11, 3), (16, 4, 5, 7)),
+]
 
 
-@pytest.mark.parametrize(("channels", "frames", "kernel"), DEPTHWISE)
-@pytest.mark.parametrize("slice_values", [1 << 20, 1 << 10], ids=["whole", "sliced"])
-def test_depthwise_convolution_equals_conv1d(channels, frames, kernel, slice_values, monkeypatch):
-    monkeypatch.setattr("lightning_novograd.recipes.asr.model.convolution._SLICE_VALUES", slice_values)
+def convolve_and_differentiate(channels, frames, kernel, dilation, cast=lambda t: t):
+    """Output, gradients of input and weight: by `convolve`, and exactly."""
     torch.manual_seed(0)
-    conv = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-    x = torch.randn(3, channels, frames, requires_grad=True)
-    slope = torch.randn(3, channels, frames)
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv1d(channels, channels, kernel, 1, padding, dilation, groups=channels, bias=False)
+    conv.weight.data = cast(conv.weight.data)
+    x = cast(torch.randn(3, channels, frames)).requires_grad_()
     output = convolve(conv, x)
+    slope = torch.randn(3, channels, frames).to(output.dtype)
     exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, conv.weight))
-    exact = F.conv1d(exact_x, exact_weight, padding=kernel // 2, groups=channels)
+    exact = F.conv1d(exact_x, exact_weight, padding=padding, dilation=dilation, groups=channels)
     mine = (output, *torch.autograd.grad(output, (x, conv.weight), slope))
     theirs = (exact, *torch.autograd.grad(exact, (exact_x, exact_weight), slope.double()))
-    for a, b in zip(mine, theirs, strict=True):
-        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    return mine, theirs
+
+
+@pytest.mark.parametrize(("channels", "frames", "kernel", "dilation"), DEPTHWISE)
+@pytest.mark.parametrize("slice_values", [1 << 20, 1 << 10], ids=["whole", "sliced"])
+def test_depthwise_convolution_equals_conv1d(channels, frames, kernel, dilation, slice_values, monkeypatch):
+    monkeypatch.setattr(convolution, "_SLICE_VALUES", slice_values)
+    for mine, exact in zip(*convolve_and_differentiate(channels, frames, kernel, dilation), strict=True):
+        assert mine.shape == exact.shape
+        assert (mine - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("slice_values", [1 << 20, 1 << 10], ids=["whole", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_from_single(dtype, slice_values, monkeypatch):
+    monkeypatch.setattr(convolution, "_SLICE_VALUES", slice_values)
+    for mine, exact in zip(*convolve_and_differentiate(16, 60, 33, 1, lambda t: t.to(dtype)), strict=True):
+        assert mine.dtype == dtype
+        assert (mine - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize(
-    ("stride", "dilation", "dtype"), [(2, 1, torch.float32), (1, 2, torch.float32), (1, 1, torch.float64)]
+    ("stride", "dilation", "dtype"), [(2, 1, torch.float32), (2, 2, torch.float32), (1, 1, torch.float64)]
 )
 def test_other_depthwise_convolutions_are_left_to_torch(stride, dilation, dtype):
     conv = nn.Conv1d(16, 16, 5, stride, 2 * dilation, dilation, groups=16, bias=False, dtype=dtype)
@@ -55,10 +75,17 @@ def test_other_depthwise_convolutions_are_left_to_torch(stride, dilation, dtype)
     assert torch.equal(convolve(conv, x), conv(x))
 
 
-def test_autocast_convolves_in_bfloat16():
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16])
+def test_autocast_gives_its_dtype_and_keeps_that_of_weight_gradients(asked, given):
     conv = nn.Conv1d(16, 16, 5, padding=2, groups=16, bias=False)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert convolve(conv, torch.randn(2, 16, 30)).dtype == torch.bfloat16
+    x = torch.randn(2, 16, 30, dtype=given)
+    with torch.autocast("cpu", asked):
+        output = convolve(conv, x)
+    assert output.dtype == asked
+    torch.testing.assert_close(output, conv(x.float()).to(asked))
+    output.sum().backward()
+    assert conv.weight.grad.dtype == torch.float32
 
 
 CONV = {"in_channels": 16, "out_channels": 16, "kernel_size": 5, "padding": 2, "groups": 16, "bias": False}
@@ -73,15 +100,16 @@ CONV = {"in_channels": 16, "out_channels": 16, "kernel_size": 5, "padding": 2, "
         ({"groups": 8}, torch.float32, False),
         ({"out_channels": 32}, torch.float32, False),
         ({"stride": 2}, torch.float32, False),
-        ({"dilation": 2, "padding": 4}, torch.float32, False),
+        ({"dilation": 2, "padding": 4}, torch.float32, True),
+        ({}, torch.bfloat16, True),
         ({"stride": 2, "dilation": 2}, torch.float32, False),
         ({}, torch.float64, False),
     ],
 )
-def test_only_plain_depthwise_convolutions_are_evaluated_as_images(changes, dtype, fast, monkeypatch):
+def test_only_depthwise_convolutions_of_stride_1_are_evaluated_as_images(changes, dtype, fast, monkeypatch):
     seen = []
     own = convolution._depthwise
-    monkeypatch.setattr(convolution, "_depthwise", lambda x, weight: seen.append(x.shape[0]) or own(x, weight))
+    monkeypatch.setattr(convolution, "_depthwise", lambda x, *rest: seen.append(x.shape[0]) or own(x, *rest))
     conv = nn.Conv1d(**{**CONV, **changes}, dtype=dtype)
     x = torch.randn(4, 16, 30, dtype=dtype)
     torch.testing.assert_close(convolve(conv, x), conv(x))

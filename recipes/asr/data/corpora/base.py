@@ -43,7 +43,24 @@ class Corpus(ABC):
         """Manifests of the corpus, with all audio in place; it is made if it is not there."""
 
 
-class GeneratedCorpus(Corpus):
+class PreparedCorpus(Corpus):
+    """A corpus that `prepare.py` can make, in a folder of one's own."""
+
+    @abstractmethod
+    def prepare_in(self, options: Any, folder: Path) -> Manifests:
+        """Make the corpus in `folder` unless it is there, with all that it takes: downloads too."""
+
+    def more(self, options: Any, folder: Path) -> dict[str, Path]:
+        """Further manifests that `prepare_in` made, for `evaluate.py`, by name."""
+        return {}
+
+    def how_to_train(self, options: Any, folder: Path, manifests: Manifests) -> str:
+        """What to tell `train.py`."""
+        given = {split: path for split, path in vars(manifests).items() if path is not None}
+        return "data=manifest " + " ".join(f"data.{split}={path}" for split, path in given.items())
+
+
+class GeneratedCorpus(PreparedCorpus):
     """A corpus that is made, into a folder of its own: subclasses say what of, and how."""
 
     @abstractmethod
@@ -56,8 +73,11 @@ class GeneratedCorpus(Corpus):
 
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Make the corpus in its folder under `cache_dir` unless it is there."""
-        fingerprint = self.fingerprint(options)
-        return prepare_in(cache_folder(cache_dir, self.name, fingerprint), fingerprint, partial(self.build, options))
+        return self.prepare_in(options, cache_folder(cache_dir, self.name, self.fingerprint(options)))
+
+    def prepare_in(self, options: Any, folder: Path) -> Manifests:
+        """Make it in `folder`, which is complete or not there."""
+        return prepare_in(folder, self.fingerprint(options), partial(self.build, options))
 
 
 CORPORA: dict[str, Corpus] = {}

@@ -20,7 +20,7 @@ def build(folder):
 
 
 def test_names():
-    assert available_corpora() == ["espeak_digits", "fsdd", "manifest"]
+    assert available_corpora() == ["an4", "espeak_digits", "fsdd", "librispeech", "manifest"]
 
 
 def test_own_manifests_are_taken_as_they_are(tmp_path):

@@ -99,7 +99,7 @@ def test_it_is_known_to_configs_and_gives_batches(copy, tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert Path(seen["package"]).is_relative_to(copy)
-    assert seen["corpora"] == ["espeak_digits", "fsdd", "manifest", "mine"]
+    assert seen["corpora"] == ["an4", "espeak_digits", "fsdd", "librispeech", "manifest", "mine"]
     assert seen["options"] == {"train_size": 5}
     assert seen["wave"][0] == 4
     assert seen["texts"] == ["beep"] * 4

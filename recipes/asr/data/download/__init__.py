@@ -1,0 +1,1 @@
+"""Files from elsewhere: fetched over HTTP, checked, unpacked. Knows nothing of corpora."""
