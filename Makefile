@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-hosts test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -129,6 +129,11 @@ test-nemo-configs: $(VENV)/.installed
 test-triton: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,triton]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/optim/novograd/test_cuda.py
+
+# Exported models, ONNX too, read again and compared
+test-export: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,export]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/recipes/weights/test_program.py
 
 # docs/hosts.md with Hugging Face's Trainer and Accelerate; without these packages their tests are skipped
 test-hosts: $(VENV)/.installed

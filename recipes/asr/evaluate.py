@@ -3,7 +3,8 @@
 Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none), by kinds of
 errors, with the bootstrap's 95 % interval and the real-time factor. Audio is read as the run read it (data.downmix),
 and nothing is left out for its length. Relative paths in the run's config begin at the current folder, as they did in
-training. Nothing is written unless --out or --report is given.
+training. Nothing is written unless --out or --report is given. In place of RUN a .nemo archive or a plain checkpoint
+will do; it needs --manifest.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from lightning_novograd.recipes.asr.recognition.report.page import render
 from lightning_novograd.recipes.asr.recognition.report.published import read_published
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
 from lightning_novograd.recipes.asr.text.alignment import EditCounts
+from lightning_novograd.recipes.asr.weights.arguments import add_average_argument
 
 
 @writes_to_stdout
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the errors are counted, 1 with a message on stderr when they cannot be."""
     parser = make_parser("evaluate", __doc__)
     parser.add_argument("--manifest", metavar="FILE.json", type=Path, help="measure these utterances instead")
+    add_average_argument(parser)
     parser.add_argument("--batch-size", metavar="N", type=_positive, help="default: data.eval_batch_size of the run")
     parser.add_argument(
         "--out", metavar="FILE.json", type=Path, help="write the totals and every reference with its hypothesis"
@@ -48,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path is not None:
                 check_out(path, name)
         run = TrainedRun.read(arguments.run)
-        checkpoint = run.checkpoint(arguments.checkpoint)
-        recognizer = run.recognizer(checkpoint, arguments.device)
+        if arguments.average is None:
+            checkpoint = str(run.checkpoint(arguments.checkpoint))
+            recognizer = run.recognizer(Path(checkpoint), arguments.device)
+        else:
+            recognizer, files = run.average(arguments.average, arguments.checkpoint, arguments.device)
+            checkpoint = f"mean of {', '.join(map(str, files))}"
         if (decoder := make_decoder(arguments, recognizer.alphabet)) is not None:
             recognizer.decoder = decoder
         dataset = read_set(run, recognizer, arguments.manifest)
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         took = time.perf_counter() - started
         errors = count_errors(dataset, hypotheses)
         totals = {
-            "checkpoint": str(checkpoint),
+            "checkpoint": checkpoint,
             **errors,
             "decoder": "greedy" if decoder is None else decoder.describe(),
             "real_time_factor": took / errors["audio_seconds"] if errors["audio_seconds"] else None,

@@ -4,7 +4,7 @@ One line per file on stdout: path, tab, text; bytes of a path that are not UTF-8
 JSON object with the words and their times, with --format srt subtitles. A file that cannot be used is a line on stderr;
 the others are transcribed all the same. Files are read as the run read its data: any format of libsndfile, any sample
 rate, several channels where the run had data.downmix=true. Long recordings are cut where it is quiet. The last line on
-stderr is the time that it took.
+stderr is the time that it took. In place of RUN a .nemo archive or a plain checkpoint will do.
 """
 
 import argparse

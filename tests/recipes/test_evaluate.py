@@ -127,7 +127,7 @@ def test_places_that_cannot_be_written_are_found_before_any_work(tmp_path, name,
 
 
 COMMON = {
-    "RUN": "the run folder of train.py (its hydra.run.dir)",
+    "RUN": "the run folder of train.py (its hydra.run.dir), or a model without one: a .nemo or .ckpt file",
     "-h, --help": "show this help message and exit",
     "--checkpoint best|last|PATH": "weights of the best epoch by dev WER, of the last one, or in a checkpoint file; "
     "default: those that results.json was measured with (checkpoint.test of the run)",
@@ -137,6 +137,7 @@ HELP = {
     evaluate: {
         **COMMON,
         "--manifest FILE.json": "measure these utterances instead",
+        "--average K": "the mean of the weights of the K last epochs, or K best",
         "--batch-size N": "default: data.eval_batch_size of the run",
         "--out FILE.json": "write the totals and every reference with its hypothesis",
         "--report FILE.html": "write a page: errors by length, speaker and word, the worst ones",
@@ -285,3 +286,10 @@ def test_pieces_have_a_length_that_words_fit_in(capsys, seconds):
     with pytest.raises(SystemExit, match="2"):
         transcribe.main(["run", "a.wav", "--segment-seconds", seconds])
     assert "--segment-seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["1", "0", "-3"])
+def test_a_mean_is_of_two_at_least(count, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["run", "--average", count])
+    assert f"--average: must be at least 2, not {count}" in capsys.readouterr().err

@@ -21,7 +21,7 @@ ROOMS = {
     "training": GROUND | {"data", "model", "weights"},
     "recognition": GROUND | {"data", "model", "weights", "training"},
 }
-ENTRY_POINTS = {"train", "evaluate", "transcribe", "prepare"}
+ENTRY_POINTS = {"train", "evaluate", "transcribe", "prepare", "export"}
 
 
 def room_of(module: str) -> str:

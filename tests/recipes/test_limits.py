@@ -14,6 +14,7 @@ import pytest
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.section import Section, _checked
+from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings
 
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
@@ -44,12 +45,18 @@ KEYS = {
         "save_top_k": (2, {"low": -1}),
         "every_n_steps": (None, {"low": 1}),
         "test": ("last", {"allowed": ["last", "best"]}),
+        "average": (None, {"low": 2}),
     },
     "DecoderConfig": {
         "feat_in": (None, {"low": 1}),
         "num_classes": (None, {"low": -1}),
         "vocabulary": (None, {}),
         "init_mode": ("xavier_uniform", {"allowed": INITIALIZERS}),
+    },
+    "EarlyStoppingSettings": {
+        "patience": (None, {"low": 1}),
+        "min_delta": (0.0, {"low": 0.0}),
+        "monitor": ("dev_wer", {"allowed": ["dev_wer", "dev_cer", "dev_loss"]}),
     },
     "EncoderConfig": {
         "jasper": (REQUIRED, {}),
@@ -117,6 +124,10 @@ KEYS = {
         "log_zero_guard_type": ("add", {"allowed": ["add", "clamp"]}),
         "log_zero_guard_value": (5.960464477539063e-08, {"above": 0}),
     },
+    "NormalizeConfig": {
+        "case": (None, {"allowed": ["lower", "upper", None]}),
+        "unicode": (None, {"allowed": ["NFC", "NFD", "NFKC", "NFKD", None]}),
+    },
     "RunSettings": {
         "model": (REQUIRED, {}),
         "data": (REQUIRED, {}),
@@ -127,6 +138,9 @@ KEYS = {
         "large_batch": (REQUIRED, {}),
         "seed": (1, {"low": 0}),
         "resume_from": (None, {}),
+        "init_from": (None, {}),
+        "freeze": (None, {}),
+        "early_stopping": (EarlyStoppingSettings(), {}),
         "num_samples": (3, {"low": 0}),
         "layer_monitor": (None, {"low": 1}),
     },

@@ -1,4 +1,4 @@
-"""The data group of the config: which corpus, how it is read, how it is augmented."""
+"""The data group of the config: which corpus, how it is read, how its texts are changed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,6 +8,24 @@ from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
+from lightning_novograd.recipes.asr.text.normalize import CASES, FORMS, normalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizeConfig(Section):
+    """How the texts of all manifests are changed when they are read; evaluation does the same.
+
+    Args:
+        case: ``lower``, ``upper``, or null for as it is.
+        unicode: ``NFC``, ``NFD``, ``NFKC``, ``NFKD``, or null.
+    """
+
+    case: str | None = key(None, allowed=CASES)
+    unicode: str | None = key(None, allowed=FORMS)
+
+    def __call__(self, text: str) -> str:
+        """`text` as the alphabet has it."""
+        return normalize(text, self.case, self.unicode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +65,19 @@ class LoadingConfig(Section):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The `data` group of the config: the corpus, how it is read, and augmentation."""
+    """The `data` group of the config: the corpus, how it is read, augmentation, and the texts."""
 
     name: str
     corpus: Section
     loading: LoadingConfig
     augment: AugmentConfig
+    normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
 
     @classmethod
     def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":
         """A checked config.
 
-        Keys are `name`, `augment`, those of `LoadingConfig` and the options of the corpus, side by side.
+        Keys are `name`, `augment`, `normalize`, those of `LoadingConfig` and the options of the corpus, side by side.
 
         Raises:
             ConfigError: an unknown key, a missing one, a wrong type or an impossible value, by its full path.
@@ -69,13 +88,15 @@ class DataConfig:
             raise ConfigError(f"{path}.name", f"is missing: one of {', '.join(available_corpora())}")
         options = get_corpus(name, f"{path}.name").options
         augment = values.pop("augment", None) or {}
+        texts = values.pop("normalize", None) or {}
         of_loading, of_corpus = ({f.name for f in dataclasses.fields(c)} for c in (LoadingConfig, options))
         for unknown in values.keys() - of_loading - of_corpus:
-            allowed = {"name", "augment"} | of_loading | of_corpus
+            allowed = {"name", "augment", "normalize"} | of_loading | of_corpus
             raise ConfigError(f"{path}.{unknown}", f"unknown key{choices(unknown, allowed)}")
         return cls(
             name,
             options.read({k: v for k, v in values.items() if k in of_corpus}, path),
             LoadingConfig.read({k: v for k, v in values.items() if k in of_loading}, path),
             AugmentConfig.read(augment, f"{path}.augment"),
+            NormalizeConfig.read(texts, f"{path}.normalize"),
         )

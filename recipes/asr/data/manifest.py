@@ -63,6 +63,7 @@ def read_manifest(
     keep_all: bool = False,
     downmix: bool = False,
     header_of: Callable[[Path], Header] = read_header,
+    normalize: Callable[[str], str] = str,
 ) -> list[Utterance]:
     """The utterances of a manifest, every one of them checked.
 
@@ -81,6 +82,7 @@ def read_manifest(
         keep_all: only count the utterances outside these limits: a set to measure on is not made easier.
         downmix: accept recordings with several channels.
         header_of: asks a recording for its header, such as `Headers`, which remembers them.
+        normalize: what is made of each text before it is compared with the alphabet.
 
     Raises:
         DataError: there is no manifest, nothing in it, or lines in it are bad: not JSON, lacking a key, of a wrong
@@ -90,7 +92,7 @@ def read_manifest(
     Source: NeMo's manifest format. NeMo replaces or drops what it cannot use; here it is an error.
     """
     path = Path(path)
-    utterances, bad = _parse(path, alphabet)
+    utterances, bad = _parse(path, alphabet, normalize)
     lines = len(utterances) + len(bad)
     if not lines:
         raise DataError(f"manifest {path} is empty")
@@ -119,7 +121,7 @@ def read_manifest(
     return utterances
 
 
-def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, str]]:
+def _parse(path: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> tuple[list[Utterance], dict[int, str]]:
     """Utterances of the good lines, and what is wrong with the others by line number."""
     try:
         content = path.read_text(encoding="utf-8")
@@ -132,13 +134,13 @@ def _parse(path: Path, alphabet: Alphabet) -> tuple[list[Utterance], dict[int, s
         if not row.strip():
             continue
         try:
-            utterances.append(_parse_line(row, line, path, alphabet))
+            utterances.append(_parse_line(row, line, path, alphabet, normalize))
         except DataError as error:
             bad[line] = str(error)
     return utterances, bad
 
 
-def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utterance:
+def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> Utterance:
     try:
         entry = json.loads(row)
     except json.JSONDecodeError as error:
@@ -159,6 +161,7 @@ def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet) -> Utte
         raise DataError(f"text must be a string, not {_quoted(text)}")
     if not text.strip():
         raise DataError("text is empty; remove the line if nothing is said in the recording")
+    text = normalize(text)
     alphabet.encode(text)
     duration = _seconds(entry, "duration")
     if duration <= 0:

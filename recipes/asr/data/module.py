@@ -186,6 +186,7 @@ class SpeechDataModule(LightningDataModule):
             keep_all=split != "train",
             downmix=loading.downmix,
             header_of=header_of,
+            normalize=self.config.normalize,
         )
         hours = sum(u.duration for u in utterances) / 3600
         weighted = "" if source.weight == 1.0 else f", weight {source.weight:g}"

@@ -139,6 +139,7 @@ def convolve(conv: nn.Conv1d, x_BCT: Tensor) -> Tensor:
 def _onednn_computes(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_exporting()  # slices would fix the size of the batch
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)

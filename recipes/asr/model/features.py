@@ -178,7 +178,8 @@ class MelSpectrogram(nn.Module):
         """
         c = self.config
         lens_B = self.output_lengths(wave_lens_B)
-        num_frames = max(1, 1 + (wave_BS.shape[1] + 2 * self._margin - c.fft_samples) // c.stride_samples)
+        num_frames = 1 + (wave_BS.shape[1] + 2 * self._margin - c.fft_samples) // c.stride_samples
+        num_frames = torch.sym_max(1, num_frames)  # max would fix the length where a model is exported
         with torch.autocast(wave_BS.device.type, enabled=False):
             y_BS = self._pre_emphasize(wave_BS, wave_lens_B)
             x_BTC = self.featurizer(y_BS, num_frames, first=0 if c.exact_pad else -self._margin)
@@ -232,13 +233,18 @@ class MelPower(nn.Module):
         window = F.pad(self.window.to(y_BS.dtype), (spare // 2, spare - spare // 2))
         # re^2 and im^2 lie side by side: the matrix product adds them up
         mel_2NC = self.fb[0].to(y_BS.dtype).T.repeat_interleave(2, dim=0)
+        if y_BS.device.type != "cpu" or torch.compiler.is_exporting():  # a loop would fix the size of the batch
+            return torch.matmul(self._power(y_BS, window), mel_2NC)
         mel_BTC = y_BS.new_empty(len(y_BS), num_frames, mel_2NC.shape[1])
-        size = max(1, _SLICE_VALUES // (num_frames * self.n_fft)) if y_BS.device.type == "cpu" else len(y_BS)
+        size = max(1, _SLICE_VALUES // (num_frames * self.n_fft))
         for start in range(0, len(y_BS), size):
-            frames = y_BS[start : start + size].unfold(1, self.n_fft, self.stride) * window
-            power = torch.view_as_real(torch.fft.rfft(frames)).square_().flatten(-2)
+            power = self._power(y_BS[start : start + size], window)
             torch.matmul(power, mel_2NC, out=mel_BTC[start : start + size])
         return mel_BTC
+
+    def _power(self, y_BS: Tensor, window: Tensor) -> Tensor:
+        frames = y_BS.unfold(1, self.n_fft, self.stride) * window
+        return torch.view_as_real(torch.fft.rfft(frames)).square_().flatten(-2)
 
 
 def _normalize(x_BTC: Tensor, lens_B: Tensor, mode: str | None) -> Tensor:

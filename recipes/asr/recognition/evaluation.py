@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.loader import BatchLoader
@@ -21,10 +22,13 @@ def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = No
     """The utterances of a manifest; without one those of the run's test set, or else of its dev set.
 
     Raises:
+        ConfigError: there is no manifest, and no run that has sets.
         DataError: a line of the manifest or its audio cannot be used. Texts may be longer than CTC can spell in the
             time: the model is measured on them all the same.
     """
     config = run.data
+    if manifest is None and not run.data.name:
+        raise ConfigError("--manifest", f"is needed: {run.folder} is a model without a run, which would have sets")
     if manifest is not None:
         path = str(manifest)
         config = dataclasses.replace(config, name="manifest", corpus=ManifestOptions(train=path, dev=path, test=path))

@@ -1,18 +1,18 @@
 """A run of ``train.py`` afterwards: its settings, its checkpoints, and the model in one of them."""
 
 import argparse
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.section import Section
 from lightning_novograd.recipes.asr.training.settings import RunSettings
-from lightning_novograd.recipes.asr.weights.checkpoint import load_model, read_checkpoint
+from lightning_novograd.recipes.asr.weights.run_folder import config_of, measured_checkpoint
+from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, is_model_file, load_average, load_file
 
 
 def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
@@ -24,7 +24,12 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
     """
     summary, _, details = (doc or "").replace("``", "").partition("\n")
     parser = argparse.ArgumentParser(prog=prog, description=summary, epilog=details)
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder of train.py (its hydra.run.dir)")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        type=Path,
+        help="the run folder of train.py (its hydra.run.dir), or a model without one: a .nemo or .ckpt file",
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="best|last|PATH",
@@ -39,16 +44,16 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder of ``train.py``.
+    """A run folder of ``train.py``, or one file with a model.
 
     Args:
         folder: where it is; it may have been moved.
-        settings: the composed config.
-        data: its ``data`` block.
+        settings: the composed config; None for a file, which has none.
+        data: its ``data`` block; for a file the defaults, and no corpus (no `name`).
     """
 
     folder: Path
-    settings: RunSettings
+    settings: RunSettings | None
     data: DataConfig
 
     @classmethod
@@ -59,13 +64,10 @@ class TrainedRun:
             DataError: the folder is none of a run.
             ConfigError: the config in it is not valid, here and now: it may name environment variables.
         """
-        config = folder / ".hydra" / "config.yaml"
-        if not os.path.isdir(folder):
-            raise DataError(f"run folder {folder} does not exist")
-        if not os.path.isfile(config):
-            raise DataError(f"{folder} is no run folder of train.py: it has no .hydra/config.yaml")
+        if is_model_file(folder):
+            return cls(folder, None, DataConfig("", Section(), LoadingConfig(), AugmentConfig()))
         try:
-            document = load_yaml(config)
+            document = load_yaml(config_of(folder))
         except ConfigError as error:
             raise DataError(str(error)) from None
         settings = RunSettings.read(document, "")
@@ -78,57 +80,42 @@ class TrainedRun:
             which: ``"best"``, ``"last"`` or a path; None for the one that results.json was measured with.
 
         Raises:
-            DataError: the run has not kept it.
+            DataError: the run has not kept it, or it is no run and has none to choose from.
         """
-        which = which or self.settings.checkpoint.test
-        if which not in ("best", "last"):
-            try:
-                return Path(which).expanduser()
-            except RuntimeError:  # pathlib's, for ~name
-                raise DataError(f"checkpoint {which} does not exist: there is no such user") from None
-        folder = self.folder / "checkpoints"
-        # a second run into the same folder leaves the first one's and writes last-v1.ckpt, last-v2.ckpt, ...
-        last = max(folder.glob("last*.ckpt"), key=lambda path: (len(path.name), path.name), default=None)
-        if last is None:
-            others = sorted(path.name for path in folder.glob("*.ckpt"))
-            hint = f"; give the path of another one with --checkpoint: {', '.join(others)}" if others else ""
-            raise DataError(f"there is no last.ckpt in {folder}{hint}")
-        if which == "last":
-            return last
-        name = _best_by_dev_wer(last)
-        best = None if name is None else folder / name
-        if best is None or not os.path.isfile(best):
-            missing = f"{best} is gone" if best else "the run kept none (checkpoint.save_top_k=0)"
-            raise DataError(f"there is no best checkpoint in {folder}: {missing}")
-        return best
+        if self.settings is None or which is not None:
+            return choose_checkpoint(self.folder, which)
+        return measured_checkpoint(self.folder, self.settings.checkpoint.test)
+
+    def average(self, count: int, which: str | None = None, device: str = "cpu") -> tuple[Recognizer, list[Path]]:
+        """The mean of the weights of several epochs, and the files that it was made of.
+
+        Args:
+            count: how many.
+            which: ``"best"`` or ``"last"``; None for what results.json was measured with.
+            device: as for :meth:`recognizer`.
+
+        Raises:
+            ConfigError: `which` is a path.
+            DataError: the run has not kept them, or it is no run.
+        """
+        model, files = load_average(self.folder, which, count)
+        return Recognizer(model, device, self.precision), files
+
+    @property
+    def precision(self) -> Any:
+        """In which the run computed; None for a file, which does not say."""
+        return None if self.settings is None else self.settings.trainer.get("precision")
 
     def recognizer(self, checkpoint: Path, device: str = "cpu") -> Recognizer:
-        """The model in a checkpoint, computing in the run's precision.
+        """The model in a checkpoint or archive, computing in the run's precision.
 
         Raises:
             DataError: the file is missing, no checkpoint, or one of another program.
             ConfigError: there is no such device on this machine.
         """
-        return Recognizer(load_model(checkpoint), device, self.settings.trainer.get("precision"))
+        return Recognizer(load_file(checkpoint), device, self.precision)
 
 
 def shown(name: object) -> str:
     """The name of a file as it can be printed: bytes that are not UTF-8 are escaped."""
     return str(name).encode("utf-8", "backslashreplace").decode()
-
-
-def _best_by_dev_wer(last: Path) -> str | None:
-    """The file name of the best checkpoint, which the last one knows; None if none was kept."""
-    states = read_checkpoint(last, map_location="meta").get("callbacks", {})
-    if not isinstance(states, Mapping):
-        found = type(states).__name__
-        raise DataError(f"{last} is no checkpoint of train.py: callbacks must be a mapping, not {found}")
-    for state in states.values():
-        if not isinstance(state, Mapping) or state.get("monitor") != "dev_wer":
-            continue
-        path = state.get("best_model_path")
-        if not isinstance(path, str):
-            raise DataError(f"{last} is no checkpoint of train.py: best_model_path must be a text, not {path!r}")
-        if path:
-            return Path(path).name
-    return None

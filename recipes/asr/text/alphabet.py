@@ -1,6 +1,7 @@
 """Characters to class ids and back."""
 
 import itertools
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from lightning_novograd.errors import ConfigError, DataError
@@ -69,7 +70,10 @@ class Alphabet:
     def _hint(self, character: str) -> str:
         for other in (character.lower(), character.upper()):
             if other in self._ids:
-                return f"; it has {other!r}: change the case of the text first"
+                case = "lower" if other.islower() else "upper"
+                return f"; it has {other!r}: change the case of the text first (data.normalize.case={case})"
+        if unicodedata.combining(character):
+            return "; is the text in Unicode NFC? (data.normalize.unicode=NFC)"
         return "; spell the numbers out first" if character.isdigit() else ""
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -16,10 +16,23 @@ from omegaconf import DictConfig
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.text.labels import write_labels
 from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
+from lightning_novograd.recipes.asr.training.freezing import freeze
+from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches, published_results
+from lightning_novograd.recipes.asr.training.settings import (
+    LOGGERS,
+    EarlyStoppingSettings,
+    RunSettings,
+    plan_batches,
+    published_results,
+)
+from lightning_novograd.recipes.asr.weights.average import write_average
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
+from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
+from lightning_novograd.recipes.asr.weights.source import load
 from lightning_novograd.training.callbacks import LayerMonitor
 
 log = logging.getLogger(__name__)
@@ -47,8 +60,14 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)
+    trained = None if settings.init_from is None else load(settings.init_from)
+    model_config = with_labels(settings.model, data_config, settings.resume_from, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    module = CTCModule(settings.model, settings.optim, num_samples=settings.num_samples)
+    module = CTCModule(model_config, settings.optim, num_samples=settings.num_samples)
+    if trained is not None:
+        start_from(module.model, trained, str(settings.init_from))
+    if settings.freeze:
+        freeze(module, settings.freeze)
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -62,17 +81,20 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
+    if settings.early_stopping.patience is not None:
+        callbacks.append(build_early_stopping(settings.early_stopping))
     trainer = build_trainer(settings, plan, run_dir, callbacks)
+    if trainer.is_global_zero and model_config is not settings.model:
+        write_labels(run_dir / "labels.txt", module.alphabet.labels)
 
     with warnings.catch_warnings():
         # Lightning looks when fit begins; the folder holds Hydra's files, never an earlier metrics.csv
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # norms that are frozen
         trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
 
     results: dict[str, Any] = {
-        **measure(
-            trainer, module, data, checkpoints[0].best_model_path if settings.checkpoint.test == "best" else None
-        ),
+        **measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir)),
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -86,6 +108,27 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
+
+
+def measured_weights(
+    trainer: pl.Trainer, settings: RunSettings, checkpoints: list[pl_callbacks.ModelCheckpoint], run_dir: Path
+) -> str | None:
+    """The file of the weights that are measured, an average made for it; None for those of the last step.
+
+    Args:
+        trainer: after `fit`.
+        settings: whose ``checkpoint`` block counts.
+        checkpoints: of :func:`build_checkpoints`, the one by dev WER first.
+        run_dir: of the run.
+    """
+    test, count = settings.checkpoint.test, settings.checkpoint.average
+    if count is None:
+        return checkpoints[0].best_model_path if test == "best" else None
+    if trainer.is_global_zero:
+        names = ", ".join(path.name for path in write_average(run_dir, test, count))
+        log.info("the mean of the %s epochs is measured: %s", test, names)
+    trainer.strategy.barrier()
+    return str(run_dir / "checkpoints" / AVERAGE)
 
 
 def measure(
@@ -107,7 +150,7 @@ def measure(
 
 
 def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks.ModelCheckpoint]:
-    """Top-k by dev WER and the last epoch's; then, if wanted, the newest inside an epoch."""
+    """Top-k by dev WER and the last epoch's; then, if wanted, those to average and the newest inside an epoch."""
     folder = run_dir / "checkpoints"
     by_epoch = pl_callbacks.ModelCheckpoint(
         dirpath=folder,
@@ -119,12 +162,38 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks
     )
     # not save_last=True, which copies the newest of the top k. It comes second: the best one's path travels in it
     last = pl_callbacks.ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
+    kept = [by_epoch, last]
+    if settings.checkpoint.average is not None and settings.checkpoint.test == "last":
+        recent = pl_callbacks.ModelCheckpoint(
+            dirpath=folder,
+            filename="recent-{epoch:03d}",
+            auto_insert_metric_name=False,
+            monitor="epoch",
+            mode="max",
+            save_top_k=settings.checkpoint.average,
+            save_on_train_epoch_end=True,
+        )
+        kept.append(recent)
     if settings.checkpoint.every_n_steps is None:
-        return [by_epoch, last]
+        return kept
     by_step = pl_callbacks.ModelCheckpoint(
         dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
     )
-    return [by_epoch, last, by_step]
+    return [*kept, by_step]
+
+
+def build_early_stopping(settings: EarlyStoppingSettings) -> pl_callbacks.EarlyStopping:
+    """Ends the training when what it watches has not fallen for `patience` validations, or is no number."""
+    assert settings.patience is not None
+    return pl_callbacks.EarlyStopping(
+        settings.monitor,
+        min_delta=settings.min_delta,
+        patience=settings.patience,
+        mode="min",
+        verbose=True,  # says why it ended
+        check_on_train_epoch_end=False,
+        log_rank_zero_only=True,
+    )
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -36,16 +36,20 @@ class CheckpointSettings(Section):
         save_top_k: checkpoints kept by dev WER; -1 keeps all. That of the last epoch is always kept.
         every_n_steps: optimizer steps between checkpoints inside an epoch, of which the newest is kept; None: none.
         test: whether the test set sees the weights of the ``"last"`` or of the ``"best"`` epoch.
+        average: it sees the mean of the weights of this many last or best epochs instead; None: of one.
     """
 
     save_top_k: int = key(2, low=-1)
     every_n_steps: int | None = key(None, low=1)
     test: str = key("last", allowed=("last", "best"))
+    average: int | None = key(None, low=2)
 
     def check(self) -> None:
         """The best epoch must have been kept."""
         if self.test == "best" and self.save_top_k == 0:
             raise ConfigError("save_top_k", "must not be 0 where checkpoint.test is 'best'")
+        if self.test == "best" and self.average is not None and 0 <= self.save_top_k < self.average:
+            raise ConfigError("save_top_k", f"{self.save_top_k} keeps fewer than checkpoint.average={self.average}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,21 @@ class LargeBatchSettings(Section):
     """
 
     global_batch_size: int | list | None = key(None, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingSettings(Section):
+    """The ``early_stopping`` block.
+
+    Args:
+        patience: validations without an improvement after which the training ends; None: it never ends early.
+        min_delta: what counts as an improvement, as a fraction (0.001: 0.1 % WER); a smaller one does not.
+        monitor: what has to fall. The training also ends where it is no number.
+    """
+
+    patience: int | None = key(None, low=1)
+    min_delta: float = key(0.0, low=0.0)
+    monitor: str = key("dev_wer", allowed=("dev_wer", "dev_cer", "dev_loss"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +112,9 @@ class RunSettings(Section):
         large_batch: see :class:`LargeBatchSettings`.
         seed: of initialization, shuffling, dropout.
         resume_from: checkpoint of a run to continue.
+        init_from: run folder, checkpoint or ``.nemo`` archive whose weights a new run begins with.
+        freeze: parameters that are not trained, see :func:`freeze`.
+        early_stopping: see :class:`EarlyStoppingSettings`.
         num_samples: transcripts shown after each validation.
         published: see :class:`PublishedSettings`; None: nothing to compare with.
         layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
@@ -107,6 +129,9 @@ class RunSettings(Section):
     large_batch: LargeBatchSettings = key()
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
+    init_from: str | None = key(None)
+    freeze: list | None = key(None)
+    early_stopping: EarlyStoppingSettings = key(EarlyStoppingSettings())
     num_samples: int = key(3, low=0)
     published: PublishedSettings | None = key(None)
     layer_monitor: int | None = key(None, low=1)
@@ -115,6 +140,13 @@ class RunSettings(Section):
         """Every block has known keys only, and those that the recipe sets are left to it."""
         check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
         check_keys(self.logger, LOGGERS, "logger")
+        if self.init_from is not None and self.resume_from is not None:
+            raise ConfigError("init_from", "and resume_from exclude each other: a run that goes on has its weights")
+        for pattern in self.freeze or ():
+            if not isinstance(pattern, str):
+                raise ConfigError("freeze", f"must be a list of globs over parameter names, not {self.freeze!r}")
+        if self.early_stopping.patience is not None and self.trainer.get("limit_val_batches") == 0:
+            raise ConfigError("early_stopping.patience", "has nothing to watch with trainer.limit_val_batches=0")
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:
@@ -123,6 +155,7 @@ class RunSettings(Section):
         sections: dict[str, type[Section]] = {
             "checkpoint": CheckpointSettings,
             "large_batch": LargeBatchSettings,
+            "early_stopping": EarlyStoppingSettings,
             "published": PublishedSettings,
         }
         for name, section in sections.items():

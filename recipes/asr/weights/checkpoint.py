@@ -1,6 +1,7 @@
 """Checkpoints of ``train.py``, read as data."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,15 @@ def load_model(path: Path) -> JasperCTC:
     Raises:
         DataError: it cannot be read, or is none of a speech model.
     """
-    checkpoint = read_checkpoint(path)
+    return model_of(read_checkpoint(path), path)
+
+
+def model_of(checkpoint: Mapping[str, Any], path: Path) -> JasperCTC:
+    """The acoustic model of a checkpoint that was read; `path` is for messages.
+
+    Raises:
+        DataError: it is none of a speech model.
+    """
     hyper_parameters, weights = checkpoint.get("hyper_parameters"), checkpoint.get("state_dict")
     if not isinstance(hyper_parameters, dict) or "model" not in hyper_parameters or not isinstance(weights, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it lacks hyper_parameters.model or state_dict")

@@ -23,7 +23,7 @@ _MAX_WEIGHTS_BYTES = 8 << 30
 # the part of an archive's config that describes the acoustic model; the rest is about training and decoding
 _MODEL_KEYS = ("sample_rate", "labels", "preprocessor", "spec_augment", "encoder", "decoder")
 # class names are compared, never imported
-_CLASSES = {
+CLASSES = {
     "preprocessor": "AudioToMelSpectrogramPreprocessor",
     "spec_augment": "SpectrogramAugmentation",
     "encoder": "ConvASREncoder",
@@ -71,12 +71,12 @@ class NemoArchive:
             section = self.config.get(name)
             if section is None:
                 continue
-            if name in _CLASSES and isinstance(section, dict):
+            if name in CLASSES and isinstance(section, dict):
                 section = dict(section)
-                target = str(section.pop("_target_", _CLASSES[name]))
-                if target.rpartition(".")[2] != _CLASSES[name]:
+                target = str(section.pop("_target_", CLASSES[name]))
+                if target.rpartition(".")[2] != CLASSES[name]:
                     raise ConfigError(
-                        f"{self.path.name}:{name}._target_", f"is {target!r}; only {_CLASSES[name]} can be read"
+                        f"{self.path.name}:{name}._target_", f"is {target!r}; only {CLASSES[name]} can be read"
                     )
             config[name] = section
         decoder = config.get("decoder")
@@ -132,7 +132,8 @@ def _read_members(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: is not a .nemo archive, which is a tar file: {error}") from None
+        reason = str(error).partition(":\n")[0]  # else a line for each kind of compression
+        raise DataError(f"{path}: is not a .nemo archive, which is a tar file: {reason}") from None
     for name in limits:
         if name not in contents:
             raise DataError(f"{path}: lacks {name}")
@@ -143,7 +144,8 @@ def _read_config(path: Path, content: bytes) -> dict[str, Any]:
     try:
         config = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {CONFIG_MEMBER} is not plain YAML: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: {CONFIG_MEMBER} is not plain YAML: {reason}") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: {CONFIG_MEMBER} is not a mapping")
     return config

@@ -24,6 +24,12 @@ from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
         pytest.param(
             {"augment": {"speeds": [1]}}, "data.augment.speeds: unknown key; did you mean 'speed'?", id="augment"
         ),
+        pytest.param(
+            {"normalize": {"case": "title"}},
+            "data.normalize.case: 'title' is unknown. Allowed: lower, null, upper",
+            id="case",
+        ),
+        pytest.param({"normalize": {"form": 1}}, "data.normalize.form: unknown key", id="normalize"),
         pytest.param({"augment": {"speed": [9]}}, "data.augment.speed: must be a list of factors", id="absurd speed"),
         pytest.param(
             {"min_duration": 2, "max_duration": 1}, "data.min_duration: 2 exceeds max_duration 1", id="durations"
@@ -44,6 +50,8 @@ def test_every_key_goes_to_its_part():
     assert (config.name, config.corpus) == ("manifest", ManifestOptions(train="a", dev="b"))
     assert config.loading == LoadingConfig(batch_size=3, min_duration=2.0, max_duration=2.0)
     assert config.augment == AugmentConfig(speed=[0.9])
+    assert DataConfig.from_mapping({**cfg, "normalize": {"case": "lower"}}).normalize("Ab") == "ab"
+    assert DataConfig.from_mapping({**cfg, "normalize": None}).normalize("Ab") == "Ab"
     for nothing in ({}, {"augment": None}, {"augment": {}}):
         assert DataConfig.from_mapping({**cfg, **nothing}).augment == AugmentConfig()
 
@@ -71,5 +79,5 @@ def test_all_keys_are_allowed():
         DataConfig.from_mapping({"name": "manifest", "x": 1})
     assert error.value.problem == (
         "unknown key. Allowed: augment, batch_seconds, batch_size, bucket_steps, cache_audio, cache_dir, dev, downmix, "
-        "eval_batch_size, max_duration, min_duration, name, num_workers, test, train"
+        "eval_batch_size, max_duration, min_duration, name, normalize, num_workers, test, train"
     )

@@ -66,8 +66,9 @@ def test_the_case_that_there_is_or_that_numbers_are_spelled_is_hinted_at():
         assert head == f"text {text!r} has {text[-1]!r} (U+{ord(text[-1]):04X}) at position {len(text) - 1}, "
         return hint
 
-    assert hint("aA") == "; it has 'a': change the case of the text first"
-    assert hint("ab") == "; it has 'B': change the case of the text first"
+    assert hint("aA") == "; it has 'a': change the case of the text first (data.normalize.case=lower)"
+    assert hint("ab") == "; it has 'B': change the case of the text first (data.normalize.case=upper)"
+    assert hint("aa\u0308") == "; is the text in Unicode NFC? (data.normalize.unicode=NFC)"
     assert hint("a7") == "; spell the numbers out first"
     assert hint("ac") == ""
 

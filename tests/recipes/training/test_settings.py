@@ -39,6 +39,14 @@ def settings(**changes) -> RunSettings:
         ({"large_batch": {"global_batch_size": "8k"}}, r"^large_batch\.global_batch_size: must be a whole number"),
         ({"seed": -1}, r"^seed: must be at least 0, not -1"),
         ({"trainer": None}, r"^trainer: must be"),
+        ({"init_from": "a", "resume_from": "b"}, r"^init_from: and resume_from exclude each other"),
+        ({"freeze": ["a", 1]}, r"^freeze: must be a list of globs over parameter names, not \['a', 1\]"),
+        ({"freeze": "encoder.*"}, r"^freeze: must be "),
+        ({"early_stopping": {"patient": 1}}, r"^early_stopping\.patient: unknown key; did you mean 'patience'\?"),
+        (
+            {"early_stopping": {"patience": 1}, "trainer": {"limit_val_batches": 0}},
+            r"^early_stopping\.patience: has nothing to watch with trainer\.limit_val_batches=0",
+        ),
     ],
 )
 def test_refused(changes, message):

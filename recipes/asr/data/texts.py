@@ -1,0 +1,41 @@
+"""The texts of the training set, before anything else of it is read."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.corpora import get_corpus
+
+
+def training_texts(config: DataConfig) -> Iterator[tuple[str, str]]:
+    """Each text of the training manifests as the alphabet will have it, behind ``manifest:line``.
+
+    Lines that are none are passed over here: :func:`read_manifest` says what is wrong with them.
+
+    Args:
+        config: the ``data`` block; a corpus that is not there is made.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    corpus = get_corpus(config.name)
+    manifests = corpus.prepare(config.corpus, Path(os.path.expanduser(config.loading.cache_dir)))
+    for source in corpus.training(config.corpus, manifests):
+        yield from _texts(source.path, config)
+
+
+def _texts(manifest: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
+    try:
+        content = manifest.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"manifest {manifest} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    for line, row in enumerate(content.split("\n"), start=1):
+        try:
+            entry = json.loads(row)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+            yield f"{manifest}:{line}", config.normalize(entry["text"])

@@ -1,0 +1,58 @@
+"""The alphabet of a run: as it is listed, from a file, or of the training text."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.texts import training_texts
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.text.labels import labels_of, read_labels
+from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.source import expand
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+def with_labels(
+    model: dict[str, Any], data: DataConfig, resume_from: str | None = None, trained: JasperCTC | None = None
+) -> dict[str, Any]:
+    """The model's config with its labels as a list; what lists them is returned as it is.
+
+    ``auto`` takes those of the training text, but a run that goes on keeps its own, and fine-tuning keeps those of the
+    model that it begins with, and so its decoder, if they have every character of the text.
+
+    Args:
+        model: the ``model`` block; `labels` is a list, a path, or ``auto``.
+        data: the ``data`` block.
+        resume_from: checkpoint of a run to continue.
+        trained: the model that fine-tuning begins with.
+
+    Raises:
+        DataError: the file, the training manifest or the checkpoint cannot be used.
+    """
+    labels = model.get("labels")
+    if not isinstance(labels, str):
+        return model
+    if labels != AUTO:
+        found, source = read_labels(expand(labels)), labels
+    elif resume_from is not None:
+        found, source = _saved(resume_from), resume_from
+    else:
+        found, source = labels_of(training_texts(data)), "the training text"
+        if trained is not None and set(found) <= set(trained.alphabet.labels):
+            found, source = trained.alphabet.labels, "the model of init_from, which has every one of the training text"
+    log.info("%d labels, from %s: %s", len(found), source, "".join(found))
+    return {**model, "labels": found}
+
+
+def _saved(checkpoint: str) -> list[str]:
+    hyper_parameters = read_checkpoint(Path(checkpoint), map_location="meta").get("hyper_parameters")
+    model = hyper_parameters.get("model") if isinstance(hyper_parameters, dict) else None
+    labels = model.get("labels") if isinstance(model, dict) else None
+    if not isinstance(labels, list):
+        raise ConfigError("resume_from", f"{checkpoint} is no checkpoint of train.py: it has no labels")
+    return labels
