@@ -24,12 +24,14 @@ class Item(NamedTuple):
     wave: np.ndarray
     targets: list[int]
     text: str
+    place: str = ""
 
 
 class Batch(NamedTuple):
     """Utterances padded with zeros to the longest.
 
-    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters.
+    `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters. `places`
+    are the utterances' ``manifest:line``, for messages.
     """
 
     wave_BS: Tensor
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     targets_BU: Tensor
     target_lens_B: Tensor
     texts: list[str]
+    places: Sequence[str] = ()
 
 
 class SpeechDataset(Dataset[Item]):
@@ -51,9 +54,11 @@ class SpeechDataset(Dataset[Item]):
             hour at 16 kHz). Without it files are decoded when they are needed.
         speeds: factors to play at; one is drawn for each utterance and epoch.
         seed: of that choice, which depends on nothing else but epoch and index.
+        keep_nonfinite: hand on samples that are NaN or infinite where nothing is cached; whoever trains on them decides.
 
     Raises:
-        DataError: audio that cannot be decoded, naming manifest line and file; with `cache` it is raised here.
+        DataError: audio that cannot be decoded or has such samples, naming manifest line and file; with `cache` it is
+            raised here.
     """
 
     def __init__(
@@ -66,11 +71,13 @@ class SpeechDataset(Dataset[Item]):
         cache: bool = False,
         speeds: Sequence[float] = (1.0,),
         seed: int = 0,
+        keep_nonfinite: bool = False,
     ) -> None:
         self.utterances = list(utterances)
         self.targets = [alphabet.encode(u.text) for u in self.utterances]
         self.sample_rate, self.downmix = sample_rate, downmix
         self.speeds, self.seed = tuple(speeds), seed
+        self.keep_nonfinite = keep_nonfinite and not cache  # 16 bits have no NaN
         self._samples: Tensor | None = None
         if cache:
             with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # libsndfile lets other threads run
@@ -84,7 +91,7 @@ class SpeechDataset(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         wave = change_speed(self._wave(index), self._speed(epoch, index))
-        return Item(wave, self.targets[index], self.utterances[index].text)
+        return Item(wave, self.targets[index], self.utterances[index].text, self.utterances[index].where)
 
     @property
     def durations(self) -> list[float]:
@@ -107,7 +114,12 @@ class SpeechDataset(Dataset[Item]):
         duration = None if u.offset is None else u.duration
         try:
             return load_audio(
-                u.audio, self.sample_rate, offset=u.offset or 0.0, duration=duration, downmix=self.downmix
+                u.audio,
+                self.sample_rate,
+                offset=u.offset or 0.0,
+                duration=duration,
+                downmix=self.downmix,
+                keep_nonfinite=self.keep_nonfinite,
             )
         except DataError as error:
             raise DataError(f"{u.where}: {error}") from error
@@ -134,4 +146,5 @@ def collate(items: Sequence[Item]) -> Batch:
         torch.from_numpy(targets_BU),
         torch.tensor(target_lens),
         [item.text for item in items],
+        [item.place for item in items],
     )

@@ -115,6 +115,7 @@ class SpeechDataModule(LightningDataModule):
             cache=loading.cache_audio,
             speeds=speeds,
             seed=self.seed,
+            keep_nonfinite=split == "train",  # NonFiniteGuard refuses or skips the optimizer step
         )
 
     def train_dataloader(self) -> ResumableLoader:
