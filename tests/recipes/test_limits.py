@@ -14,6 +14,7 @@ import pytest
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.section import Section, _checked
+from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, NonFiniteSettings
 
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
@@ -43,6 +44,9 @@ KEYS = {
         "save_top_k": (2, {"low": -1}),
         "every_n_steps": (None, {"low": 1}),
         "test": ("last", {"allowed": ["last", "best"]}),
+    },
+    "ConsoleSettings": {
+        "interval": (30.0, {"above": 0.0}),
     },
     "DecoderConfig": {
         "feat_in": (None, {"low": 1}),
@@ -110,6 +114,10 @@ KEYS = {
         "log_zero_guard_type": ("add", {"allowed": ["add", "clamp"]}),
         "log_zero_guard_value": (5.960464477539063e-08, {"above": 0}),
     },
+    "NonFiniteSettings": {
+        "action": ("raise", {"allowed": ["raise", "skip"]}),
+        "max_consecutive": (10, {"low": 1}),
+    },
     "RunSettings": {
         "model": (REQUIRED, {}),
         "data": (REQUIRED, {}),
@@ -118,6 +126,8 @@ KEYS = {
         "logger": (REQUIRED, {}),
         "checkpoint": (REQUIRED, {}),
         "large_batch": (REQUIRED, {}),
+        "nonfinite": (NonFiniteSettings(), {}),
+        "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),
         "resume_from": (None, {}),
         "num_samples": (3, {"low": 0}),

@@ -54,7 +54,7 @@ class SpeechDataset(Dataset[Item]):
             hour at 16 kHz). Without it files are decoded when they are needed.
         speeds: factors to play at; one is drawn for each utterance and epoch.
         seed: of that choice, which depends on nothing else but epoch and index.
-        keep_nonfinite: hand on samples that are NaN or infinite where nothing is cached; whoever trains on them decides.
+        keep_nonfinite: hand on samples that are NaN or infinite where nothing is cached; the training decides.
 
     Raises:
         DataError: audio that cannot be decoded or has such samples, naming manifest line and file; with `cache` it is

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
+from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, NonFiniteGuard, UtteranceRate
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
@@ -59,7 +59,9 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, *checkpoints]
+    guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
+    module.guard = guard
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     trainer = build_trainer(settings, plan, run_dir, callbacks)

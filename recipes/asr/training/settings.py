@@ -61,6 +61,31 @@ class LargeBatchSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NonFiniteSettings(Section):
+    """The ``nonfinite`` block, see :class:`NonFiniteGuard`.
+
+    Args:
+        action: ``"raise"`` ends the run at a loss, gradient or sample that is not finite; ``"skip"`` leaves out the
+            optimizer step.
+        max_consecutive: steps in a row that may be left out.
+    """
+
+    action: str = key("raise", allowed=("raise", "skip"))
+    max_consecutive: int = key(10, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleSettings(Section):
+    """The ``console`` block.
+
+    Args:
+        interval: s between two lines of progress in the log.
+    """
+
+    interval: float = key(30.0, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
     """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
 
@@ -72,6 +97,8 @@ class RunSettings(Section):
         logger: loggers by name (csv, tensorboard, wandb), with their arguments.
         checkpoint: see :class:`CheckpointSettings`.
         large_batch: see :class:`LargeBatchSettings`.
+        nonfinite: see :class:`NonFiniteSettings`.
+        console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
         resume_from: checkpoint of a run to continue.
         num_samples: transcripts shown after each validation.
@@ -85,6 +112,8 @@ class RunSettings(Section):
     logger: dict = key()
     checkpoint: CheckpointSettings = key()
     large_batch: LargeBatchSettings = key()
+    nonfinite: NonFiniteSettings = key(NonFiniteSettings())
+    console: ConsoleSettings = key(ConsoleSettings())
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
     num_samples: int = key(3, low=0)
@@ -99,7 +128,12 @@ class RunSettings(Section):
     def read(cls, cfg: Any, path: str) -> Self:
         """Build it from the composed config; errors in its sections have the full key path."""
         mapping = plain_mapping(cfg, path)
-        sections: dict[str, type[Section]] = {"checkpoint": CheckpointSettings, "large_batch": LargeBatchSettings}
+        sections: dict[str, type[Section]] = {
+            "checkpoint": CheckpointSettings,
+            "large_batch": LargeBatchSettings,
+            "nonfinite": NonFiniteSettings,
+            "console": ConsoleSettings,
+        }
         for name, section in sections.items():
             if name in mapping:
                 mapping[name] = section.read(mapping[name], join(path, name))

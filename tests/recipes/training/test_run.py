@@ -152,8 +152,10 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, "batch_size": 4}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
-    seed, _, curves, *kept, monitor = callbacks
+    seed, _, curves, guard, *kept, monitor = callbacks
     assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]
+    assert (guard.action, guard.max_consecutive) == ("raise", 10)
+    assert module.guard is guard
     assert (seed.seed, curves.path, kept) == (7, tmp_path / "curves.png", checkpoints)
     assert (type(monitor), monitor.every_n_steps) == (LayerMonitor, 9)
     assert asked["fit"] == ((module, data), {"ckpt_path": resume, "weights_only": True})
