@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lightning_novograd.config.data import to_plain
 from lightning_novograd.errors import DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
-from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
+from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
 
 _MODEL_PREFIX = "model."  # of the acoustic model in CTCModule's state dict
 
@@ -38,17 +43,47 @@ def load_model(path: Path) -> JasperCTC:
     """The acoustic model of a checkpoint of ``train.py``, built from the config that travels in it.
 
     Raises:
-        DataError: it cannot be read, or is none of a speech model.
+        DataError: it cannot be read, is none of a speech model, or has weights that are not finite.
+        ConfigError: its config is not one of a Jasper or QuartzNet CTC model.
     """
     checkpoint = read_checkpoint(path)
     hyper_parameters, weights = checkpoint.get("hyper_parameters"), checkpoint.get("state_dict")
     if not isinstance(hyper_parameters, dict) or "model" not in hyper_parameters or not isinstance(weights, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it lacks hyper_parameters.model or state_dict")
-    model = JasperCTC.from_config(hyper_parameters["model"])
     names = [name for name in weights if isinstance(name, str) and name.startswith(_MODEL_PREFIX)]
+    state_dict = {name.removeprefix(_MODEL_PREFIX): weights[name] for name in names}
+    config = ModelConfig.read(to_plain(hyper_parameters["model"], "model"))
     try:
-        model.load_state_dict({name.removeprefix(_MODEL_PREFIX): weights[name] for name in names})
+        model = build_fitting(config, state_dict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"checkpoint {path} does not fit its own config: {reason[:200]}") from None
+    if bad := nonfinite_names(model.state_dict()):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(f"checkpoint {path} has weights that are not finite (NaN or infinity): {bad[0]}{more}")
+    return model
+
+
+def build_fitting(config: ModelConfig, state_dict: dict[str, Any]) -> JasperCTC:
+    """A model with these weights.
+
+    The config may be a stranger's, and say that the model is larger than any memory: it is built without memory first,
+    and compared with the weights that there are.
+
+    Args:
+        config: of the model.
+        state_dict: its weights.
+
+    Raises:
+        RuntimeError: they do not fit, as `load_state_dict` says it.
+    """
+    convolutions = sum(layer.block.repeat + len(layer.residual_channels) for layer in config.layers)
+    if convolutions > len(state_dict) > 0:
+        raise RuntimeError(f"it has {convolutions} convolutions, but {len(state_dict)} weights are there")
+    with torch.device("meta"):
+        outline = JasperCTC(config)
+    shapes = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in state_dict.items()}
+    outline.load_state_dict(shapes, assign=True)
+    model = JasperCTC(config)
+    model.load_state_dict(state_dict)
     return model
