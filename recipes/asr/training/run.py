@@ -2,24 +2,33 @@
 
 import json
 import logging
-import os
 import time
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as pl_callbacks
-from lightning.pytorch import loggers as pl_loggers
 from omegaconf import DictConfig
 
+from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, NonFiniteGuard, UtteranceRate
+from lightning_novograd.recipes.asr.training.callbacks import (
+    BatchSeed,
+    CurveRecorder,
+    NonFiniteGuard,
+    ProgressLog,
+    UtteranceRate,
+)
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, process_rank
+from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, plan_batches
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches
 from lightning_novograd.training.callbacks import LayerMonitor
 
 log = logging.getLogger(__name__)
@@ -37,18 +46,30 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key of the config is unknown, misspelt or impossible.
-        DataError: a manifest or its audio cannot be used.
+        DataError: a manifest or its audio cannot be used, or the checkpoint of `resume_from`.
+        DivergenceError: loss, gradients or weights are NaN or infinite.
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    if settings.resume_from is not None and os.path.exists(settings.resume_from):
-        # Lightning's own message is a stack trace that ends in torch's advice to run the file's code
-        read_checkpoint(Path(settings.resume_from), map_location="meta")
+    with claimed_folder(run_dir, settings.resume_from):
+        return _run(settings, run_dir, started)
+
+
+def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
+    resumed = Path(settings.resume_from).expanduser() if settings.resume_from is not None else None
+    # before any manifest is read; and Lightning's own message would be a stack trace
+    checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module = CTCModule(settings.model, settings.optim, num_samples=settings.num_samples)
+    if resumed is not None and checkpoint is not None:
+        check_resumed(resumed, checkpoint, module)
+        if (length := is_finished(checkpoint, settings.trainer)) is not None:
+            log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
+        set_results_aside(run_dir)
+        del checkpoint
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -61,20 +82,24 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     checkpoints = build_checkpoints(settings, run_dir)
     guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
     module.guard = guard
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, *checkpoints]
+    bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
+    progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     trainer = build_trainer(settings, plan, run_dir, callbacks)
 
-    with warnings.catch_warnings():
-        # Lightning looks when fit begins; the folder holds Hydra's files, never an earlier metrics.csv
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+        best = best_checkpoint(checkpoints) if settings.checkpoint.test == "best" else None
+        measured = measure(trainer, module, data, best)
+    except Exception as error:
+        if trainer.world_size > 1:
+            fail(error, run_dir, getattr(trainer.strategy.launcher, "procs", ()))
+        raise
 
     results: dict[str, Any] = {
-        **measure(
-            trainer, module, data, checkpoints[0].best_model_path if settings.checkpoint.test == "best" else None
-        ),
+        **measured,
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -83,6 +108,8 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         "model_parameters": count_parameters(module.model),
         "optimizer": settings.optim["name"],
     }
+    if guard.skipped:
+        results["skipped_steps"] = guard.skipped
     if trainer.is_global_zero:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
@@ -92,7 +119,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 def measure(
     trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
 ) -> dict[str, float | None]:
-    """Error rates of the dev and the test set; None for those of a test set that the corpus does not have.
+    """Error rates of the dev and the test set; None for those of a set that there is not, or that a limit leaves out.
 
     Args:
         trainer: after `fit`.
@@ -102,30 +129,32 @@ def measure(
     """
     metrics: dict[str, float] = {}
     for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
-        [measured] = evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        metrics.update(measured)
+        for measured in evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True):
+            metrics.update(measured)
     return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
 
 
-def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks.ModelCheckpoint]:
-    """Top-k by dev WER and the last epoch's; then, if wanted, the newest inside an epoch."""
-    folder = run_dir / "checkpoints"
-    by_epoch = pl_callbacks.ModelCheckpoint(
-        dirpath=folder,
-        filename="epoch={epoch:03d}-dev_wer={dev_wer:.4f}",
-        auto_insert_metric_name=False,
-        monitor="dev_wer",
-        mode="min",
-        save_top_k=settings.checkpoint.save_top_k,
-    )
-    # not save_last=True, which copies the newest of the top k. It comes second: the best one's path travels in it
-    last = pl_callbacks.ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
-    if settings.checkpoint.every_n_steps is None:
-        return [by_epoch, last]
-    by_step = pl_callbacks.ModelCheckpoint(
-        dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
-    )
-    return [by_epoch, last, by_step]
+def best_checkpoint(checkpoints: Sequence[pl_callbacks.ModelCheckpoint]) -> str:
+    """The file of the best epoch by dev WER.
+
+    Raises:
+        DataError: none was kept: the training has ended before its first validation.
+    """
+    best = checkpoints[0].best_model_path
+    if not best:
+        raise DataError("checkpoint.test is 'best', but the training has ended before its first validation")
+    return best
+
+
+def set_results_aside(run_dir: Path) -> None:
+    """Give the results of what is continued a name with its number of steps: they are not those of the run to come."""
+    path = run_dir / "results.json"
+    if process_rank() == 0 and path.is_file():
+        try:
+            steps = int(json.loads(path.read_text())["optimizer_steps"])
+        except (ValueError, KeyError, TypeError):
+            steps = 0
+        path.replace(run_dir / f"results_step{steps:07d}.json")
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -133,23 +162,20 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
     loggers = build_loggers(settings, run_dir)
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
+    given = settings.trainer.get("plugins") or []
+    plugins = [*(given if isinstance(given, list) else [given]), WholeCheckpoints()]
     return pl.Trainer(
-        **{**settings.trainer, "accumulate_grad_batches": plan.accumulate_grad_batches},
+        **{
+            **settings.trainer,
+            "accumulate_grad_batches": plan.accumulate_grad_batches,
+            "enable_progress_bar": shows_bar(settings.trainer.get("enable_progress_bar") is not False),
+            "plugins": plugins,
+        },
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=run_dir,
         use_distributed_sampler=False,
     )
-
-
-def build_loggers(settings: RunSettings, run_dir: Path) -> list[pl_loggers.Logger]:
-    """The loggers of the ``logger`` block; all of them write into the run folder."""
-    return [
-        getattr(pl_loggers, LOGGERS[name])(
-            **({"save_dir": run_dir, "name": "", "version": ""} | (arguments or {})),
-        )
-        for name, arguments in settings.logger.items()
-    ]
 
 
 def report(results: dict[str, Any], run_dir: Path) -> None:

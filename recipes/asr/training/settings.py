@@ -123,6 +123,25 @@ class RunSettings(Section):
         """Every block has known keys only, and those that the recipe sets are left to it."""
         check_keys(self.trainer, _TRAINER_ARGUMENTS - set(_TRAINER_RESERVED), "trainer", _TRAINER_RESERVED)
         check_keys(self.logger, LOGGERS, "logger")
+        if self.checkpoint.test == "best" and (reason := self._why_no_best()):
+            raise ConfigError("checkpoint.test", f"is 'best', but {reason}; take 'last'")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are dev numbers."""
+        limit = self.trainer.get("limit_val_batches")
+        return limit is None or limit != 0
+
+    def _why_no_best(self) -> str | None:
+        """Why no checkpoint can be chosen by dev WER, if none can."""
+        every, epochs = self.trainer.get("check_val_every_n_epoch"), self.trainer.get("max_epochs")
+        if not self.validates:
+            return "with trainer.limit_val_batches=0 there is no dev WER to choose by"
+        if isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every:
+            return f"with trainer.check_val_every_n_epoch={every} the {epochs} epochs end without a dev WER"
+        if self.trainer.get("fast_dev_run"):
+            return "trainer.fast_dev_run keeps no checkpoints"
+        return None
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:

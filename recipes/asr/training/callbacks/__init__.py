@@ -2,7 +2,8 @@
 
 from lightning_novograd.recipes.asr.training.callbacks.curves import CurveRecorder
 from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, NonFiniteGuard
+from lightning_novograd.recipes.asr.training.callbacks.progress import ProgressLog
 from lightning_novograd.recipes.asr.training.callbacks.rate import UtteranceRate
 from lightning_novograd.recipes.asr.training.callbacks.seed import BatchSeed
 
-__all__ = ["BatchSeed", "CurveRecorder", "DivergenceError", "NonFiniteGuard", "UtteranceRate"]
+__all__ = ["BatchSeed", "CurveRecorder", "DivergenceError", "NonFiniteGuard", "ProgressLog", "UtteranceRate"]
