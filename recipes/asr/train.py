@@ -5,6 +5,7 @@ curves.png and results.json. ``conf/asr.yaml`` lists what can be set.
 """
 
 import gc
+import logging
 import re
 import sys
 from pathlib import Path
@@ -18,14 +19,10 @@ from omegaconf import DictConfig
 
 import lightning_novograd.conf
 from lightning_novograd.errors import LightningNovoGradError, closest
-from lightning_novograd.recipes.asr.training.console import (
-    fail,
-    one_line,
-    outlive_readers,
-    set_up_console,
-    write_to_log,
-)
+from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console
 from lightning_novograd.recipes.asr.training.run import run
+
+log = logging.getLogger(__name__)
 
 
 class JobFailed(CompactHydraException):
@@ -45,7 +42,7 @@ def main(cfg: DictConfig) -> float | None:
         return run(cfg, run_dir)["dev_wer"]
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN and isinstance(error, LightningNovoGradError):
-            write_to_log(one_line(error), run_dir)
+            log.error("%s", one_line(error))
             raise JobFailed(one_line(error)) from None
         # what a user did wrong is said in one line; a stack trace would only hide it
         fail(error, run_dir)

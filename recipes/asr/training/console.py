@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_novograd.errors import LightningNovoGradError
-from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank
+from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
@@ -30,13 +30,6 @@ _WARNINGS = (
     # a run that is continued in another folder chooses its best checkpoints anew
     (r"The dirpath has changed from ", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
 )
-# the same of their logs: logger, beginning of the message
-_LINES = (
-    ("lightning.pytorch.utilities.rank_zero", "\N{ELECTRIC LIGHT BULB} Tip: "),  # an advertisement
-    ("lightning.fabric.utilities.rank_zero", "\N{ELECTRIC LIGHT BULB} Tip: "),
-    # the process that it speaks of has said why
-    ("lightning.fabric.strategies.launchers.subprocess_script", "[rank: "),
-)
 
 
 class _Without(logging.Filter):
@@ -50,11 +43,24 @@ class _Without(logging.Filter):
         return not record.getMessage().startswith(self.beginning)
 
 
+_NO_ADVERTISEMENT = _Without("\N{ELECTRIC LIGHT BULB} Tip: ")
+# the same of their logs: logger, filter. A logger keeps no filter twice
+_LINES = (
+    ("lightning.pytorch.utilities.rank_zero", _NO_ADVERTISEMENT),
+    ("lightning.fabric.utilities.rank_zero", _NO_ADVERTISEMENT),
+    # the process that it speaks of has said why
+    ("lightning.fabric.strategies.launchers.subprocess_script", _Without("[rank: ")),
+)
+
+
 class _NotFileOnly(logging.Filter):
     """Of a console: drops what is for the file alone."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not getattr(record, FILE_ONLY, False)
+
+
+_NOT_FILE_ONLY = _NotFileOnly()
 
 
 class _Unbroken:
@@ -110,36 +116,26 @@ def set_up_console() -> None:
     """
     for message, module in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=module)
-    for name, beginning in _LINES:
-        logging.getLogger(name).addFilter(_Without(beginning))
-    consoles = [h for h in logging.getLogger().handlers if is_console(h)]
+    for name, rule in _LINES:
+        logging.getLogger(name).addFilter(rule)
+    consoles = [
+        handler
+        for name in (None, "lightning", "lightning.pytorch", "lightning.fabric")
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    ]
     for handler in consoles:
-        handler.addFilter(_NotFileOnly())
+        handler.addFilter(_NOT_FILE_ONLY)
     if process_rank():
         logging.captureWarnings(True)
-        lightning = [h for name in ("lightning", "lightning.pytorch", "lightning.fabric") for h in handlers_of(name)]
-        for handler in (*consoles, *lightning, *files_of_first_rank()):
+        for handler in (*consoles, *_files_of_first_rank()):
             handler.setLevel(logging.ERROR)
 
 
-def is_console(handler: logging.Handler) -> bool:
-    """Whether it writes to a stream that is no file of its own."""
-    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
-
-
-def handlers_of(name: str) -> list[logging.Handler]:
-    """The handlers of a logger itself."""
-    return logging.getLogger(name).handlers
-
-
-def log_files() -> list[logging.FileHandler]:
-    """Hydra's log file."""
-    return [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-
-
-def files_of_first_rank() -> list[logging.FileHandler]:
-    """The log file, where torchrun or SLURM have all ranks write the same one; Lightning gives them names."""
-    return [h for h in log_files() if "_process_" not in Path(h.baseFilename).name]
+def _files_of_first_rank() -> list[logging.FileHandler]:
+    """Hydra's log file, unless it is this rank's own: Lightning gives those names, torchrun and SLURM do not."""
+    files = (handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler))
+    return [handler for handler in files if "_process_" not in Path(handler.baseFilename).name]
 
 
 def one_line(error: BaseException) -> str:
@@ -151,7 +147,7 @@ def one_line(error: BaseException) -> str:
     return f"{kind}: {text.strip()}"
 
 
-def fail(error: Exception, run_dir: Path, peers: Sequence[subprocess.Popen] = ()) -> NoReturn:
+def fail(error: Exception, run_dir: Path, many: bool | None = None, peers: Sequence[subprocess.Popen] = ()) -> NoReturn:
     """End a run: what is wrong is said once, in a line if the error is one of ours, and in ``train.log`` too.
 
     Of several ranks the first to fail speaks; what the others run into when it is gone is not said. They end at once:
@@ -160,16 +156,17 @@ def fail(error: Exception, run_dir: Path, peers: Sequence[subprocess.Popen] = ()
     Args:
         error: what has gone wrong.
         run_dir: the run folder.
+        many: whether there are other ranks; None for what the launcher says.
         peers: processes of other ranks that this one has started.
     """
-    ours, many = isinstance(error, LightningNovoGradError), is_one_of_many()
+    ours, many = isinstance(error, LightningNovoGradError), is_one_of_many() if many is None else many
     if many and not _speaks(run_dir, patience=0.0 if ours else PATIENCE):
-        _leave(peers)
+        _leave(run_dir, peers)
     text = one_line(error) if ours else "".join(traceback.format_exception(error)).rstrip()
     write_to_log(text, run_dir)
     if many:
         print(text, file=sys.stderr)
-        _leave(peers)
+        _leave(run_dir, peers)
     if ours:
         sys.exit(text)
     raise error
@@ -178,7 +175,7 @@ def fail(error: Exception, run_dir: Path, peers: Sequence[subprocess.Popen] = ()
 def write_to_log(line: str, run_dir: Path) -> None:
     """Write an error to the first rank's log file, and to nothing else."""
     record = logging.LogRecord("train", logging.ERROR, __file__, 0, line, None, None)
-    files = files_of_first_rank()
+    files = _files_of_first_rank()
     for handler in files:
         handler.handle(record)
     if not files and (log := run_dir / "train.log").exists():
@@ -200,7 +197,7 @@ def _speaks(run_dir: Path, patience: float) -> bool:
     return True
 
 
-def _leave(peers: Sequence[subprocess.Popen]) -> NoReturn:
+def _leave(run_dir: Path, peers: Sequence[subprocess.Popen]) -> NoReturn:
     """End the process with an error, and those that it has started: they may wait for it until a timeout of hours."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -211,4 +208,7 @@ def _leave(peers: Sequence[subprocess.Popen]) -> NoReturn:
         with contextlib.suppress(subprocess.TimeoutExpired):
             peer.wait(max(deadline - time.monotonic(), 0.0))
         peer.kill()
+    if peers:
+        (run_dir / FAILURE).unlink(missing_ok=True)
+    release_folder(run_dir)
     os._exit(1)

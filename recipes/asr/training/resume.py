@@ -8,7 +8,7 @@ from typing import Any
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
-from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
+from lightning_novograd.recipes.asr.weights.finite import check_finite
 
 # what Lightning cannot go on without
 _NEEDED = ("pytorch-lightning_version", "state_dict", "loops", "epoch", "global_step", "optimizer_states")
@@ -66,8 +66,7 @@ def check_resumed(path: Path, checkpoint: Mapping[str, Any], module: CTCModule) 
         more = f", and {differ - 1} more differ" if differ > 1 else ""
         problem = f"{name} is {_shape(theirs.get(name))} there and {_shape(ours.get(name))} by the config{more}"
         raise DataError(f"{path} is of another model: {problem}")
-    if bad := nonfinite_names(saved):
-        raise DataError(f"{path} has weights that are not finite (NaN or infinity): {bad[0]} of {len(bad)}")
+    check_finite(path, saved)
 
 
 def is_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> str | None:
@@ -76,6 +75,9 @@ def is_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> st
     Args:
         checkpoint: of the run.
         trainer: the ``trainer`` block.
+
+    Raises:
+        ConfigError: it has trained for more epochs than the block allows.
     """
     step, most_steps = checkpoint["global_step"], trainer.get("max_steps", -1)
     if isinstance(most_steps, int) and 0 <= most_steps <= step:
@@ -85,7 +87,9 @@ def is_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> st
     except (KeyError, TypeError):
         return None
     most = trainer.get("max_epochs")
-    if isinstance(most, int) and 0 <= most <= epochs:
+    if isinstance(most, int) and 0 <= most < epochs:
+        raise ConfigError("trainer.max_epochs", f"is {most}, but the checkpoint of resume_from has {epochs} behind it")
+    if most == epochs:
         return f"{epochs} epochs (trainer.max_epochs={most})"
     return None
 
@@ -96,4 +100,4 @@ def _letters(labels: Any) -> str:
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "not there" if shape is None else "a number" if not shape else " x ".join(map(str, shape))
+    return "missing" if shape is None else "a number" if not shape else " x ".join(map(str, shape))

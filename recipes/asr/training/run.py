@@ -95,7 +95,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         measured = measure(trainer, module, data, best)
     except Exception as error:
         if trainer.world_size > 1:
-            fail(error, run_dir, getattr(trainer.strategy.launcher, "procs", ()))
+            # Lightning takes WORLD_SIZE out of the environment when it ends
+            fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))
         raise
 
     results: dict[str, Any] = {

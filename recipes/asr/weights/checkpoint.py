@@ -11,7 +11,7 @@ from lightning_novograd.config.data import to_plain
 from lightning_novograd.errors import DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
-from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
+from lightning_novograd.recipes.asr.weights.finite import check_finite
 
 _MODEL_PREFIX = "model."  # of the acoustic model in CTCModule's state dict
 
@@ -58,9 +58,7 @@ def load_model(path: Path) -> JasperCTC:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"checkpoint {path} does not fit its own config: {reason[:200]}") from None
-    if bad := nonfinite_names(model.state_dict()):
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DataError(f"checkpoint {path} has weights that are not finite (NaN or infinity): {bad[0]}{more}")
+    check_finite(path, model.state_dict())
     return model
 
 

@@ -1,10 +1,28 @@
 """Weights that are no numbers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_novograd.errors import DataError
+
+
+def check_finite(path: Path, state_dict: Mapping[Any, Any]) -> None:
+    """Refuse a checkpoint's weights that are NaN or infinite.
+
+    Args:
+        path: of the checkpoint.
+        state_dict: its weights.
+
+    Raises:
+        DataError: there are some.
+    """
+    if bad := nonfinite_names(state_dict):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(f"checkpoint {path} has weights that are not finite (NaN or infinity): {bad[0]}{more}")
 
 
 def nonfinite_names(state_dict: Mapping[Any, Any], first: int | None = None) -> list[str]:

@@ -75,7 +75,7 @@ class ProgressLog(pl.Callback):
             parts.append(f"{shown_time(left)} left")
         if dev and "dev_wer" in metrics:
             parts.append(
-                f"dev loss {metrics['dev_loss']:.4g} WER {100 * metrics['dev_wer']:.2f} % "
+                f"dev: loss {metrics['dev_loss']:.4g}, WER {100 * metrics['dev_wer']:.2f} %, "
                 f"CER {100 * metrics['dev_cer']:.2f} %"
             )
         log.info("%s", ", ".join(parts), extra=self.extra)
