@@ -37,7 +37,8 @@ class CurveRecorder(pl.Callback):
     ) -> None:
         """Keep loss and LR of every `every_n_steps`-th optimizer step."""
         step = trainer.global_step
-        if step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
+        # under accumulation a step is seen several times, and 0 before the first one
+        if not step or step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         loss = loss.item() if isinstance(loss, Tensor) else float(loss)
