@@ -83,7 +83,7 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
     except OSError as error:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
     (folder / FAILURE).unlink(missing_ok=True)
-    traces = sorted(path.name for pattern in _TRACES for path in folder.glob(pattern))
+    traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
     if traces and not _is_below(resume_from, folder):
         release_folder(folder)
         found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"

@@ -63,7 +63,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, trace):
 
 def test_what_is_continued_there_may_be(tmp_path, monkeypatch):
     last = trained(tmp_path / "run")
-    with pytest.raises(ConfigError, match=rf"\(last\.ckpt, metrics\.csv\); continue it \(resume_from={last}\), or"):
+    with pytest.raises(ConfigError, match=rf"\(metrics\.csv, last\.ckpt\); continue it \(resume_from={last}\), or"):
         claim_folder(tmp_path / "run", None)
     for resume in (str(last), f"{last.parent}/../checkpoints/other.ckpt"):
         with claimed_folder(tmp_path / "run", resume):
