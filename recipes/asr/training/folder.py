@@ -4,7 +4,6 @@ Light to import: Hydra asks before it writes there.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -15,6 +14,11 @@ from typing import IO, Any
 from hydra.experimental.callback import Callback
 
 from lightning_novograd.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
@@ -105,6 +109,8 @@ def _lock(folder: Path) -> IO[str]:
     """The locked file. A worker process does not inherit the lock, and so does not keep it when this one is killed."""
     while True:
         file = (folder / LOCK).open("a+")
+        if fcntl is None:
+            return file
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

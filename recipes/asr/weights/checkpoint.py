@@ -1,5 +1,6 @@
 """Checkpoints of ``train.py``, read as data."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     try:
         checkpoint = load_plain(path, map_location=map_location)
     except OSError as error:
-        raise DataError(f"checkpoint {path} cannot be read: {error}") from None
+        # torch looks for the directory of a zip file that is cut off before its first byte
+        damaged = error.errno == errno.EINVAL and error.filename is None
+        raise DataError(f"checkpoint {path} {'is damaged' if damaged else f'cannot be read: {error}'}") from None
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     if not isinstance(checkpoint, dict):

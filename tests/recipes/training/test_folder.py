@@ -128,6 +128,13 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         pass
 
 
+def test_a_system_without_such_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_file, "fcntl", None)
+    with claimed_folder(tmp_path, None):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^hydra\.run\.dir: .*/file/run cannot be written: Not a directory$"):

@@ -33,6 +33,11 @@ def cut(saved, folder):
     return folder / "a.ckpt"
 
 
+def cut_short(saved, folder):
+    (folder / "a.ckpt").write_bytes(saved.read_bytes()[:5000])
+    return folder / "a.ckpt"
+
+
 def made_of(content):
     def write(saved, folder):
         torch.save(content, folder / "a.ckpt")
@@ -65,7 +70,8 @@ def pickled(saved, folder):
         (lambda saved, folder: folder / "a.ckpt", DataError, r"^checkpoint .*/a\.ckpt does not exist$"),
         (lambda saved, folder: folder / ("a" * 300), DataError, r"^checkpoint .*/a+ does not exist$"),
         (touched("a.ckpt"), DataError, r"^checkpoint .*/a\.ckpt is empty$"),
-        (cut, DataError, r"a\.ckpt (cannot be read|is no checkpoint)"),
+        (cut, DataError, r"a\.ckpt is (damaged$|no checkpoint, or holds more than plain data)"),
+        (cut_short, DataError, r"a\.ckpt is (damaged$|no checkpoint, or holds more than plain data)"),
         (pickled, DataError, r"a\.ckpt "),
         (lambda saved, folder: folder, ConfigError, r"^resume_from: .* is a folder, not a checkpoint$"),
         (
@@ -85,7 +91,7 @@ def pickled(saved, folder):
             r"a\.ckpt is no checkpoint to go on from: it lacks pytorch-lightning_version, loops, optimizer_states$",
         ),
     ],
-    ids=["missing", "long", "empty", "cut", "pickle", "folder", "run", "nemo", "list", "weights"],
+    ids=["missing", "long", "empty", "cut", "cut short", "pickle", "folder", "run", "nemo", "list", "weights"],
 )
 def test_a_file_that_is_none(saved, tmp_path, make, error, message):
     with pytest.raises(error, match=message) as caught:

@@ -207,3 +207,15 @@ def test_a_few_names_are_shown():
     assert shown(["a", "b", "a"]) == "a, b"
     assert shown(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
     assert shown("abc", 2) == "a, b and 1 more"
+
+
+def test_a_run_that_is_continued_goes_on_with_the_schedule_where_it_waited(tmp_path, recwarn):
+    _, _, made = fit([batch(0), batch(1, value=NAN), batch(2)], "skip")
+    made.save_checkpoint(tmp_path / "a.ckpt")
+    guard = NonFiniteGuard("skip")
+    resumed, model = trainer([guard], max_epochs=2), module(guard)
+    resumed.fit(model, loader([batch(3), batch(4), batch(5)]), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert (resumed.global_step, guard.skipped) == (6, 1)
+    scheduler = resumed.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 5
+    assert not [str(w.message) for w in recwarn if "resumes" in str(w.message)]
