@@ -106,7 +106,8 @@ def test_what_one_worker_of_one_rank_runs_into_is_one_line(corrupt, tiny_corpus,
 
 @pytest.mark.slow
 def test_other_ranks_are_quiet_and_there_are_no_warnings_of_others(tiny_corpus, tmp_path):
-    done = command(*manifests(tiny_corpus), "trainer=ddp_cpu", "data.batch_size=2", f"hydra.run.dir={tmp_path}")
+    overrides = [*manifests(tiny_corpus), "trainer=ddp_cpu", "data.batch_size=2", "data.num_workers=0"]
+    done = command(*overrides, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0
     said = [line for line in done.stdout.splitlines() if "train set: 16 utterances" in line]
     assert len(said) == 1
@@ -137,7 +138,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tiny_corpus, tmp_path):
 @pytest.mark.slow
 def test_jobs_of_a_sweep_fail_alone(tiny_corpus, tmp_path):
     overrides = [*manifests(tiny_corpus), "trainer.max_epochs=1", "optim.lr=-1,0.01"]
-    done = command("-m", *overrides, f"hydra.sweep.dir={tmp_path}")
+    done = command("hydra.mode=MULTIRUN", *overrides, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert "ConfigError: optim.lr: " in done.stderr

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from tiny_speech import batch, loader, module, trainer
 
 from lightning_novograd.errors import DataError, LightningNovoGradError
@@ -219,3 +220,16 @@ def test_a_run_that_is_continued_goes_on_with_the_schedule_where_it_waited(tmp_p
     scheduler = resumed.lr_scheduler_configs[0].scheduler
     assert scheduler.last_epoch == 5
     assert not [str(w.message) for w in recwarn if "resumes" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'", "ignore:.*CUDA is not available")
+def test_a_gradscaler_keeps_its_scale_where_the_loss_is_not_finite():
+    """Its own overflows it sees itself; the guard leaves the step out before it is asked."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    guard = NonFiniteGuard("skip")
+    model = module(guard)
+    made = trainer([guard], plugins=[MixedPrecision("16-mixed", "cuda", scaler=scaler)])
+    made.fit(model, loader([batch(0), batch(1, value=NAN), batch(2)]))
+    assert (guard.skipped, made.global_step, scaler.get_scale()) == (1, 3, 4.0)
+    assert made.lr_scheduler_configs[0].scheduler.last_epoch == 2
+    assert all(torch.isfinite(p).all() for p in model.parameters())
