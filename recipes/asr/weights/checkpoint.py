@@ -68,9 +68,6 @@ def load_model(path: Path) -> JasperCTC:
 def build_fitting(config: ModelConfig, state_dict: dict[str, Any]) -> JasperCTC:
     """A model with these weights.
 
-    The config may be a stranger's, and say that the model is larger than any memory: it is built without memory first,
-    and compared with the weights that there are.
-
     Args:
         config: of the model.
         state_dict: its weights.
@@ -78,13 +75,27 @@ def build_fitting(config: ModelConfig, state_dict: dict[str, Any]) -> JasperCTC:
     Raises:
         RuntimeError: they do not fit, as `load_state_dict` says it.
     """
-    convolutions = sum(layer.block.repeat + len(layer.residual_channels) for layer in config.layers)
-    if convolutions > len(state_dict) > 0:
-        raise RuntimeError(f"it has {convolutions} convolutions, but {len(state_dict)} weights are there")
-    with torch.device("meta"):
-        outline = JasperCTC(config)
-    shapes = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in state_dict.items()}
-    outline.load_state_dict(shapes, assign=True)
+    shapes = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in state_dict.items()}
+    outline(config, len(state_dict)).load_state_dict(shapes, assign=True)
     model = JasperCTC(config)
     model.load_state_dict(state_dict)
     return model
+
+
+def outline(config: ModelConfig, weights: int) -> JasperCTC:
+    """A model that takes no memory, to be compared with weights that there are before it is built.
+
+    The config may be a stranger's, and say that the model is larger than any memory.
+
+    Args:
+        config: of the model.
+        weights: how many there are.
+
+    Raises:
+        RuntimeError: it has more layers than that.
+    """
+    convolutions = sum(layer.block.repeat + len(layer.residual_channels) for layer in config.layers)
+    if convolutions > weights > 0:
+        raise RuntimeError(f"it has {convolutions} convolutions, but {weights} weights are there")
+    with torch.device("meta"):
+        return JasperCTC(config)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_novograd.errors import DataError
 
 
-def check_finite(path: Path, state_dict: Mapping[Any, Any]) -> None:
+def check_finite(path: str | Path, state_dict: Mapping[Any, Any]) -> None:
     """Refuse a checkpoint's weights that are NaN or infinite.
 
     Args:
