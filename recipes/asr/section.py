@@ -114,27 +114,29 @@ def plain_mapping(cfg: Any, path: str) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             raise ConfigError(path, str(error)) from None
     if not isinstance(cfg, Mapping):
-        raise ConfigError(path, f"must be a mapping, not {cfg!r}")
+        raise ConfigError(path, f"must be a mapping, not {_shown(cfg)}")
     return dict(cfg)
 
 
 def _checked(value: Any, hint: Any, limits: Mapping[str, Any], name: str) -> Any:
     if limits.get("single") and isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise ConfigError(name, f"must be one number or a list of one, not {value!r}")
+            raise ConfigError(name, f"must be one number or a list of one, not {_shown(value)}")
         value = value[0]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     allowed = limits.get("allowed")
     if allowed is not None:
         if value not in allowed or isinstance(value, bool):
             names = ["null" if a is None else str(a) for a in allowed]
-            raise ConfigError(name, f"{value!r} is unknown{choices(value, names)}")
+            raise ConfigError(
+                name, f"{_shown(value)} is unknown{choices(_shown(value) if isinstance(value, int) else value, names)}"
+            )
         return value
     if float in kinds and isinstance(value, int) and not isinstance(value, bool) and int not in kinds:
-        value = float(value)
+        value = _as_float(value, name)
     if not any(_is_a(value, kind) for kind in kinds):
         wanted = " or ".join(_KIND_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
-        raise ConfigError(name, f"must be {wanted}, not {value!r}")
+        raise ConfigError(name, f"must be {wanted}, not {_shown(value)}")
     if isinstance(value, (int, float)):
         _check_range(value, limits, name)
     return value
@@ -154,8 +156,8 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _check_range(value: float, limits: Mapping[str, Any], name: str) -> None:
-    if not math.isfinite(value):
-        raise ConfigError(name, f"must be finite, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(name, f"must be finite, not {_shown(value)}")
     bounds = {
         "at least": (limits.get("low"), lambda bound: value >= bound),
         "more than": (limits.get("above"), lambda bound: value > bound),
@@ -164,4 +166,22 @@ def _check_range(value: float, limits: Mapping[str, Any], name: str) -> None:
     }
     for words, (bound, holds) in bounds.items():
         if bound is not None and not holds(bound):
-            raise ConfigError(name, f"must be {words} {bound}, not {value!r}")
+            raise ConfigError(name, f"must be {words} {bound}, not {_shown(value)}")
+
+
+def _as_float(value: int, name: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(name, f"must be a number that a float can hold, not {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut: a file may hold anything, and Python prints no int of 5000 digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # such an int inside of it
+        text = f"a {type(value).__name__} of numbers that are too long to show"
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -5,6 +5,7 @@ curves.png and results.json. ``conf/asr.yaml`` lists what can be set.
 """
 
 import gc
+import logging
 import re
 import sys
 from pathlib import Path
@@ -12,22 +13,39 @@ from pathlib import Path
 import hydra
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import lightning_novograd.conf
 from lightning_novograd.errors import LightningNovoGradError, closest
+from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console
 from lightning_novograd.recipes.asr.training.run import run
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(CompactHydraException):
+    """What ends one job of a sweep, which Hydra says without a stack trace, after the other jobs."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="asr")
-def main(cfg: DictConfig) -> None:
-    """Train, test, write the results."""
+def main(cfg: DictConfig) -> float | None:
+    """Train, test, write the results.
+
+    Returns:
+        The dev WER, for a sweeper that optimizes; None where there is no dev set.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    set_up_console()
     try:
-        run(cfg, Path(HydraConfig.get().runtime.output_dir))
-    except LightningNovoGradError as error:
+        return run(cfg, run_dir)["dev_wer"]
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and isinstance(error, LightningNovoGradError):
+            log.error("%s", one_line(error))
+            raise JobFailed(one_line(error)) from None
         # what a user did wrong is said in one line; a stack trace would only hide it
-        sys.exit(f"{type(error).__name__}: {error}")
+        fail(error, run_dir)
 
 
 def nearest(error: BaseException | None) -> str | None:
@@ -56,6 +74,7 @@ def leave() -> None:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         main()
     except SystemExit as end:

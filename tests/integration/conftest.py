@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import speech_runs
 
 
 def write_corpus(folder: Path, utterances: int = 16, seed: int = 1) -> Path:
@@ -26,3 +27,9 @@ def write_corpus(folder: Path, utterances: int = 16, seed: int = 1) -> Path:
 def tiny_corpus(tmp_path_factory) -> Path:
     """Manifest of 16 utterances."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_corpus, tmp_path_factory) -> tuple[Path, dict]:
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, speech_runs.train(run_dir, [*speech_runs.manifests(tiny_corpus), "layer_monitor=2"])

@@ -5,25 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_module
+from speech_runs import QUICK, command, manifests, train
 
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
-from lightning_novograd.recipes.asr.training.run import run
 
-QUICK = [
-    "model=quartznet_small",
-    "data=manifest",
-    "data.batch_size=4",
-    "trainer.max_epochs=2",
-    "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false",
-    "+trainer.enable_model_summary=false",
-]
 RESULTS = {
     "dev_wer",
     "test_wer",
@@ -37,21 +26,6 @@ RESULTS = {
     "model_parameters",
     "optimizer",
 }
-
-
-def manifests(path: Path) -> list[str]:
-    return [f"data.{split}={path}" for split in ("train", "dev", "test")]
-
-
-def train(run_dir: Path, overrides: list[str]) -> dict:
-    with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
-        return run(compose("asr", overrides=QUICK + overrides), run_dir)
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_corpus, tmp_path_factory) -> tuple[Path, dict]:
-    run_dir = tmp_path_factory.mktemp("run")
-    return run_dir, train(run_dir, [*manifests(tiny_corpus), "layer_monitor=2"])
 
 
 def test_results(finished):
@@ -68,7 +42,7 @@ def test_everything_is_in_the_run_folder(finished):
     names = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
     assert {"results.json", "curves.png", "layers.png", "metrics.csv", "checkpoints/last.ckpt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    assert len([name for name in names if name.startswith("checkpoints/epoch=")]) == 2
+    assert len([name for name in names if name.startswith("checkpoints/epoch0")]) == 2
 
 
 def test_metrics_csv_has_the_curves(finished):
@@ -87,7 +61,7 @@ def test_checkpoint_loads_as_data(finished):
 def test_resumed_run_ends_as_the_uninterrupted_one(finished, tiny_corpus, tmp_path, recwarn):
     run_dir, results = finished
     (tmp_path / "train.log").write_text("Hydra's")
-    [first_epoch] = (run_dir / "checkpoints").glob("epoch=000-*.ckpt")
+    [first_epoch] = (run_dir / "checkpoints").glob("epoch000-*.ckpt")
     resumed = train(tmp_path, [*manifests(tiny_corpus), f"resume_from='{first_epoch}'"])
     assert not [w for w in recwarn if "exists and is not empty" in str(w.message)], "Hydra's files are no earlier run's"
     assert resumed["optimizer_steps"] == results["optimizer_steps"]
@@ -96,15 +70,6 @@ def test_resumed_run_ends_as_the_uninterrupted_one(finished, tiny_corpus, tmp_pa
     )
     for name, expected in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], expected, rtol=0, atol=0, msg=name)
-
-
-def command(*overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "asr" / "train.py"), *QUICK, *overrides],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.mark.slow
@@ -121,11 +86,11 @@ def test_killed_run_goes_on_inside_the_epoch(finished, tiny_corpus, tmp_path):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not list(killed.glob("checkpoints/step=*3.ckpt")) and process.poll() is None:
+    while not list(killed.glob("checkpoints/step*3.ckpt")) and process.poll() is None:
         pass
     process.kill()
     assert process.wait() == -9
-    [newest] = killed.glob("checkpoints/step=*.ckpt")
+    [newest] = killed.glob("checkpoints/step*.ckpt")
     train(resumed, [*manifests(tiny_corpus), f"resume_from='{newest}'"])
     ours, theirs = (torch.load(d / "checkpoints" / "last.ckpt", weights_only=True) for d in (resumed, run_dir))
     assert ours["global_step"] == theirs["global_step"] == 8

@@ -14,7 +14,7 @@ import pytest
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.section import Section, _checked
-from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings
+from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
 
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
@@ -25,12 +25,12 @@ KEYS = {
         "noise": (None, {}),
     },
     "BlockConfig": {
-        "filters": (REQUIRED, {"low": 1}),
-        "kernel": (REQUIRED, {"low": 1, "single": True}),
+        "filters": (REQUIRED, {"low": 1, "high": 65536}),
+        "kernel": (REQUIRED, {"low": 1, "high": 65536, "single": True}),
         "residual": (REQUIRED, {}),
-        "repeat": (1, {"low": 1}),
-        "stride": (1, {"low": 1, "single": True}),
-        "dilation": (1, {"low": 1, "single": True}),
+        "repeat": (1, {"low": 1, "high": 1000}),
+        "stride": (1, {"low": 1, "high": 1000, "single": True}),
+        "dilation": (1, {"low": 1, "high": 65536, "single": True}),
         "dropout": (0.0, {"low": 0.0, "below": 1.0}),
         "separable": (False, {}),
         "groups": (1, {"low": 1}),
@@ -38,14 +38,17 @@ KEYS = {
         "residual_dense": (False, {}),
         "residual_mode": (None, {"allowed": ["add", "stride_add", None]}),
         "stride_last": (False, {}),
-        "kernel_size_factor": (1.0, {"above": 0.0}),
-        "copies": (1, {"low": 1}),
+        "kernel_size_factor": (1.0, {"above": 0.0, "high": 1000.0}),
+        "copies": (1, {"low": 1, "high": 1000}),
     },
     "CheckpointSettings": {
         "save_top_k": (2, {"low": -1}),
         "every_n_steps": (None, {"low": 1}),
         "test": ("last", {"allowed": ["last", "best"]}),
         "average": (None, {"low": 2}),
+    },
+    "ConsoleSettings": {
+        "interval": (30.0, {"above": 0.0}),
     },
     "DecoderConfig": {
         "feat_in": (None, {"low": 1}),
@@ -105,24 +108,28 @@ KEYS = {
         "weight": (1.0, {"above": 0.0, "high": 1000.0}),
     },
     "MelConfig": {
-        "sample_rate": (16000, {"low": 1}),
-        "window_size": (0.02, {"above": 0}),
-        "window_stride": (0.01, {"above": 0}),
-        "n_window_size": (None, {"low": 1}),
-        "n_window_stride": (None, {"low": 1}),
+        "sample_rate": (16000, {"low": 1, "high": 1_000_000}),
+        "window_size": (0.02, {"above": 0, "high": 10.0}),
+        "window_stride": (0.01, {"above": 0, "high": 10.0}),
+        "n_window_size": (None, {"low": 1, "high": 1 << 20}),
+        "n_window_stride": (None, {"low": 1, "high": 1 << 20}),
         "window": ("hann", {"allowed": ["hann", "hamming", "blackman", "bartlett"]}),
-        "features": (64, {"low": 1}),
-        "n_fft": (None, {"low": 1}),
+        "features": (64, {"low": 1, "high": 4096}),
+        "n_fft": (None, {"low": 1, "high": 1 << 20}),
         "normalize": ("per_feature", {"allowed": ["per_feature", "all_features", None]}),
         "dither": (1e-05, {"low": 0}),
         "preemph": (0.97, {}),
-        "pad_to": (16, {"low": 0}),
+        "pad_to": (16, {"low": 0, "high": 1 << 20}),
         "exact_pad": (False, {}),
         "lowfreq": (0.0, {"low": 0}),
         "highfreq": (None, {"above": 0}),
         "log": (True, {}),
         "log_zero_guard_type": ("add", {"allowed": ["add", "clamp"]}),
         "log_zero_guard_value": (5.960464477539063e-08, {"above": 0}),
+    },
+    "NonFiniteSettings": {
+        "action": ("raise", {"allowed": ["raise", "skip"]}),
+        "max_consecutive": (10, {"low": 1}),
     },
     "NormalizeConfig": {
         "case": (None, {"allowed": ["lower", "upper", None]}),
@@ -136,12 +143,15 @@ KEYS = {
         "logger": (REQUIRED, {}),
         "checkpoint": (REQUIRED, {}),
         "large_batch": (REQUIRED, {}),
+        "nonfinite": (NonFiniteSettings(), {}),
+        "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),
         "resume_from": (None, {}),
         "init_from": (None, {}),
         "freeze": (None, {}),
         "early_stopping": (EarlyStoppingSettings(), {}),
         "num_samples": (3, {"low": 0}),
+        "published": (None, {}),
         "layer_monitor": (None, {"low": 1}),
     },
     "NoiseConfig": {
@@ -151,11 +161,11 @@ KEYS = {
         "manifest": (None, {}),
     },
     "SpecAugmentConfig": {
-        "freq_masks": (0, {"low": 0}),
+        "freq_masks": (0, {"low": 0, "high": 1000}),
         "freq_width": (10, {"low": 0}),
-        "time_masks": (0, {"low": 0}),
+        "time_masks": (0, {"low": 0, "high": 1000}),
         "time_width": (10, {"low": 0}),
-        "rect_masks": (0, {"low": 0}),
+        "rect_masks": (0, {"low": 0, "high": 1000}),
         "rect_freq": (20, {"low": 0}),
         "rect_time": (5, {"low": 0}),
     },

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.section import Section, join, key
+from lightning_novograd.recipes.asr.section import Section, _checked, join, key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,3 +117,25 @@ def test_values_are_checked_without_a_config_too():
 
 def test_paths_join():
     assert [join("", "a"), join("a", "b"), join("x.nemo:", "a")] == ["a", "a.b", "x.nemo:a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("plain", "a" * 9999, f"must be a whole number, not '{'a' * 196}..."),
+        ("plain", [10**5000], "must be a whole number, not a list of numbers that are too long to show"),
+        ("width", -(10**5000), "must be at least 1, not a whole number of 16610 bits"),
+        ("rate", 10**400, "must be a number that a float can hold, not a whole number of 1329 bits"),
+        ("power", 10**5000, "a whole number of 16610 bits is unknown. Allowed: 1, 2"),
+    ],
+    ids=["text", "list", "below", "float", "choice"],
+)
+def test_values_of_any_length_are_short_in_a_message(name, value, problem):
+    with pytest.raises(ConfigError) as error:
+        Kinds.read({"block": {}, name: value}, "")
+    assert (error.value.path, error.value.problem) == (name, problem)
+
+
+def test_a_whole_number_of_any_length_has_a_range_too():
+    with pytest.raises(ConfigError, match=r"^width: must be at most 3, not a whole number"):
+        _checked(10**5000, int, {"high": 3}, "width")

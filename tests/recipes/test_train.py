@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import CompactHydraException, ConfigCompositionException, MissingConfigException
+from hydra.types import RunMode
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr import train
@@ -36,10 +37,11 @@ def test_the_nearest_choice(error, meant):
 
 def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     asked = []
-    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"))
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.RUN)
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
-    monkeypatch.setattr(train, "run", lambda *args: asked.append(args))
-    train.main.__wrapped__({"seed": 1})
+    monkeypatch.setattr(train, "set_up_console", lambda: None)
+    monkeypatch.setattr(train, "run", lambda *args: asked.append(args) or {"dev_wer": 0.25})
+    assert train.main.__wrapped__({"seed": 1}) == 0.25
     assert asked == [({"seed": 1}, Path("some/where"))]
 
     def refuse(*args):
@@ -49,6 +51,21 @@ def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     with pytest.raises(SystemExit) as end:
         train.main.__wrapped__({})
     assert end.value.code == "ConfigError: optim.lr: is bad"
+
+
+def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
+    """Hydra goes on with the others after an exception, not after SystemExit, and prints such a one in a line."""
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.MULTIRUN)
+    monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
+    monkeypatch.setattr(train, "set_up_console", lambda: None)
+
+    def refuse(*args):
+        raise ConfigError("optim.lr", "is bad")
+
+    monkeypatch.setattr(train, "run", refuse)
+    with pytest.raises(CompactHydraException, match=r"^ConfigError: optim\.lr: is bad$"):
+        train.main.__wrapped__({})
+    assert [r.getMessage() for r in caplog.records] == ["ConfigError: optim.lr: is bad"]
 
 
 def test_the_process_group_ends_behind_all_ranks_and_what_holds_it(monkeypatch):

@@ -1,5 +1,6 @@
 """Audio files to samples at the model's rate."""
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,7 @@ def load_audio(
     offset: float = 0.0,
     duration: float | None = None,
     downmix: bool = False,
+    keep_nonfinite: bool = False,
 ) -> np.ndarray:
     """Samples of a file, or of a part of it, as float32 in [-1, 1], shape (samples,).
 
@@ -77,9 +79,11 @@ def load_audio(
         offset: s, where the part begins.
         duration: s, how long the part is; None reads to the end.
         downmix: average the channels of a file that has several, which is an error otherwise.
+        keep_nonfinite: hand on samples that are NaN or infinite, as a file of floats may have them.
 
     Raises:
-        DataError: the file is missing, corrupt, shorter than it claims, or has several channels.
+        DataError: the file is missing, corrupt, shorter than it claims, has several channels, or samples that are not
+            finite.
     """
     if not os.path.isfile(path):  # pathlib would raise for a name that is too long
         raise DataError(f"audio file {path} does not exist")
@@ -98,6 +102,8 @@ def load_audio(
         raise DataError(f"audio file {path} has {header.channels} channels; set downmix=true to average them")
     if len(wave) != wanted or wanted <= 0:
         raise DataError(f"audio file {path} is corrupt: {len(wave)} of {wanted} samples can be read")
+    if not keep_nonfinite:
+        _check_finite(path, wave, start, header.sample_rate)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if header.sample_rate != sample_rate:
         mono = soxr.resample(mono, header.sample_rate, sample_rate)
@@ -110,6 +116,19 @@ def _read(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
     while len(blocks[-1]) == BLOCK and (left := wanted - BLOCK * len(blocks)) > 0:
         blocks.append(file.read(min(left, BLOCK), dtype="float32", always_2d=True))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _check_finite(path: Path, wave: np.ndarray, start: int, sample_rate: int) -> None:
+    with np.errstate(all="ignore"):
+        if math.isfinite(wave.sum()):  # one pass, and no array of booleans
+            return
+    bad = ~np.isfinite(wave).all(axis=1)
+    if bad.any():
+        first = (start + int(bad.argmax())) / sample_rate
+        raise DataError(
+            f"audio file {path} has {int(bad.sum())} samples that are not finite (NaN or infinity), the first at "
+            f"{first:.3f} s"
+        )
 
 
 def change_speed(wave: np.ndarray, factor: float) -> np.ndarray:

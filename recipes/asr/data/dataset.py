@@ -24,6 +24,7 @@ class Item(NamedTuple):
     wave: np.ndarray
     targets: list[int]
     text: str
+    place: str = ""
 
 
 class Batch(NamedTuple):
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
 
     `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters. `weight`
     times the mean loss of the batch, averaged over the micro-batches of a step, is the mean over all its utterances.
+    `places` are the utterances' ``manifest:line``, for messages.
     """
 
     wave_BS: Tensor
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
     target_lens_B: Tensor
     texts: list[str]
     weight: float = 1.0
+    places: Sequence[str] = ()
 
 
 class SpeechDataset(Dataset[Item]):
@@ -56,9 +59,11 @@ class SpeechDataset(Dataset[Item]):
             hour at 16 kHz). Without it files are decoded when they are needed.
         cache_file: where these are kept from run to run, and shared by all processes of a machine; None: nowhere.
         augment: changes the waveforms; None leaves them as they are.
+        keep_nonfinite: hand on samples that are NaN or infinite where nothing is cached; the training decides.
 
     Raises:
-        DataError: audio that cannot be decoded, naming manifest line and file; with `cache` it is raised here.
+        DataError: audio that cannot be decoded or has such samples, naming manifest line and file; with `cache` it is
+            raised here.
     """
 
     def __init__(
@@ -71,10 +76,12 @@ class SpeechDataset(Dataset[Item]):
         cache: bool = False,
         cache_file: SampleFile | None = None,
         augment: Augment | None = None,
+        keep_nonfinite: bool = False,
     ) -> None:
         self.utterances = list(utterances)
         self.alphabet, self.sample_rate, self.downmix = alphabet, sample_rate, downmix
         self.augment = augment
+        self.keep_nonfinite = keep_nonfinite and not cache  # 16 bits have no NaN
         self._samples: Tensor | None = None
         self._file = cache_file
         if cache and not self._map_samples():
@@ -112,7 +119,7 @@ class SpeechDataset(Dataset[Item]):
         wave, text = self._wave(index), self.utterances[index].text
         if self.augment is not None:
             wave = self.augment(wave, epoch, entry)
-        return Item(wave, self.alphabet.encode(text), text)
+        return Item(wave, self.alphabet.encode(text), text, self.utterances[index].where)
 
     @property
     def durations(self) -> list[float]:
@@ -137,7 +144,12 @@ class SpeechDataset(Dataset[Item]):
         duration = None if u.offset is None else u.duration
         try:
             return load_audio(
-                u.audio, self.sample_rate, offset=u.offset or 0.0, duration=duration, downmix=self.downmix
+                u.audio,
+                self.sample_rate,
+                offset=u.offset or 0.0,
+                duration=duration,
+                downmix=self.downmix,
+                keep_nonfinite=self.keep_nonfinite,
             )
         except DataError as error:
             raise DataError(f"{u.where}: {error}") from error
@@ -164,4 +176,5 @@ def collate(items: Sequence[Item]) -> Batch:
         torch.from_numpy(targets_BU),
         torch.tensor(target_lens),
         [item.text for item in items],
+        places=[item.place for item in items],
     )

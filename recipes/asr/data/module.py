@@ -169,6 +169,7 @@ class SpeechDataModule(LightningDataModule):
             cache=loading.cache_audio,
             cache_file=self._sample_file(sources, parts, headers, writable) if loading.cache_audio else None,
             augment=augment,
+            keep_nonfinite=split == "train",  # NonFiniteGuard refuses or skips the optimizer step
         )
 
     def _utterances(

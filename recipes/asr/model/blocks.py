@@ -60,12 +60,12 @@ class BlockConfig(Section):
         copies: the block stands this many times in a row.
     """
 
-    filters: int = key(low=1)
-    kernel: int = key(low=1, single=True)
+    filters: int = key(low=1, high=65536)
+    kernel: int = key(low=1, high=65536, single=True)
     residual: bool = key()
-    repeat: int = key(1, low=1)
-    stride: int = key(1, low=1, single=True)
-    dilation: int = key(1, low=1, single=True)
+    repeat: int = key(1, low=1, high=1000)
+    stride: int = key(1, low=1, high=1000, single=True)
+    dilation: int = key(1, low=1, high=65536, single=True)
     dropout: float = key(0.0, low=0.0, below=1.0)
     separable: bool = key(False)
     groups: int = key(1, low=1)
@@ -73,8 +73,8 @@ class BlockConfig(Section):
     residual_dense: bool = key(False)
     residual_mode: str | None = key(None, allowed=["add", "stride_add", None])
     stride_last: bool = key(False)
-    kernel_size_factor: float = key(1.0, above=0.0)
-    copies: int = key(1, low=1)
+    kernel_size_factor: float = key(1.0, above=0.0, high=1000.0)
+    copies: int = key(1, low=1, high=1000)
 
     fixed: ClassVar[dict[str, Any]] = {"se": False, "future_context": -1}
 

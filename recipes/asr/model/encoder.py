@@ -11,6 +11,8 @@ from lightning_novograd.recipes.asr.model.blocks import ACTIVATIONS, BlockConfig
 from lightning_novograd.recipes.asr.model.convolution import INITIALIZERS, Frames, initialize_convolutions
 from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
 
+MOST_SUB_BLOCKS = 2000  # Jasper 10x5 has 53
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Section):
@@ -38,6 +40,13 @@ class EncoderConfig(Section):
         "frame_splicing": 1,
         "quantize": False,
     }
+
+    def check(self) -> None:
+        """Bound the depth: a file may say anything."""
+        if (depth := sum(block.copies * block.repeat for block in self.jasper)) > MOST_SUB_BLOCKS:
+            raise ConfigError(
+                "jasper", f"has {depth} sub-blocks, copies and repeats counted; at most {MOST_SUB_BLOCKS}"
+            )
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:

@@ -18,6 +18,8 @@ _WINDOWS = {
     "bartlett": torch.bartlett_window,
 }
 _STD_FLOOR = 1e-5
+# 256 MB of mel filters; NeMo's have 64 x 512 values
+_MOST_FILTER_VALUES = 1 << 26
 # spectra of this many values at a time stay in a CPU core's cache; larger batches are computed in slices
 _SLICE_VALUES = 1 << 18
 
@@ -46,18 +48,18 @@ class MelConfig(Section):
         log_zero_guard_value: what is added or clamped to: a number, or the float type's ``tiny`` or ``eps``.
     """
 
-    sample_rate: int = key(16000, low=1)
-    window_size: float | None = key(0.02, above=0)
-    window_stride: float | None = key(0.01, above=0)
-    n_window_size: int | None = key(None, low=1)
-    n_window_stride: int | None = key(None, low=1)
+    sample_rate: int = key(16000, low=1, high=1_000_000)
+    window_size: float | None = key(0.02, above=0, high=10.0)
+    window_stride: float | None = key(0.01, above=0, high=10.0)
+    n_window_size: int | None = key(None, low=1, high=1 << 20)
+    n_window_stride: int | None = key(None, low=1, high=1 << 20)
     window: str = key("hann", allowed=list(_WINDOWS))
-    features: int = key(64, low=1)
-    n_fft: int | None = key(None, low=1)
+    features: int = key(64, low=1, high=4096)
+    n_fft: int | None = key(None, low=1, high=1 << 20)
     normalize: str | None = key("per_feature", allowed=["per_feature", "all_features", None])
     dither: float = key(1e-5, low=0)
     preemph: float | None = key(0.97)
-    pad_to: int = key(16, low=0)
+    pad_to: int = key(16, low=0, high=1 << 20)
     exact_pad: bool = key(False)
     lowfreq: float = key(0.0, low=0)
     highfreq: float | None = key(None, above=0)
@@ -89,6 +91,8 @@ class MelConfig(Section):
             raise ConfigError(short, f"{getattr(self, short)} s are too few samples at {self.sample_rate} Hz")
         if self.fft_samples < self.window_samples:
             raise ConfigError("n_fft", f"{self.n_fft} is less than the window's {self.window_samples} samples")
+        if self.features * self.fft_samples > _MOST_FILTER_VALUES:
+            raise ConfigError("features", f"{self.features} filters of {self.fft_samples} samples are too large")
         if self.top_hz > self.sample_rate / 2:
             raise ConfigError(
                 "highfreq", f"{self.highfreq} Hz is above half the sample rate ({self.sample_rate / 2} Hz)"

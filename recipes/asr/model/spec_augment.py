@@ -24,11 +24,11 @@ class SpecAugmentConfig(Section):
         rect_time: largest length of a rectangle, in frames.
     """
 
-    freq_masks: int = key(0, low=0)
+    freq_masks: int = key(0, low=0, high=1000)
     freq_width: int = key(10, low=0)
-    time_masks: int = key(0, low=0)
+    time_masks: int = key(0, low=0, high=1000)
     time_width: int | float = key(10, low=0)
-    rect_masks: int = key(0, low=0)
+    rect_masks: int = key(0, low=0, high=1000)
     rect_freq: int = key(20, low=0)
     rect_time: int = key(5, low=0)
 

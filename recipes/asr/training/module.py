@@ -1,7 +1,7 @@
 """The Lightning module of the recipe: a batch through the acoustic model to its loss and error rates."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +14,8 @@ from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
-from lightning_novograd.recipes.asr.training.loss import ctc_loss
+from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, NonFiniteGuard, merge, shown
+from lightning_novograd.recipes.asr.training.loss import ctc_losses
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
 
     The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
     ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions,
-    summed over all ranks.
+    summed over all ranks. A loss of an evaluation that is not finite is a :class:`DivergenceError`.
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.
@@ -34,6 +35,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
     Raises:
         ConfigError: a key of `model` or `optim` is unknown, misspelt, or has an impossible value.
     """
+
+    guard: NonFiniteGuard | None = None  # of the run: whether the optimizer may step
 
     def __init__(self, model: Mapping[str, Any], optim: Mapping[str, Any] | None = None, num_samples: int = 3) -> None:
         super().__init__()
@@ -46,6 +49,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
         self.train_wer = ErrorRate("word")
         self.dev_wer, self.dev_cer = ErrorRate("word"), ErrorRate("char")
         self.test_wer, self.test_cer = ErrorRate("word"), ErrorRate("char")
+        self._lossless: list[str] = []  # utterances of an evaluation whose loss is not finite
 
     def forward(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``(batch, frames, classes)`` and valid frames of waveforms ``(batch, samples)``."""
@@ -53,7 +57,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss of one micro-batch."""
-        log_probs_BTV, lens_B, loss = self._loss(batch)
+        log_probs_BTV, lens_B, losses_B = self._losses(batch)
+        loss = losses_B.mean()
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.texts))
         every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the Trainer's connector
         if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
@@ -71,20 +76,51 @@ class CTCModule(OptimMixin, pl.LightningModule):
         """Loss and error rates on the test set."""
         self._evaluate(batch, "test", self.test_wer, self.test_cer)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def on_validation_epoch_end(self) -> None:
+        """Refuse losses that are not finite."""
+        self._check_losses("dev")
+
+    def on_test_epoch_end(self) -> None:
+        """Refuse losses that are not finite."""
+        self._check_losses("test")
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Lightning's hook: step, unless the guard has the step left out."""
+        if self.guard is None or optimizer_closure is None:
+            return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        losses = [optimizer_closure()]  # LBFGS asks for more
+        if self.guard.passes(self.trainer, self):
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: losses.pop() if losses else optimizer_closure())
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's hook: step the schedule, unless the optimizer's step was left out."""
+        if self.guard is None or not self.guard.is_skipping:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         log_probs_BTV, lens_B = self(batch.wave_BS, batch.wave_lens_B)
-        loss = ctc_loss(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
-        return log_probs_BTV, lens_B, loss
+        losses_B = ctc_losses(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
+        return log_probs_BTV, lens_B, losses_B
 
     def _evaluate(self, batch: Batch, split: str, wer: ErrorRate, cer: ErrorRate) -> list[str]:
-        log_probs_BTV, lens_B, loss = self._loss(batch)
+        log_probs_BTV, lens_B, losses_B = self._losses(batch)
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
+        loss, is_finite_B = losses_B.mean(), torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
+        self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]
         wer.update(hypotheses, batch.texts)
         cer.update(hypotheses, batch.texts)
         size = len(batch.texts)
         self.log(f"{split}_loss", loss, batch_size=size, on_epoch=True, sync_dist=True)
         self.log_dict({f"{split}_wer": wer, f"{split}_cer": cer}, batch_size=size, on_epoch=True, prog_bar=True)
         return hypotheses
+
+    def _check_losses(self, split: str) -> None:
+        """Raise on all ranks if one has seen a loss that is not finite."""
+        places, self._lossless = merge(self.trainer, self._lossless), []
+        if places:
+            raise DivergenceError(f"{split} set: the loss of {shown(places)} is not finite (NaN or infinity)")
 
     @rank_zero_only
     def _show_samples(self, hypotheses: list[str], references: list[str]) -> None:

@@ -2,36 +2,37 @@
 
 import json
 import logging
-import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as pl_callbacks
-from lightning.pytorch import loggers as pl_loggers
 from omegaconf import DictConfig
 
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.labels import write_labels
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
+from lightning_novograd.recipes.asr.training.callbacks import (
+    BatchSeed,
+    CurveRecorder,
+    NonFiniteGuard,
+    ProgressLog,
+    UtteranceRate,
+)
+from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
+from lightning_novograd.recipes.asr.training.folder import claimed_folder
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
+from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.settings import (
-    LOGGERS,
-    EarlyStoppingSettings,
-    RunSettings,
-    plan_batches,
-    published_results,
-)
-from lightning_novograd.recipes.asr.weights.average import write_average
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.training.results import measure, measured_weights, report, set_results_aside
+from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
-from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 from lightning_novograd.recipes.asr.weights.source import load
 from lightning_novograd.training.callbacks import LayerMonitor
 
@@ -50,13 +51,19 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key of the config is unknown, misspelt or impossible.
-        DataError: a manifest or its audio cannot be used.
+        DataError: a manifest or its audio cannot be used, or the checkpoint of `resume_from`.
+        DivergenceError: loss, gradients or weights are NaN or infinite.
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    if settings.resume_from is not None and os.path.exists(settings.resume_from):
-        # Lightning's own message is a stack trace that ends in torch's advice to run the file's code
-        read_checkpoint(Path(settings.resume_from), map_location="meta")
+    with claimed_folder(run_dir, settings.resume_from):
+        return _run(settings, run_dir, started)
+
+
+def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
+    resumed = Path(settings.resume_from).expanduser() if settings.resume_from is not None else None
+    # before any manifest is read; and Lightning's own message would be a stack trace
+    checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)
@@ -68,6 +75,12 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         start_from(module.model, trained, str(settings.init_from))
     if settings.freeze:
         freeze(module, settings.freeze)
+    if resumed is not None and checkpoint is not None:
+        check_resumed(resumed, checkpoint, module)
+        if (length := is_finished(checkpoint, settings.trainer)) is not None:
+            log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
+        set_results_aside(run_dir)
+        del checkpoint
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -78,7 +91,11 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, *checkpoints]
+    guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
+    module.guard = guard
+    bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
+    progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     if settings.early_stopping.patience is not None:
@@ -87,14 +104,17 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
 
-    with warnings.catch_warnings():
-        # Lightning looks when fit begins; the folder holds Hydra's files, never an earlier metrics.csv
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # norms that are frozen
-        trainer.fit(module, data, ckpt_path=settings.resume_from, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+        measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
+    except Exception as error:
+        if trainer.world_size > 1:
+            # Lightning takes WORLD_SIZE out of the environment when it ends
+            fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))
+        raise
 
     results: dict[str, Any] = {
-        **measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir)),
+        **measured,
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
         "global_batch_size": plan.global_batch_size,
@@ -104,96 +124,12 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         "optimizer": settings.optim["name"],
         **published_results(settings),
     }
+    if guard.skipped:
+        results["skipped_steps"] = guard.skipped
     if trainer.is_global_zero:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
-
-
-def measured_weights(
-    trainer: pl.Trainer, settings: RunSettings, checkpoints: list[pl_callbacks.ModelCheckpoint], run_dir: Path
-) -> str | None:
-    """The file of the weights that are measured, an average made for it; None for those of the last step.
-
-    Args:
-        trainer: after `fit`.
-        settings: whose ``checkpoint`` block counts.
-        checkpoints: of :func:`build_checkpoints`, the one by dev WER first.
-        run_dir: of the run.
-    """
-    test, count = settings.checkpoint.test, settings.checkpoint.average
-    if count is None:
-        return checkpoints[0].best_model_path if test == "best" else None
-    if trainer.is_global_zero:
-        names = ", ".join(path.name for path in write_average(run_dir, test, count))
-        log.info("the mean of the %s epochs is measured: %s", test, names)
-    trainer.strategy.barrier()
-    return str(run_dir / "checkpoints" / AVERAGE)
-
-
-def measure(
-    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
-) -> dict[str, float | None]:
-    """Error rates of the dev and the test set; None for those of a test set that the corpus does not have.
-
-    Args:
-        trainer: after `fit`.
-        module: with the weights of the last step.
-        data: the corpus.
-        checkpoint: weights to measure instead.
-    """
-    metrics: dict[str, float] = {}
-    for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
-        [measured] = evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        metrics.update(measured)
-    return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
-
-
-def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[pl_callbacks.ModelCheckpoint]:
-    """Top-k by dev WER and the last epoch's; then, if wanted, those to average and the newest inside an epoch."""
-    folder = run_dir / "checkpoints"
-    by_epoch = pl_callbacks.ModelCheckpoint(
-        dirpath=folder,
-        filename="epoch={epoch:03d}-dev_wer={dev_wer:.4f}",
-        auto_insert_metric_name=False,
-        monitor="dev_wer",
-        mode="min",
-        save_top_k=settings.checkpoint.save_top_k,
-    )
-    # not save_last=True, which copies the newest of the top k. It comes second: the best one's path travels in it
-    last = pl_callbacks.ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True)
-    kept = [by_epoch, last]
-    if settings.checkpoint.average is not None and settings.checkpoint.test == "last":
-        recent = pl_callbacks.ModelCheckpoint(
-            dirpath=folder,
-            filename="recent-{epoch:03d}",
-            auto_insert_metric_name=False,
-            monitor="epoch",
-            mode="max",
-            save_top_k=settings.checkpoint.average,
-            save_on_train_epoch_end=True,
-        )
-        kept.append(recent)
-    if settings.checkpoint.every_n_steps is None:
-        return kept
-    by_step = pl_callbacks.ModelCheckpoint(
-        dirpath=folder, filename="{step:07d}", every_n_train_steps=settings.checkpoint.every_n_steps, save_top_k=1
-    )
-    return [*kept, by_step]
-
-
-def build_early_stopping(settings: EarlyStoppingSettings) -> pl_callbacks.EarlyStopping:
-    """Ends the training when what it watches has not fallen for `patience` validations, or is no number."""
-    assert settings.patience is not None
-    return pl_callbacks.EarlyStopping(
-        settings.monitor,
-        min_delta=settings.min_delta,
-        patience=settings.patience,
-        mode="min",
-        verbose=True,  # says why it ended
-        check_on_train_epoch_end=False,
-        log_rank_zero_only=True,
-    )
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -201,41 +137,17 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
     loggers = build_loggers(settings, run_dir)
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
+    given = settings.trainer.get("plugins") or []
+    plugins = [*(given if isinstance(given, list) else [given]), WholeCheckpoints()]
     return pl.Trainer(
-        **{**settings.trainer, "accumulate_grad_batches": plan.accumulate_grad_batches},
+        **{
+            **settings.trainer,
+            "accumulate_grad_batches": plan.accumulate_grad_batches,
+            "enable_progress_bar": shows_bar(settings.trainer.get("enable_progress_bar") is not False),
+            "plugins": plugins,
+        },
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=run_dir,
         use_distributed_sampler=False,
     )
-
-
-def build_loggers(settings: RunSettings, run_dir: Path) -> list[pl_loggers.Logger]:
-    """The loggers of the ``logger`` block; all of them write into the run folder."""
-    return [
-        getattr(pl_loggers, LOGGERS[name])(
-            **({"save_dir": run_dir, "name": "", "version": ""} | (arguments or {})),
-        )
-        for name, arguments in settings.logger.items()
-    ]
-
-
-def report(results: dict[str, Any], run_dir: Path) -> None:
-    """Say the result in the last lines of the log."""
-    log.info(
-        "%d epochs, %d optimizer steps of %d utterances, %.1f utterances/s, %.0f s in all; see %s",
-        results["epochs"],
-        results["optimizer_steps"],
-        results["global_batch_size"],
-        results["utt_per_s"],
-        results["wall_s"],
-        run_dir,
-    )
-    published = results.get("published", {})
-    for split in ("dev", "test"):
-        wer, cer = results[f"{split}_wer"], results[f"{split}_cer"]
-        if wer is None:
-            continue
-        beside = published.get(f"{split}_wer")
-        compared = "" if beside is None else f"   published WER {100 * beside:.2f} % ({published['source']})"
-        log.info("%-4s WER %6.2f %%   CER %6.2f %%%s", split, 100 * wer, 100 * cer, compared)

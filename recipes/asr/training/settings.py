@@ -99,6 +99,31 @@ class PublishedSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NonFiniteSettings(Section):
+    """The ``nonfinite`` block, see :class:`NonFiniteGuard`.
+
+    Args:
+        action: ``"raise"`` ends the run at a loss, gradient or sample that is not finite; ``"skip"`` leaves out the
+            optimizer step.
+        max_consecutive: steps in a row that may be left out.
+    """
+
+    action: str = key("raise", allowed=("raise", "skip"))
+    max_consecutive: int = key(10, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleSettings(Section):
+    """The ``console`` block.
+
+    Args:
+        interval: s between two lines of progress in the log.
+    """
+
+    interval: float = key(30.0, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
     """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
 
@@ -110,6 +135,8 @@ class RunSettings(Section):
         logger: loggers by name (csv, tensorboard, wandb), with their arguments.
         checkpoint: see :class:`CheckpointSettings`.
         large_batch: see :class:`LargeBatchSettings`.
+        nonfinite: see :class:`NonFiniteSettings`.
+        console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
         resume_from: checkpoint of a run to continue.
         init_from: run folder, checkpoint or ``.nemo`` archive whose weights a new run begins with.
@@ -127,6 +154,8 @@ class RunSettings(Section):
     logger: dict = key()
     checkpoint: CheckpointSettings = key()
     large_batch: LargeBatchSettings = key()
+    nonfinite: NonFiniteSettings = key(NonFiniteSettings())
+    console: ConsoleSettings = key(ConsoleSettings())
     seed: int = key(1, low=0)
     resume_from: str | None = key(None)
     init_from: str | None = key(None)
@@ -147,6 +176,25 @@ class RunSettings(Section):
                 raise ConfigError("freeze", f"must be a list of globs over parameter names, not {self.freeze!r}")
         if self.early_stopping.patience is not None and self.trainer.get("limit_val_batches") == 0:
             raise ConfigError("early_stopping.patience", "has nothing to watch with trainer.limit_val_batches=0")
+        if self.checkpoint.test == "best" and (reason := self._why_no_best()):
+            raise ConfigError("checkpoint.test", f"is 'best', but {reason}; take 'last'")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are dev numbers."""
+        limit = self.trainer.get("limit_val_batches")
+        return limit is None or limit != 0
+
+    def _why_no_best(self) -> str | None:
+        """Why no checkpoint can be chosen by dev WER, if none can."""
+        every, epochs = self.trainer.get("check_val_every_n_epoch"), self.trainer.get("max_epochs")
+        if not self.validates:
+            return "with trainer.limit_val_batches=0 there is no dev WER to choose by"
+        if isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every:
+            return f"with trainer.check_val_every_n_epoch={every} the {epochs} epochs end without a dev WER"
+        if self.trainer.get("fast_dev_run"):
+            return "trainer.fast_dev_run keeps no checkpoints"
+        return None
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:
@@ -157,6 +205,8 @@ class RunSettings(Section):
             "large_batch": LargeBatchSettings,
             "early_stopping": EarlyStoppingSettings,
             "published": PublishedSettings,
+            "nonfinite": NonFiniteSettings,
+            "console": ConsoleSettings,
         }
         for name, section in sections.items():
             if name in mapping and (name, mapping[name]) != ("published", None):

@@ -1,13 +1,19 @@
 """Checkpoints of ``train.py``, read as data."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lightning_novograd.config.data import to_plain
 from lightning_novograd.errors import DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
-from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
+from lightning_novograd.recipes.asr.weights.finite import check_finite
 
 _MODEL_PREFIX = "model."  # of the acoustic model in CTCModule's state dict
 
@@ -27,7 +33,9 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     try:
         checkpoint = load_plain(path, map_location=map_location)
     except OSError as error:
-        raise DataError(f"checkpoint {path} cannot be read: {error}") from None
+        # torch looks for the directory of a zip file that is cut off before its first byte
+        damaged = error.errno == errno.EINVAL and error.filename is None
+        raise DataError(f"checkpoint {path} {'is damaged' if damaged else f'cannot be read: {error}'}") from None
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     if not isinstance(checkpoint, dict):
@@ -39,7 +47,8 @@ def load_model(path: Path) -> JasperCTC:
     """The acoustic model of a checkpoint of ``train.py``, built from the config that travels in it.
 
     Raises:
-        DataError: it cannot be read, or is none of a speech model.
+        DataError: it cannot be read, is none of a speech model, or has weights that are not finite.
+        ConfigError: its config is not one of a Jasper or QuartzNet CTC model.
     """
     return model_of(read_checkpoint(path), path)
 
@@ -53,11 +62,49 @@ def model_of(checkpoint: Mapping[str, Any], path: Path) -> JasperCTC:
     hyper_parameters, weights = checkpoint.get("hyper_parameters"), checkpoint.get("state_dict")
     if not isinstance(hyper_parameters, dict) or "model" not in hyper_parameters or not isinstance(weights, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it lacks hyper_parameters.model or state_dict")
-    model = JasperCTC.from_config(hyper_parameters["model"])
     names = [name for name in weights if isinstance(name, str) and name.startswith(_MODEL_PREFIX)]
+    state_dict = {name.removeprefix(_MODEL_PREFIX): weights[name] for name in names}
+    config = ModelConfig.read(to_plain(hyper_parameters["model"], "model"))
     try:
-        model.load_state_dict({name.removeprefix(_MODEL_PREFIX): weights[name] for name in names})
+        model = build_fitting(config, state_dict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"checkpoint {path} does not fit its own config: {reason[:200]}") from None
+    check_finite(path, model.state_dict())
     return model
+
+
+def build_fitting(config: ModelConfig, state_dict: dict[str, Any]) -> JasperCTC:
+    """A model with these weights.
+
+    Args:
+        config: of the model.
+        state_dict: its weights.
+
+    Raises:
+        RuntimeError: they do not fit, as `load_state_dict` says it.
+    """
+    shapes = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in state_dict.items()}
+    outline(config, len(state_dict)).load_state_dict(shapes, assign=True)
+    model = JasperCTC(config)
+    model.load_state_dict(state_dict)
+    return model
+
+
+def outline(config: ModelConfig, weights: int) -> JasperCTC:
+    """A model that takes no memory, to be compared with weights that there are before it is built.
+
+    The config may be a stranger's, and say that the model is larger than any memory.
+
+    Args:
+        config: of the model.
+        weights: how many there are.
+
+    Raises:
+        RuntimeError: it has more layers than that.
+    """
+    convolutions = sum(layer.block.repeat + len(layer.residual_channels) for layer in config.layers)
+    if convolutions > weights > 0:
+        raise RuntimeError(f"it has {convolutions} convolutions, but {weights} weights are there")
+    with torch.device("meta"):
+        return JasperCTC(config)

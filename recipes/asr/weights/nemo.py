@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
-from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
+from lightning_novograd.recipes.asr.weights.checkpoint import outline
+from lightning_novograd.recipes.asr.weights.finite import check_finite
 
 CONFIG_MEMBER = "model_config.yaml"
 WEIGHTS_MEMBER = "model_weights.ckpt"
@@ -89,12 +91,16 @@ def load_nemo(path: str | Path) -> JasperCTC:
     """The acoustic model of a ``.nemo`` archive, with its weights, in eval mode.
 
     Raises:
-        DataError: the archive cannot be read, see :meth:`NemoArchive.read`, or its weights do not fit its config.
+        DataError: the archive cannot be read, see :meth:`NemoArchive.read`, or its weights do not fit its config
+            or are not finite.
         ConfigError: its config is not one of a Jasper or QuartzNet CTC model.
     """
     archive = NemoArchive.read(path)
-    model = JasperCTC.from_config(archive.model_config(), f"{archive.path.name}:")
-    expected = model.state_dict()
+    config = ModelConfig.read(archive.model_config(), f"{archive.path.name}:")
+    try:
+        expected = outline(config, len(archive.state_dict)).state_dict()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {WEIGHTS_MEMBER} does not fit {CONFIG_MEMBER}: {error}") from None
     problems = [f"lacks {name}" for name in expected if name not in archive.state_dict]
     problems += [f"has an unknown {name}" for name in archive.state_dict if name not in expected]
     problems += [
@@ -105,6 +111,8 @@ def load_nemo(path: str | Path) -> JasperCTC:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(f"{path}: {WEIGHTS_MEMBER} does not fit {CONFIG_MEMBER}: it {'; '.join(problems[:5])}{more}")
+    check_finite(path, archive.state_dict)
+    model = JasperCTC(config)
     model.load_state_dict(archive.state_dict)
     return model.eval()
 

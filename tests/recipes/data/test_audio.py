@@ -123,3 +123,25 @@ def test_what_is_averaged_is_resampled_and_contiguous(tmp_path):
     np.testing.assert_allclose(wave[1000:-1000], 0.125, atol=1e-3)
     assert resampled_length(3, 2, 1) == 2
     assert resampled_length(3, 2, 2) == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("error")
+def test_samples_that_are_not_finite_are_refused_unless_asked_for(tmp_path, value):
+    path = tmp_path / "a.wav"
+    wave = np.full((800, 2), 0.5, np.float32)
+    wave[[400, 500], 1] = value
+    soundfile.write(path, wave, 8000, subtype="FLOAT")
+    message = r"a\.wav has 2 samples that are not finite \(NaN or infinity\), the first at 0\.050 s$"
+    with pytest.raises(DataError, match=message):
+        load_audio(path, 8000, downmix=True)
+    with pytest.raises(DataError, match=r"1 samples .* the first at 0\.062 s$"):
+        load_audio(path, 8000, offset=0.0625, downmix=True)
+    assert np.isfinite(load_audio(path, 8000, duration=0.05, downmix=True)).all()
+    kept = load_audio(path, 8000, downmix=True, keep_nonfinite=True)
+    assert np.flatnonzero(~np.isfinite(kept)).tolist() == [400, 500]
+
+
+def test_samples_whose_sum_alone_overflows_are_fine(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(4, 3e38, np.float32), 8000, subtype="FLOAT")
+    assert load_audio(tmp_path / "a.wav", 8000)[0] == np.float32(3e38)

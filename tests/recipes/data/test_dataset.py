@@ -6,6 +6,7 @@ import soundfile
 import speech_files
 import torch
 
+from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.augment import Augment, AugmentConfig
 from lightning_novograd.recipes.asr.data.dataset import Item, SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.manifest import read_manifest
@@ -88,3 +89,19 @@ def test_a_batch():
     assert (batch.wave_lens_B.tolist(), batch.target_lens_B.tolist()) == ([2, 1], [1, 3])
     assert (batch.wave_BS.dtype, batch.targets_BU.dtype) == (torch.float32, torch.int64)
     assert batch.texts == ["a", "bcd"]
+
+
+def test_an_utterance_says_where_it_is_from(tmp_path):
+    speech_files.write_audio(tmp_path / "a.wav")
+    dataset = dataset_of(tmp_path, [entry("a.wav")] * 2)
+    assert collate([dataset[0, 1], dataset[0, 0]]).places == [f"{tmp_path}/m.json:2", f"{tmp_path}/m.json:1"]
+
+
+def test_samples_that_are_not_finite_are_kept_for_training_alone(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.float32([0.5, np.nan] * 8000), 16000, subtype="FLOAT")
+    assert np.isnan(dataset_of(tmp_path, [entry("a.wav")], keep_nonfinite=True)[0, 0].wave).sum() == 8000
+    where = r"^.*/m\.json:1: audio file .*a\.wav has 8000 samples that are not finite"
+    with pytest.raises(DataError, match=where):
+        dataset_of(tmp_path, [entry("a.wav")])[0, 0]
+    with pytest.raises(DataError, match=where):  # 16 bits would make other numbers of them
+        dataset_of(tmp_path, [entry("a.wav")], keep_nonfinite=True, cache=True)

@@ -83,6 +83,7 @@ def trainer_at(step: int, lr: float = 0.5, **changes) -> SimpleNamespace:
     optimizer = SimpleNamespace(param_groups=[{"lr": lr}, {"lr": 7.0}])
     state = {
         "global_step": step,
+        "accumulate_grad_batches": 1,
         "optimizers": [optimizer],
         "state": SimpleNamespace(fn="fit"),
         "sanity_checking": False,

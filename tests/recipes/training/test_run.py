@@ -8,15 +8,21 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from tiny_speech import MODEL
 
+from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import solve_batch_plan
 from lightning_novograd.recipes.asr.training import run as run_file
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints
 from lightning_novograd.recipes.asr.training.run import (
+    best_checkpoint,
     build_checkpoints,
     build_loggers,
     build_trainer,
     measure,
     report,
+    set_results_aside,
 )
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.training.callbacks import LayerMonitor
@@ -55,12 +61,12 @@ def test_the_checkpoints_that_are_kept(tmp_path):
     assert [kept.dirpath for kept in (by_epoch, last)] == [folder, folder]
     assert (by_epoch.monitor, by_epoch.mode, by_epoch.save_top_k) == ("dev_wer", "min", 5)
     name = by_epoch.format_checkpoint_name({"epoch": 7, "dev_wer": 0.125, "step": 9})
-    assert name == f"{folder}/epoch=007-dev_wer=0.1250.ckpt"
+    assert name == f"{folder}/epoch007-dev_wer0.1250.ckpt"
     assert (last.filename, last.monitor, last.save_top_k, last._save_on_train_epoch_end) == ("last", None, 1, True)
     *_, by_step = three = build_checkpoints(settings(checkpoint={"every_n_steps": 4}), tmp_path)
     assert len(three) == 3
     assert (by_step.dirpath, by_step._every_n_train_steps, by_step.save_top_k) == (folder, 4, 1)
-    assert by_step.format_checkpoint_name({"epoch": 7, "step": 9}) == f"{folder}/step=0000009.ckpt"
+    assert by_step.format_checkpoint_name({"epoch": 7, "step": 9}) == f"{folder}/step0000009.ckpt"
 
 
 def test_the_loggers_write_into_the_run_folder(tmp_path):
@@ -101,7 +107,7 @@ def test_the_last_lines_of_the_log(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("test", ["last", "best"])
-@pytest.mark.parametrize("resume", [None, "lost.ckpt", "there.ckpt"])
+@pytest.mark.parametrize("resume", [None, "there.ckpt"])
 def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume):
     asked = {}
 
@@ -122,7 +128,8 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
         "build_checkpoints": checkpoints,
         "build_trainer": trainer,
         "measure": {"dev_wer": 0.5, "test_wer": None, "dev_cer": 0.25, "test_cer": None},
-        "read_checkpoint": {},
+        "read_resumed": {"global_step": 8, "loops": {}},
+        "check_resumed": None,
     }.items():
         monkeypatch.setattr(run_file, name, stands_for(name, result))
     monkeypatch.setattr(run_file.pl, "seed_everything", stands_for("seed", 0))
@@ -152,15 +159,18 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, "batch_size": 4}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
-    seed, _, curves, *kept, monitor = callbacks
+    seed, rate, curves, guard, progress, *kept, monitor = callbacks
+    assert (progress.rate, progress.interval, progress.extra) == (rate, 30.0, {"file_only": False})
     assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]
+    assert (guard.action, guard.max_consecutive) == ("raise", 10)
+    assert module.guard is guard
     assert (seed.seed, curves.path, kept) == (7, tmp_path / "curves.png", checkpoints)
     assert (type(monitor), monitor.every_n_steps) == (LayerMonitor, 9)
     assert asked["fit"] == ((module, data), {"ckpt_path": resume, "weights_only": True})
     assert asked["measure"][0] == (trainer, module, data, "best.ckpt" if test == "best" else None)
     # what Lightning would only say in a stack trace
-    is_there = resume is not None and resume.endswith("there.ckpt")
-    assert asked.get("read_checkpoint") == (((Path(resume),), {"map_location": "meta"}) if is_there else None)
+    assert asked.get("read_resumed") == (resume and ((Path(resume),), {}))
+    assert asked.get("check_resumed") == (resume and ((Path(resume), {"global_step": 8, "loops": {}}, module), {}))
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "results.json").read_text().startswith('{\n  "dev_wer": 0.5,\n')
     wall = results.pop("wall_s")
@@ -187,3 +197,80 @@ def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp
     assert not list(tmp_path.iterdir())
     assert not any(isinstance(callback, LayerMonitor) for callback in seen)
     assert results["model_parameters"] == 64 * 8 * 11 + 2 * 8 + 8 * 2 + 2
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_progress_bar_is_for_terminals(tmp_path, monkeypatch, said, terminal):
+    monkeypatch.setattr(run_file, "shows_bar", lambda wanted: wanted and terminal)
+    block = {"accelerator": "cpu", "devices": 1} | ({} if said is None else {"enable_progress_bar": said})
+    trainer = build_trainer(
+        settings(trainer=block), solve_batch_plan(8, devices=1, per_device_batch_size=8), tmp_path, []
+    )
+    assert (trainer.progress_bar_callback is not None) == (said is not False and terminal)
+
+
+def test_checkpoints_are_written_whole_beside_other_plugins(tmp_path):
+    block = {"accelerator": "cpu", "devices": 1}
+    plan = solve_batch_plan(8, devices=1, per_device_batch_size=8)
+    for plugins in (None, [], LightningEnvironment(), [LightningEnvironment()]):
+        trainer = build_trainer(settings(trainer={**block, "plugins": plugins}), plan, tmp_path, [])
+        assert type(trainer.strategy.checkpoint_io) is WholeCheckpoints
+
+
+@pytest.mark.parametrize("content", ['{"optimizer_steps": 12}', "{}", "["])
+def test_results_of_what_is_continued_are_set_aside(tmp_path, content, monkeypatch):
+    (tmp_path / "results.json").write_text(content)
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("LOCAL_RANK", "1")
+        set_results_aside(tmp_path)
+        assert (tmp_path / "results.json").exists()
+    set_results_aside(tmp_path)
+    set_results_aside(tmp_path)  # there are none
+    [kept] = tmp_path.iterdir()
+    assert kept.name == ("results_step0000012.json" if "12" in content else "results_step0000000.json")
+
+
+def test_the_best_checkpoint_is_one_that_was_kept():
+    assert best_checkpoint([SimpleNamespace(best_model_path="a.ckpt"), None]) == "a.ckpt"
+    with pytest.raises(DataError, match=r"^checkpoint\.test is 'best', but the training has ended before its first"):
+        best_checkpoint([SimpleNamespace(best_model_path="")])
+
+
+def test_a_set_that_a_limit_leaves_out_has_no_numbers():
+    nothing = SimpleNamespace(validate=lambda *a, **k: [], test=lambda *a, **k: [TEST])
+    found = measure(nothing, None, SimpleNamespace(has_test_set=True), None)
+    assert found == {"dev_wer": None, "test_wer": 0.75, "dev_cer": None, "test_cer": 0.125}
+
+
+def test_steps_that_were_left_out_are_in_the_results(tmp_path, monkeypatch):
+    """And an error of one of several ranks ends them all."""
+    results = run_with(tmp_path, monkeypatch, lambda module: setattr(module.guard, "skipped", 3))
+    assert results["skipped_steps"] == 3
+    ended = []
+    monkeypatch.setattr(run_file, "fail", lambda *args, **options: ended.append((args, options)))
+
+    def raises(module):
+        raise error
+
+    error = DataError("is bad")
+    for world_size, procs in ((2, ["peer"]), (1, [])):
+        with pytest.raises(DataError, match=r"^is bad$"):
+            run_with(tmp_path, monkeypatch, raises, world_size=world_size, procs=procs)
+    assert ended == [((error, tmp_path), {"many": True, "peers": ["peer"]})]
+
+
+def run_with(tmp_path, monkeypatch, fit, world_size=1, procs=()):
+    """Run with a module of one layer; `fit(module)` in the place of the training."""
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=list(procs)))
+    trainer = SimpleNamespace(
+        **{"fit": lambda module, *a, **k: fit(module), "strategy": strategy, "world_size": world_size},
+        **{"current_epoch": 0, "global_step": 0, "is_global_zero": False},
+    )
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: trainer)
+    monkeypatch.setattr(run_file, "measure", lambda *args: {})
+    monkeypatch.setattr(run_file, "SpeechDataModule", lambda *args, **options: None)
+    cfg = {name: {} for name in ("logger", "checkpoint", "large_batch")}
+    cfg |= {"trainer": {"accelerator": "cpu", "devices": 1}, "optim": {"name": "novograd", "lr": 0.1}}
+    cfg |= {"model": MODEL, "data": {"name": "manifest", "train": "a", "dev": "b"}}
+    return run_file.run(cfg, tmp_path)

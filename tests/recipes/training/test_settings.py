@@ -34,6 +34,21 @@ def settings(**changes) -> RunSettings:
         ({"checkpoint": {"save_topk": 1}}, r"^checkpoint\.save_topk: unknown key; did you mean 'save_top_k'\?"),
         ({"checkpoint": {"test": "bset"}}, r"^checkpoint\.test: 'bset' is unknown; did you mean 'best'\?"),
         ({"checkpoint": {"test": "best", "save_top_k": 0}}, r"^checkpoint\.save_top_k: must not be 0"),
+        (
+            {"checkpoint": {"test": "best"}, "trainer": {"limit_val_batches": 0}},
+            r"^checkpoint\.test: is 'best', but with trainer\.limit_val_batches=0 there is no dev WER .*; take 'last'$",
+        ),
+        (
+            {"checkpoint": {"test": "best"}, "trainer": {"check_val_every_n_epoch": 3, "max_epochs": 2}},
+            r"^checkpoint\.test: is 'best', but with trainer\.check_val_every_n_epoch=3 the 2 epochs end without",
+        ),
+        (
+            {"checkpoint": {"test": "best"}, "trainer": {"fast_dev_run": True}},
+            r"^checkpoint\.test: is 'best', but trainer\.fast_dev_run keeps no checkpoints",
+        ),
+        ({"nonfinite": {"action": "ignore"}}, r"^nonfinite\.action: 'ignore' is unknown\. Allowed: raise, skip"),
+        ({"nonfinite": {"max": 3}}, r"^nonfinite\.max: unknown key"),
+        ({"console": {"interval": 0}}, r"^console\.interval: must be more than 0"),
         ({"large_batch": {"global_batch": 8}}, r"^large_batch\.global_batch: unknown key; did you mean"),
         ({"large_batch": {"global_batch_size": 0}}, r"^large_batch\.global_batch_size: must be at least 1, not 0"),
         ({"large_batch": {"global_batch_size": "8k"}}, r"^large_batch\.global_batch_size: must be a whole number"),
@@ -171,3 +186,14 @@ def test_devices_are_counted_on_the_accelerator_that_the_trainer_takes(available
 def test_an_accelerator_that_there_is_not():
     with pytest.raises(ConfigError, match=r"^trainer\.devices: must be a number of devices"):
         count_devices({"accelerator": "abacus"})
+
+
+def test_the_best_can_be_tested_where_there_is_a_dev_wer():
+    for trainer in (
+        {},
+        {"limit_val_batches": 2},
+        {"check_val_every_n_epoch": 2, "max_epochs": 2, "limit_val_batches": None},
+    ):
+        chosen = settings(trainer=trainer, checkpoint={"test": "best"})
+        assert chosen.validates
+    assert not settings(trainer={"limit_val_batches": 0.0}).validates

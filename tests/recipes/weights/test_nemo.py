@@ -279,3 +279,23 @@ def test_weights_that_do_not_fit_are_named(contents, tmp_path, change, problem):
 def test_weights_are_names_and_tensors(contents, tmp_path, change):
     with pytest.raises(DataError, match="is not a mapping of names to tensors"):
         load_nemo(with_weights(contents, tmp_path, change))
+
+
+def test_a_model_is_no_larger_than_its_weights(contents, tmp_path):
+    encoder = yaml.safe_load(contents["model_config.yaml"])["encoder"]
+    encoder["jasper"][0] |= {"filters": 65536, "kernel": 65535, "separable": False}
+    with pytest.raises(DataError, match=r"does not fit model_config\.yaml: it (lacks|has) "):
+        load_nemo(with_config(contents, tmp_path, encoder=encoder))
+    encoder["jasper"][0] |= {"filters": 8, "kernel": 3, "repeat": 1000}
+    with pytest.raises(
+        DataError, match=r"does not fit model_config\.yaml: it has 10\d\d convolutions, but \d+ weights"
+    ):
+        load_nemo(with_config(contents, tmp_path, encoder=encoder))
+
+
+def test_weights_that_are_not_finite(contents, tmp_path):
+    def change(state):
+        return {name: value * float("nan") if name.endswith("bias") else value for name, value in state.items()}
+
+    with pytest.raises(DataError, match=r"x\.nemo has weights that are not finite \(NaN or infinity\): .*bias and \d"):
+        load_nemo(with_weights(contents, tmp_path, change))

@@ -37,10 +37,13 @@ class CurveRecorder(pl.Callback):
     ) -> None:
         """Keep loss and LR of every `every_n_steps`-th optimizer step."""
         step = trainer.global_step
-        if step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
+        # under accumulation a step is seen several times, and 0 before the first one
+        if not step or step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self.points["loss"].append((step, loss.item() if isinstance(loss, Tensor) else float(loss)))
+        loss = loss.item() if isinstance(loss, Tensor) else float(loss)
+        # Lightning has divided it by the number of micro-batches
+        self.points["loss"].append((step, loss * trainer.accumulate_grad_batches))
         self.points["lr"].append((step, float(trainer.optimizers[0].param_groups[0]["lr"])))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

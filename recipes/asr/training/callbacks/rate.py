@@ -42,6 +42,13 @@ class UtteranceRate(pl.Callback):
         if trainer.training:
             self._start()
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Go on behind a validation inside the epoch, whose end Lightning does not count as training yet."""
+        if self._since is None:
+            self._start()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
         self._stop()

@@ -1,0 +1,196 @@
+"""NaN and infinity in a training: an error that names the step and the utterances, or a step that is left out."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_novograd.errors import DataError, LightningNovoGradError
+from lightning_novograd.recipes.asr.data.dataset import Batch
+from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
+
+log = logging.getLogger(__name__)
+
+NAMED = 8  # utterances named in a message
+
+
+class DivergenceError(LightningNovoGradError, ArithmeticError):
+    """A training whose loss, gradients or weights are no longer finite."""
+
+
+class _Seen(NamedTuple):
+    """A micro-batch of the optimizer step under way: what is finite in it stays on the device until the step."""
+
+    places: Sequence[str]
+    waves_B: Tensor
+    loss: Tensor
+
+
+class NonFiniteGuard(pl.Callback):
+    """Sees to it that no optimizer step is made of NaN or infinity, and that no checkpoint holds such weights.
+
+    Whether a step is bad is decided once per optimizer step, before the optimizer moves, from the losses and samples of
+    all its micro-batches and from the gradients, by all ranks alike: one number is summed over the ranks. Gradients
+    that overflow under a GradScaler are left to it.
+
+    A step that is skipped leaves weights, optimizer and schedule as they are (as a GradScaler's do), and BatchNorm's
+    running statistics as they were before its first micro-batch. Lightning counts it in ``global_step`` all the same.
+
+    Args:
+        action: ``"raise"``, or ``"skip"`` to leave bad steps out.
+        max_consecutive: bad steps in a row that are skipped; one more is an error.
+    """
+
+    def __init__(self, action: str = "raise", max_consecutive: int = 10) -> None:
+        self.action, self.max_consecutive = action, max_consecutive
+        self.skipped = 0
+        self.consecutive = 0
+        self._window: list[_Seen] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last optimizer step was left out."""
+        return self.consecutive > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps left out so far."""
+        return {"skipped": self.skipped, "consecutive": self.consecutive}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped, self.consecutive = int(state_dict["skipped"]), int(state_dict["consecutive"])
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Begin a new window with the first micro-batch of an optimizer step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._window.clear()
+            if self.action == "skip":
+                self._statistics = [(kept, kept.clone()) for kept in running_statistics(pl_module)]
+        # a sum has one number that is not finite if the samples have; and no array of booleans is made
+        waves_B = torch.isfinite(batch.wave_BS.detach().sum(dim=1))
+        self._window.append(_Seen(batch.places, waves_B, torch.zeros(())))
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Note the loss of the micro-batch."""
+        self._window[-1] = self._window[-1]._replace(loss=loss.detach())
+
+    def passes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether the optimizer may step on the gradients that there are; asked on all ranks together.
+
+        Raises:
+            DataError: samples are not finite, and bad steps are not to be skipped.
+            DivergenceError: a loss or a gradient is not; or a weight already, or too many steps in a row have been bad.
+        """
+        numbers = [seen.loss.float() for seen in self._window]
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            numbers += gradient_sizes(pl_module)
+        is_bad = ~torch.isfinite(torch.stack(numbers)).all()
+        if not trainer.strategy.reduce(is_bad.float(), reduce_op="sum").item():
+            self.consecutive = 0
+            return True
+        self.consecutive += 1
+        error = self._explain(trainer, pl_module)
+        if self.action == "raise" or nonfinite_names(dict(pl_module.named_parameters()), first=1):
+            raise error
+        if self.consecutive > self.max_consecutive:
+            raise DivergenceError(f"{self.consecutive} optimizer steps in a row are not finite, the last: {error}")
+        self.skipped += 1
+        if trainer.is_global_zero:
+            log.warning("%s; the step is left out (%d so far, %d in a row)", error, self.skipped, self.consecutive)
+        for kept, before in self._statistics:
+            kept.copy_(before)
+        pl_module.zero_grad(set_to_none=True)
+        return False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate no weights that are not finite."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._check_weights(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the last step's weights."""
+        self._check_weights(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save no weights that are not finite."""
+        self._check_weights(trainer, pl_module)
+
+    def _check_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        names = nonfinite_names(pl_module.state_dict())
+        if merge(trainer, names):
+            raise DivergenceError(f"after optimizer step {trainer.global_step} {_weights(names)}{_HINT}")
+
+    def _explain(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LightningNovoGradError:
+        """What is not finite in the window, on any rank."""
+        step = f"optimizer step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1})"
+        samples = [
+            place
+            for seen in self._window
+            for place, is_finite in zip(seen.places, seen.waves_B.tolist(), strict=False)
+            if not is_finite
+        ]
+        if samples := merge(trainer, samples):
+            return DataError(f"{step}: samples that are not finite (NaN or infinity) in {shown(samples)}")
+        # the running statistics are those of this very batch
+        if names := nonfinite_names(dict(pl_module.named_parameters())):
+            return DivergenceError(f"{step}: {_weights(names)}{_HINT}")
+        losses = [seen for seen in self._window if not torch.isfinite(seen.loss)]
+        if places := merge(trainer, [place for seen in losses for place in seen.places]):
+            return DivergenceError(f"{step}: the loss of {shown(places)} is not finite (NaN or infinity){_HINT}")
+        bad = [name for name, p in pl_module.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+        places = merge(trainer, [place for seen in self._window for place in seen.places])
+        problem = f"the gradient of {shown(bad, 2)} is not finite (NaN or infinity), after {shown(places)}"
+        return DivergenceError(f"{step}: {problem}{_HINT}")
+
+
+_HINT = "; a lower optim.lr, a longer warmup or optim.grad_clip_norm may help"
+
+
+def running_statistics(module: nn.Module) -> Iterator[Tensor]:
+    """What normalization layers keep of the batches they have seen."""
+    for layer in module.modules():
+        if isinstance(layer, _NormBase):
+            yield from layer.buffers(recurse=False)
+
+
+def gradient_sizes(module: nn.Module) -> list[Tensor]:
+    """The largest absolute value of each gradient; of this rank's part where gradients are sharded."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    dense = [g.coalesce().values() if g.is_sparse else g for g in local]
+    held = [g for g in dense if g.numel()]
+    return [size.float() for size in torch._foreach_norm(held, float("inf"))] if held else []
+
+
+def merge(trainer: pl.Trainer, mine: Sequence[str]) -> list[str]:
+    """The texts of all ranks."""
+    if trainer.world_size == 1:
+        return list(mine)
+    of_ranks: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(of_ranks, list(mine))
+    return [text for texts in of_ranks for text in texts]
+
+
+def shown(names: Iterable[str], most: int = NAMED) -> str:
+    """The first names, and how many more there are."""
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - most} more" if len(unique) > most else ""
+    return ", ".join(unique[:most]) + more
+
+
+def _weights(names: Sequence[str]) -> str:
+    return f"weights are not finite (NaN or infinity): {shown(names, 2)}"
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.to_local() if hasattr(value, "to_local") else value).all())

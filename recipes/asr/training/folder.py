@@ -1,0 +1,132 @@
+"""The run folder: one run in it at a time, and no second one on top of the first.
+
+Light to import: Hydra asks before it writes there.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.experimental.callback import Callback
+
+from lightning_novograd.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+# The rank that fails first makes this file, and speaks; what the others then run into is no news
+FAILURE = ".failed"
+# what only a run leaves behind that has begun to train; the files of a command that was refused are no run
+_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "events.out.tfevents.*")
+# where launchers say which process this is; SLURM's may be set without SLURM starting the processes, so it comes last
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+# locks that this process holds, by folder
+_held: dict[Path, IO[str]] = {}
+
+
+class ClaimFolder(Callback):
+    """Hydra's callback: refuse a folder that belongs to another run before Hydra writes its config there."""
+
+    def on_run_start(self, config: Any, **kwargs: Any) -> None:
+        """Claim ``hydra.run.dir``; the process ends with one line where that cannot be."""
+        try:
+            claim_folder(Path(str(config.hydra.run.dir)), config.get("resume_from"))
+        except ConfigError as error:
+            # Hydra makes a warning of an exception
+            sys.exit(f"{type(error).__name__}: {error}")
+
+
+def process_rank() -> int:
+    """Which of the processes of a run this is, before they know each other."""
+    said = next((os.environ[name] for name in _RANKS if name in os.environ), "")
+    return int(said) if said.isdecimal() else 0
+
+
+def is_one_of_many() -> bool:
+    """Whether other processes train along with this one, as far as launchers and Lightning say."""
+    return process_rank() > 0 or any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path, resume_from: str | None) -> Iterator[None]:
+    """Hold the folder while the block runs, see :func:`claim_folder`."""
+    claim_folder(folder, resume_from)
+    try:
+        yield
+    finally:
+        release_folder(folder)
+
+
+def claim_folder(folder: Path, resume_from: str | None) -> None:
+    """Make a folder this run's own until :func:`release_folder`, or until the process ends, however it does.
+
+    The lock is the system's (POSIX), which NFS passes on to its server; where a file system has none, two runs at once
+    are not noticed. Ranks other than the first claim nothing.
+
+    Args:
+        folder: the run folder; made if it is not there.
+        resume_from: a checkpoint; one of this folder's own continues the run in it.
+
+    Raises:
+        ConfigError: another process is training there, or an earlier run has trained there and is not continued.
+    """
+    folder = folder.absolute()
+    if process_rank() or folder in _held:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _held[folder] = _lock(folder)
+    except OSError as error:
+        raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
+    (folder / FAILURE).unlink(missing_ok=True)
+    traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
+    if traces and not _is_below(resume_from, folder):
+        release_folder(folder)
+        found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"
+        last = folder / "checkpoints" / "last.ckpt"
+        way = f"continue it (resume_from={last}), or choose another folder" if last.exists() else "choose another one"
+        raise ConfigError("hydra.run.dir", f"{folder} holds a run already ({found}); {way}")
+
+
+def release_folder(folder: Path) -> None:
+    """Let others claim the folder."""
+    folder = folder.absolute()
+    if (file := _held.pop(folder, None)) is not None:
+        # gone before it is unlocked: whoever waits for it looks whether it is still there
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The locked file. A worker process does not inherit the lock, and so does not keep it when this one is killed."""
+    while True:
+        file = (folder / LOCK).open("a+")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = file.read(200).strip()
+            file.close()
+            raise ConfigError("hydra.run.dir", f"another process is training in {folder} ({owner})") from None
+        except OSError:  # a file system without locks
+            return file
+        if (folder / LOCK).exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            return file
+        file.close()
+
+
+def _is_below(path: str | None, folder: Path) -> bool:
+    return path is not None and folder.resolve() in Path(path).absolute().resolve().parents

@@ -1,0 +1,106 @@
+"""What a run has reached: error rates, measured at its end, and how they are said."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.training.folder import process_rank
+from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.asr.weights.average import write_average
+from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
+
+log = logging.getLogger(__name__)
+
+
+def measured_weights(
+    trainer: pl.Trainer, settings: RunSettings, checkpoints: list[ModelCheckpoint], run_dir: Path
+) -> str | None:
+    """The file of the weights that are measured, an average made for it; None for those of the last step.
+
+    Args:
+        trainer: after `fit`.
+        settings: whose ``checkpoint`` block counts.
+        checkpoints: of :func:`build_checkpoints`, the one by dev WER first.
+        run_dir: of the run.
+
+    Raises:
+        DataError: there are none to choose from.
+    """
+    test, count = settings.checkpoint.test, settings.checkpoint.average
+    if count is None:
+        return best_checkpoint(checkpoints) if test == "best" else None
+    if trainer.is_global_zero:
+        names = ", ".join(path.name for path in write_average(run_dir, test, count))
+        log.info("the mean of the %s epochs is measured: %s", test, names)
+    trainer.strategy.barrier()
+    return str(run_dir / "checkpoints" / AVERAGE)
+
+
+def measure(
+    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
+) -> dict[str, float | None]:
+    """Error rates of the dev and the test set; None for those of a set that there is not, or that a limit leaves out.
+
+    Args:
+        trainer: after `fit`.
+        module: with the weights of the last step.
+        data: the corpus.
+        checkpoint: weights to measure instead.
+    """
+    metrics: dict[str, float] = {}
+    for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
+        for measured in evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True):
+            metrics.update(measured)
+    return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
+
+
+def best_checkpoint(checkpoints: Sequence[ModelCheckpoint]) -> str:
+    """The file of the best epoch by dev WER.
+
+    Raises:
+        DataError: none was kept: the training has ended before its first validation.
+    """
+    best = checkpoints[0].best_model_path
+    if not best:
+        raise DataError("checkpoint.test is 'best', but the training has ended before its first validation")
+    return best
+
+
+def set_results_aside(run_dir: Path) -> None:
+    """Give the results of what is continued a name with its number of steps: they are not those of the run to come."""
+    path = run_dir / "results.json"
+    if process_rank() == 0 and path.is_file():
+        try:
+            steps = int(json.loads(path.read_text())["optimizer_steps"])
+        except (ValueError, KeyError, TypeError):
+            steps = 0
+        path.replace(run_dir / f"results_step{steps:07d}.json")
+
+
+def report(results: dict[str, Any], run_dir: Path) -> None:
+    """Say the result in the last lines of the log."""
+    log.info(
+        "%d epochs, %d optimizer steps of %d utterances, %.1f utterances/s, %.0f s in all; see %s",
+        results["epochs"],
+        results["optimizer_steps"],
+        results["global_batch_size"],
+        results["utt_per_s"],
+        results["wall_s"],
+        run_dir,
+    )
+    published = results.get("published", {})
+    for split in ("dev", "test"):
+        wer, cer = results[f"{split}_wer"], results[f"{split}_cer"]
+        if wer is None:
+            continue
+        beside = published.get(f"{split}_wer")
+        compared = "" if beside is None else f"   published WER {100 * beside:.2f} % ({published['source']})"
+        log.info("%-4s WER %6.2f %%   CER %6.2f %%%s", split, 100 * wer, 100 * cer, compared)

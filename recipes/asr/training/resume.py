@@ -1,0 +1,103 @@
+"""What a run is continued from: whether it can be, said in one line before any work is done."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.finite import check_finite
+
+# what Lightning cannot go on without
+_NEEDED = ("pytorch-lightning_version", "state_dict", "loops", "epoch", "global_step", "optimizer_states")
+
+
+def read_resumed(path: Path) -> dict[str, Any]:
+    """A checkpoint that a run can be continued from.
+
+    Args:
+        path: of ``resume_from``.
+
+    Raises:
+        ConfigError: it is a folder, or a NeMo archive.
+        DataError: it is missing, empty, damaged, holds more than plain data, or is no whole checkpoint.
+    """
+    if path.suffix == ".nemo":
+        problem = f"{path} is a NeMo archive, which holds weights and no training to go on with"
+        raise ConfigError("resume_from", f"{problem}; init_from={path} begins a new training with its weights")
+    if os.path.isdir(path):
+        last = next((p for p in (path / "last.ckpt", path / "checkpoints" / "last.ckpt") if p.is_file()), None)
+        hint = f"; resume_from={last} is meant" if last else ""
+        raise ConfigError("resume_from", f"{path} is a folder, not a checkpoint{hint}")
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise DataError(f"checkpoint {path} is empty")
+    checkpoint = read_checkpoint(path)
+    if missing := [name for name in _NEEDED if name not in checkpoint]:
+        raise DataError(f"{path} is no checkpoint to go on from: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def check_resumed(path: Path, checkpoint: Mapping[str, Any], module: CTCModule) -> None:
+    """Refuse a checkpoint of another model.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: as :func:`read_resumed` gives it.
+        module: which is to go on.
+
+    Raises:
+        DataError: its alphabet or its weights are not those of `module`, or are not finite.
+    """
+    hyper_parameters, saved = checkpoint.get("hyper_parameters"), checkpoint["state_dict"]
+    if not isinstance(saved, Mapping):
+        raise DataError(f"{path} is no checkpoint of train.py: state_dict is no mapping")
+    model = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
+    labels = model.get("labels") if isinstance(model, Mapping) else None
+    if isinstance(labels, list | tuple) and list(labels) != module.alphabet.labels:
+        letters = f"{_letters(labels)}, not {_letters(module.alphabet.labels)} as model.labels says"
+        raise DataError(f"{path} has another alphabet: {letters}")
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    theirs = {name: tuple(getattr(value, "shape", ())) for name, value in saved.items()}
+    if ours != theirs:
+        name = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
+        differ = sum(ours.get(name) != theirs.get(name) for name in {**ours, **theirs})
+        more = f", and {differ - 1} more differ" if differ > 1 else ""
+        problem = f"{name} is {_shape(theirs.get(name))} there and {_shape(ours.get(name))} by the config{more}"
+        raise DataError(f"{path} is of another model: {problem}")
+    check_finite(path, saved)
+
+
+def is_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> str | None:
+    """How long a run has trained that has nothing left to train: ``"16 epochs"``; None while there is.
+
+    Args:
+        checkpoint: of the run.
+        trainer: the ``trainer`` block.
+
+    Raises:
+        ConfigError: it has trained for more epochs than the block allows.
+    """
+    step, most_steps = checkpoint["global_step"], trainer.get("max_steps", -1)
+    if isinstance(most_steps, int) and 0 <= most_steps <= step:
+        return f"{step} optimizer steps (trainer.max_steps={most_steps})"
+    try:
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (KeyError, TypeError):
+        return None
+    most = trainer.get("max_epochs")
+    if isinstance(most, int) and 0 <= most < epochs:
+        raise ConfigError("trainer.max_epochs", f"is {most}, but the checkpoint of resume_from has {epochs} behind it")
+    if most == epochs:
+        return f"{epochs} epochs (trainer.max_epochs={most})"
+    return None
+
+
+def _letters(labels: Any) -> str:
+    text = "".join(map(str, labels))
+    return f"{text if len(text) <= 60 else f'{text[:57]}...'!r} ({len(labels)})"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "a number" if not shape else " x ".join(map(str, shape))

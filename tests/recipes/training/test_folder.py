@@ -1,0 +1,181 @@
+"""One run in a folder: what is refused, what is claimed and let go, and that nothing of the first run is touched."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.training import folder as folder_file
+from lightning_novograd.recipes.asr.training.folder import (
+    FAILURE,
+    LOCK,
+    ClaimFolder,
+    claim_folder,
+    claimed_folder,
+    is_one_of_many,
+    process_rank,
+    release_folder,
+)
+
+LAUNCHERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def trained(folder: Path) -> Path:
+    """A run folder with a checkpoint."""
+    (folder / "checkpoints").mkdir(parents=True)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(b"1")
+    (folder / "metrics.csv").write_text("step\n")
+    return last
+
+
+def test_a_folder_is_made_claimed_and_left_as_it_was(tmp_path):
+    with claimed_folder(tmp_path / "a" / "b", None):
+        assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [LOCK]
+        claim_folder(tmp_path / "a" / "b", None)  # the same run
+    assert not list((tmp_path / "a" / "b").iterdir())
+    assert not folder_file._held
+
+
+@pytest.mark.parametrize(
+    "trace", ["results.json", "metrics.csv", "checkpoints/step0000003.ckpt", "events.out.tfevents.1"]
+)
+def test_a_folder_of_another_run_is_refused(tmp_path, trace):
+    (tmp_path / trace).parent.mkdir(exist_ok=True)
+    (tmp_path / trace).write_text("")
+    problem = rf"^hydra\.run\.dir: {tmp_path} holds a run already \({Path(trace).name}\); choose another one$"
+    for resume in (None, "elsewhere/last.ckpt", f"{tmp_path}x/last.ckpt"):
+        with pytest.raises(ConfigError, match=problem):
+            claim_folder(tmp_path, resume)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_what_is_continued_there_may_be(tmp_path, monkeypatch):
+    last = trained(tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"\(metrics\.csv, last\.ckpt\); continue it \(resume_from={last}\), or"):
+        claim_folder(tmp_path / "run", None)
+    for resume in (str(last), f"{last.parent}/../checkpoints/other.ckpt"):
+        with claimed_folder(tmp_path / "run", resume):
+            pass
+    monkeypatch.chdir(tmp_path)
+    with claimed_folder(Path("run"), "run/checkpoints/last.ckpt"):
+        pass
+
+
+def test_a_command_that_was_refused_leaves_no_run(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "train.log").write_text("ConfigError")
+    (tmp_path / FAILURE).touch()
+    with claimed_folder(tmp_path, None):
+        assert not (tmp_path / FAILURE).exists()
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from lightning_novograd.recipes.asr.training.folder import claim_folder
+claim_folder(Path(sys.argv[1]), None)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_trains_there_holds_the_folder_until_it_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        message = rf"^hydra\.run\.dir: another process is training in {tmp_path} \(process {process.pid} on .*\)$"
+        with pytest.raises(ConfigError, match=message):
+            claim_folder(tmp_path, None)
+        process.kill()
+    assert (tmp_path / LOCK).exists()
+    with claimed_folder(tmp_path, None):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_file_that_its_owner_has_removed_is_no_lock(tmp_path, monkeypatch):
+    lockf, seen = folder_file.fcntl.lockf, []
+
+    def remove_first(file, how):
+        lockf(file, how)
+        if not seen:
+            (tmp_path / LOCK).unlink()
+        seen.append(how)
+
+    monkeypatch.setattr(folder_file.fcntl, "lockf", remove_first)
+    with claimed_folder(tmp_path, None):
+        assert (tmp_path / LOCK).exists()
+    assert len(seen) == 2
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(folder_file.fcntl, "lockf", refuse)
+    with claimed_folder(tmp_path, None):
+        pass
+
+
+def test_a_system_without_such_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_file, "fcntl", None)
+    with claimed_folder(tmp_path, None):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^hydra\.run\.dir: .*/file/run cannot be written: Not a directory$"):
+        claim_folder(tmp_path / "file" / "run", None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "many"),
+    [
+        ({}, 0, False),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1, True),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 0, True),
+        ({"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16"}, 9, True),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, 3, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0, False),
+        ({"RANK": ""}, 0, False),
+    ],
+)
+def test_ranks(tmp_path, monkeypatch, environment, rank, many):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (process_rank(), is_one_of_many()) == (rank, many)
+    trained(tmp_path / "run")
+    if rank:  # the first one asks for all
+        claim_folder(tmp_path / "run", None)
+        release_folder(tmp_path / "run")
+
+
+def test_hydra_is_stopped_before_it_writes(tmp_path):
+    last = trained(tmp_path)
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(tmp_path)}}, "resume_from": None})
+    with pytest.raises(SystemExit) as end:
+        ClaimFolder().on_run_start(config, config_name="asr")
+    assert str(end.value.code).startswith(f"ConfigError: hydra.run.dir: {tmp_path} holds a run already")
+    config.resume_from = str(last)
+    ClaimFolder().on_run_start(config)
+    release_folder(tmp_path)
+
+
+def test_the_callback_stands_in_the_config():
+    config = OmegaConf.load(Path(folder_file.__file__).parents[3] / "conf" / "asr.yaml")
+    assert json.loads(json.dumps(OmegaConf.to_container(config.hydra.callbacks))) == {
+        "run_folder": {"_target_": f"{ClaimFolder.__module__}.ClaimFolder"}
+    }
