@@ -25,9 +25,8 @@ def batch(seed: int, size: int = 2, value: float | None = None) -> Batch:
         wave_BS[1, 17] = value
     texts = ["ab"] * size
     targets_BU, lens_B = torch.tensor([[0, 1]] * size), torch.full((size,), 2)
-    return Batch(
-        wave_BS, torch.full((size,), 8000), targets_BU, lens_B, texts, [f"m.json:{seed}{i}" for i in range(size)]
-    )
+    places = [f"m.json:{seed}{i}" for i in range(size)]
+    return Batch(wave_BS, torch.full((size,), 8000), targets_BU, lens_B, texts, places=places)
 
 
 def module(guard: Any = None, **optim: Any) -> CTCModule:

@@ -13,6 +13,7 @@ import pytest
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
+from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
 from lightning_novograd.recipes.asr.section import Section, _checked
 from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
 
@@ -20,6 +21,12 @@ REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
 # section -> key -> default and limits
 KEYS = {
+    "An4Options": {
+        "root": (None, {}),
+        "url": (an4.URL, {}),
+        "sha256": (None, {}),
+        "dev_size": (100, {"low": 1, "high": 800}),
+    },
     "AugmentConfig": {
         "speed": (None, {}),
         "noise": (None, {}),
@@ -86,6 +93,15 @@ KEYS = {
     "LargeBatchSettings": {
         "global_batch_size": (None, {"low": 1}),
     },
+    "LibriSpeechOptions": {
+        "root": (None, {}),
+        "train": (("train-clean-100", "train-clean-360", "train-other-500"), {}),
+        "dev": ("dev-clean", {"allowed": list(librispeech.PARTS)}),
+        "test": ("test-clean", {"allowed": [*librispeech.PARTS, None]}),
+        "also": (("dev-other", "test-other"), {}),
+        "mirror": ("https://www.openslr.org/resources/12", {}),
+        "jobs": (3, {"low": 1, "high": 16}),
+    },
     "LoadingConfig": {
         "cache_dir": ("~/.cache/lightning_novograd", {}),
         "batch_size": (32, {"low": 1}),
@@ -134,6 +150,10 @@ KEYS = {
     "NormalizeConfig": {
         "case": (None, {"allowed": ["lower", "upper", None]}),
         "unicode": (None, {"allowed": ["NFC", "NFD", "NFKC", "NFKD", None]}),
+    },
+    "PublishedSettings": {
+        "source": (REQUIRED, {}),
+        "wer": (REQUIRED, {}),
     },
     "RunSettings": {
         "model": (REQUIRED, {}),

@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch import callbacks as pl_callbacks
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.run import build_checkpoints, build_early_stopping, measured_weights
+from lightning_novograd.recipes.asr.training import results as results_file
+from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
+from lightning_novograd.recipes.asr.training.checkpoints import build_checkpoints
+from lightning_novograd.recipes.asr.training.results import measured_weights
 from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings, RunSettings
 
 
@@ -67,7 +69,7 @@ def test_the_last_epochs_are_kept_where_they_are_averaged(tmp_path, test, kept):
 )
 def test_the_weights_that_are_measured(tmp_path, monkeypatch, block, is_first, expected, written):
     asked, waited = [], []
-    monkeypatch.setattr(run_file, "write_average", lambda run, *args: asked.append(args) or [run / "a.ckpt"])
+    monkeypatch.setattr(results_file, "write_average", lambda run, *args: asked.append(args) or [run / "a.ckpt"])
     trainer = SimpleNamespace(is_global_zero=is_first, strategy=SimpleNamespace(barrier=lambda: waited.append(1)))
     kept = [SimpleNamespace(best_model_path="best.ckpt")]
     found = measured_weights(trainer, settings(checkpoint=block), kept, tmp_path)

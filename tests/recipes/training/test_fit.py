@@ -11,7 +11,7 @@ from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRe
 from lightning_novograd.recipes.asr.training.callbacks import rate as rate_file
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.run import best_checkpoint, measure
+from lightning_novograd.recipes.asr.training.results import best_checkpoint, measure
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 TRAIN, DEV = loader([batch(1), batch(2)]), loader([batch(3)])

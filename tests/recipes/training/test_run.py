@@ -14,16 +14,10 @@ from tiny_speech import MODEL
 from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import solve_batch_plan
 from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints
-from lightning_novograd.recipes.asr.training.run import (
-    best_checkpoint,
-    build_checkpoints,
-    build_loggers,
-    build_trainer,
-    measure,
-    report,
-    set_results_aside,
-)
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.loggers import build_loggers
+from lightning_novograd.recipes.asr.training.results import best_checkpoint, measure, report, set_results_aside
+from lightning_novograd.recipes.asr.training.run import build_trainer
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.training.callbacks import LayerMonitor
 
