@@ -18,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import lightning_novograd.conf
-from lightning_novograd.errors import LightningNovoGradError, closest
+from lightning_novograd.errors import ConfigError, LightningNovoGradError, closest
 from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console
+from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder, save_config
 from lightning_novograd.recipes.asr.training.run import run
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,25 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         The dev WER, for a sweeper that optimizes; None where there is no dev set.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    set_up_console()
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
+        claim_folder(run_dir, cfg.get("resume_from"))
+    except ConfigError as error:  # whose log is another run's
+        raise (JobFailed if in_sweep else SystemExit)(one_line(error)) from None
+    try:
+        save_config(run_dir, cfg, hydra_config)
+        set_up_console()
         return run(cfg, run_dir)["dev_wer"]
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN and isinstance(error, LightningNovoGradError):
+        if in_sweep and isinstance(error, LightningNovoGradError):
             log.error("%s", one_line(error))
             raise JobFailed(one_line(error)) from None
         # what a user did wrong is said in one line; a stack trace would only hide it
         fail(error, run_dir)
+    finally:
+        release_folder(run_dir)
 
 
 def nearest(error: BaseException | None) -> str | None:

@@ -85,7 +85,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(run_dir, corpus, tmp_path
     with (run_dir / "metrics.csv").open() as file:
         epochs = [row for row in csv.DictReader(file) if row["dev_wer"]][:3]
     best = min(epochs, key=lambda row: float(row["dev_wer"]))
-    [path] = (run_dir / "checkpoints").glob(f"epoch={int(best['epoch']):03d}-*.ckpt")
+    [path] = (run_dir / "checkpoints").glob(f"epoch{int(best['epoch']):03d}-*.ckpt")
     dev = measured(capsys, tmp_path / "out.json", run_dir, "--checkpoint", "best", "--manifest", corpus / "dev.json")
     assert (dev["checkpoint"], dev["cer"]) == (str(path), float(best["dev_cer"]))
     assert dev["cer"] != float(epochs[-1]["dev_cer"])
@@ -98,7 +98,7 @@ def test_a_run_that_tested_with_the_best_is_evaluated_with_the_best(copied_run, 
     config = OmegaConf.load(copied_run / ".hydra" / "config.yaml")
     OmegaConf.update(config, "checkpoint.test", "best")
     OmegaConf.save(config, copied_run / ".hydra" / "config.yaml")
-    assert Path(measured(capsys, tmp_path / "out.json", copied_run)["checkpoint"]).name.startswith("epoch=")
+    assert Path(measured(capsys, tmp_path / "out.json", copied_run)["checkpoint"]).name.startswith("epoch")
 
 
 def test_without_a_test_set_it_is_the_dev_set(copied_run, corpus, tmp_path, capsys):
@@ -199,7 +199,7 @@ def spoil(run: Path, how: str) -> None:
     elif how == "no last":
         (checkpoints / "last.ckpt").unlink()
     elif how == "no best":
-        for path in checkpoints.glob("epoch=*"):
+        for path in checkpoints.glob("epoch*"):
             path.unlink()
     elif how == "foreign":
         torch.save({"state_dict": {}}, run / "foreign.ckpt")

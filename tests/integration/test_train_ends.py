@@ -150,10 +150,11 @@ def test_jobs_of_a_sweep_fail_alone(tiny_corpus, tmp_path):
 def test_a_second_command_leaves_the_first_ones_config(finished, tiny_corpus, tmp_path):
     run_dir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (run_dir / ".hydra").mkdir(exist_ok=True)
-    (run_dir / ".hydra" / "config.yaml").write_text("first")
+    for name in (".hydra/config.yaml", "train.log"):
+        (run_dir / name).write_text("first")
     done = command(*manifests(tiny_corpus), f"hydra.run.dir={run_dir}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"ConfigError: hydra.run.dir: {run_dir} holds a run already")
     assert done.stderr.count("\n") == 1
     assert (run_dir / ".hydra" / "config.yaml").read_text() == "first"
-    assert not (run_dir / "train.log").exists()
+    assert (run_dir / "train.log").read_text() == "first"

@@ -40,6 +40,8 @@ def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.RUN)
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
     monkeypatch.setattr(train, "set_up_console", lambda: None)
+    monkeypatch.setattr(train, "claim_folder", lambda *args: None)
+    monkeypatch.setattr(train, "save_config", lambda *args: None)
     monkeypatch.setattr(train, "run", lambda *args: asked.append(args) or {"dev_wer": 0.25})
     assert train.main.__wrapped__({"seed": 1}) == 0.25
     assert asked == [({"seed": 1}, Path("some/where"))]
@@ -53,11 +55,23 @@ def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     assert end.value.code == "ConfigError: optim.lr: is bad"
 
 
+@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, train.JobFailed)])
+def test_nothing_is_written_into_the_folder_of_another_run(monkeypatch, tmp_path, mode, error):
+    (tmp_path / "results.json").write_text("{}")
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=mode)
+    monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
+    with pytest.raises(error, match=rf"^ConfigError: hydra\.run\.dir: {tmp_path} holds a run already"):
+        train.main.__wrapped__({"seed": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
     """Hydra goes on with the others after an exception, not after SystemExit, and prints such a one in a line."""
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.MULTIRUN)
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
     monkeypatch.setattr(train, "set_up_console", lambda: None)
+    monkeypatch.setattr(train, "claim_folder", lambda *args: None)
+    monkeypatch.setattr(train, "save_config", lambda *args: None)
 
     def refuse(*args):
         raise ConfigError("optim.lr", "is bad")

@@ -1,17 +1,13 @@
-"""The run folder: one run in it at a time, and no second one on top of the first.
-
-Light to import: Hydra asks before it writes there.
-"""
+"""The run folder: one run in it at a time, and no second one on top of the first."""
 
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
 
@@ -30,18 +26,6 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 # locks that this process holds, by folder
 _held: dict[Path, IO[str]] = {}
-
-
-class ClaimFolder(Callback):
-    """Hydra's callback: refuse a folder that belongs to another run before Hydra writes its config there."""
-
-    def on_run_start(self, config: Any, **kwargs: Any) -> None:
-        """Claim ``hydra.run.dir``; the process ends with one line where that cannot be."""
-        try:
-            claim_folder(Path(str(config.hydra.run.dir)), config.get("resume_from"))
-        except ConfigError as error:
-            # Hydra makes a warning of an exception
-            sys.exit(f"{type(error).__name__}: {error}")
 
 
 def process_rank() -> int:
@@ -103,6 +87,22 @@ def release_folder(folder: Path) -> None:
         # gone before it is unlocked: whoever waits for it looks whether it is still there
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
+
+
+def save_config(folder: Path, config: Any, hydra: Any) -> None:
+    """Write what Hydra would have written before the folder was claimed: ``.hydra`` with the composed config.
+
+    Args:
+        folder: claimed.
+        config: of the run.
+        hydra: Hydra's own.
+    """
+    if process_rank():
+        return
+    (folder / ".hydra").mkdir(exist_ok=True)
+    files = {"config": config, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+    for name, content in files.items():
+        (folder / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 
 def _lock(folder: Path) -> IO[str]:

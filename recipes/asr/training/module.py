@@ -15,7 +15,7 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
 from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, NonFiniteGuard, merge, shown
-from lightning_novograd.recipes.asr.training.loss import ctc_losses
+from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss of one micro-batch."""
-        log_probs_BTV, lens_B, losses_B = self._losses(batch)
-        loss = losses_B.mean()
+        log_probs_BTV, lens_B, loss = self._loss(batch, ctc_loss)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.texts))
         every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the Trainer's connector
         if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
@@ -99,13 +98,13 @@ class CTCModule(OptimMixin, pl.LightningModule):
         if self.guard is None or not self.guard.is_skipping:
             super().lr_scheduler_step(scheduler, metric)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, batch: Batch, function: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         log_probs_BTV, lens_B = self(batch.wave_BS, batch.wave_lens_B)
-        losses_B = ctc_losses(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
-        return log_probs_BTV, lens_B, losses_B
+        loss = function(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
+        return log_probs_BTV, lens_B, loss
 
     def _evaluate(self, batch: Batch, split: str, wer: ErrorRate, cer: ErrorRate) -> list[str]:
-        log_probs_BTV, lens_B, losses_B = self._losses(batch)
+        log_probs_BTV, lens_B, losses_B = self._loss(batch, ctc_losses)
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
         loss, is_finite_B = losses_B.mean(), torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
         self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]

@@ -1,6 +1,5 @@
 """One run in a folder: what is refused, what is claimed and let go, and that nothing of the first run is touched."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,12 +13,12 @@ from lightning_novograd.recipes.asr.training import folder as folder_file
 from lightning_novograd.recipes.asr.training.folder import (
     FAILURE,
     LOCK,
-    ClaimFolder,
     claim_folder,
     claimed_folder,
     is_one_of_many,
     process_rank,
     release_folder,
+    save_config,
 )
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
@@ -163,19 +162,16 @@ def test_ranks(tmp_path, monkeypatch, environment, rank, many):
         release_folder(tmp_path / "run")
 
 
-def test_hydra_is_stopped_before_it_writes(tmp_path):
-    last = trained(tmp_path)
-    config = OmegaConf.create({"hydra": {"run": {"dir": str(tmp_path)}}, "resume_from": None})
-    with pytest.raises(SystemExit) as end:
-        ClaimFolder().on_run_start(config, config_name="asr")
-    assert str(end.value.code).startswith(f"ConfigError: hydra.run.dir: {tmp_path} holds a run already")
-    config.resume_from = str(last)
-    ClaimFolder().on_run_start(config)
-    release_folder(tmp_path)
-
-
-def test_the_callback_stands_in_the_config():
-    config = OmegaConf.load(Path(folder_file.__file__).parents[3] / "conf" / "asr.yaml")
-    assert json.loads(json.dumps(OmegaConf.to_container(config.hydra.callbacks))) == {
-        "run_folder": {"_target_": f"{ClaimFolder.__module__}.ClaimFolder"}
-    }
+def test_the_config_is_written_as_hydra_writes_it(tmp_path, monkeypatch):
+    config = OmegaConf.create({"a": 1, "b": "${a}"})
+    hydra = OmegaConf.create({"overrides": {"task": ["a=1"]}, "mode": "RUN"})
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("RANK", "1")
+        save_config(tmp_path, config, hydra)
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):  # a run that is continued has them already
+        save_config(tmp_path, config, hydra)
+    written = {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()}
+    assert written.keys() == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert (written["config.yaml"], written["overrides.yaml"]) == ("a: 1\nb: ${a}\n", "- a=1\n")
+    assert OmegaConf.create(written["hydra.yaml"]).hydra == hydra
