@@ -1,5 +1,7 @@
 """Every YAML in conf/ composes, and says nothing that the code it configures does not know."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ROOT
@@ -93,6 +95,5 @@ def test_yaml_files_hold_plain_data():
     paths = sorted(CONF.glob("**/*.yaml"))
     assert len(paths) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
     for path in paths:
-        content = OmegaConf.load(path)
-        content.pop("hydra", None)  # its own, which it takes from the main config alone
-        assert "_target_" not in OmegaConf.to_yaml(content), path
+        assert "_target_" not in Path(path).read_text(), path
+        OmegaConf.load(path)
