@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.training.callbacks.memory import describe_peaks
 from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.settings import RunSettings
@@ -96,6 +97,8 @@ def report(results: dict[str, Any], run_dir: Path) -> None:
         results["wall_s"],
         run_dir,
     )
+    if peaks := results.get("peak_memory_mb"):
+        log.info("peak memory of the first process: %s", describe_peaks(peaks))
     published = results.get("published", {})
     for split in ("dev", "test"):
         wer, cer = results[f"{split}_wer"], results[f"{split}_cer"]

@@ -21,6 +21,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
     ProgressLog,
     UtteranceRate,
 )
+from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
@@ -95,7 +96,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     module.guard = guard
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, *checkpoints]
+    memory = PeakMemory()
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     if settings.early_stopping.patience is not None:
@@ -120,6 +122,7 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         "global_batch_size": plan.global_batch_size,
         "utt_per_s": round(rate.mean, 2),
         "wall_s": round(time.perf_counter() - started, 2),
+        "peak_memory_mb": memory.stages,
         "model_parameters": count_parameters(module.model),
         "optimizer": settings.optim["name"],
         **published_results(settings),

@@ -153,7 +153,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, "batch_size": 4}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
-    seed, rate, curves, guard, progress, *kept, monitor = callbacks
+    seed, rate, curves, guard, progress, memory, *kept, monitor = callbacks
     assert (progress.rate, progress.interval, progress.extra) == (rate, 30.0, {"file_only": False})
     assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]
     assert (guard.action, guard.max_consecutive) == ("raise", 10)
@@ -172,7 +172,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert results == {
         **{"dev_wer": 0.5, "test_wer": None, "dev_cer": 0.25, "test_cer": None},
         **{"epochs": 2, "optimizer_steps": 8, "global_batch_size": 12, "utt_per_s": 3.14},
-        **{"model_parameters": 0, "optimizer": "novograd"},
+        **{"peak_memory_mb": memory.stages, "model_parameters": 0, "optimizer": "novograd"},
     }
 
 
