@@ -89,7 +89,7 @@ def test_what_the_readme_has_in_quotes_is_in_hydras_grammar():
         '+optim.param_groups=[{match: "model.encoder.*", lr_mult: 0.1}]',
     ]
     plain = ["data.normalize.case=lower", "data.normalize.unicode=NFC", "early_stopping.patience=5", "+optim.ema=0.999"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "recipes" / "asr" / "README.md").read_text(encoding="utf-8")
     assert [line for line in (*(f"'{line}'" for line in lines), *plain) if line not in readme] == []
     with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
         cfg = compose("asr", overrides=[*lines, *plain])
