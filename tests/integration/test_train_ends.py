@@ -60,6 +60,7 @@ def test_without_validation_the_test_set_is_measured(tiny_corpus, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_recording_with_nan_is_named_and_no_results_are_written(tiny_corpus, tmp_path):
     lines = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
     for line in lines:
