@@ -19,13 +19,12 @@ from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.recognition.beam import add_decoder_arguments, make_decoder
 from lightning_novograd.recipes.asr.recognition.formats import json_line, srt, text_line
-from lightning_novograd.recipes.asr.recognition.segments import LONGEST
+from lightning_novograd.recipes.asr.recognition.segments import LONGEST, SHORTEST
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser
 from lightning_novograd.recipes.asr.recognition.transcription import transcribe_files
 from lightning_novograd.recipes.asr.recognition.words import separator
 
 LINES = {"text": text_line, "json": json_line}
-LEAST_SEGMENT = 5.0  # s
 
 
 @writes_to_stdout
@@ -51,16 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--segment-seconds",
         metavar="S",
         type=_segment,
-        default=LONGEST,
-        help="longer recordings are cut into pieces of at most that; shorter pieces suit a model that was trained on "
-        f"short utterances; default: {LONGEST:g}",
+        help="longer recordings are cut into pieces of at most that; default: as long as the longest utterance in the "
+        f"training, from {SHORTEST:g} to {LONGEST:g}",
     )
     add_decoder_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
     try:
         check_out(arguments.format, arguments.out, arguments.files)
         run = TrainedRun.read(arguments.run)
-        recognizer = run.recognizer(run.checkpoint(arguments.checkpoint), arguments.device)
+        checkpoint = run.checkpoint(arguments.checkpoint)
+        recognizer = run.recognizer(checkpoint, arguments.device)
+        longest = arguments.segment_seconds or run.segment_seconds(checkpoint)
         if (decoder := make_decoder(arguments, recognizer.alphabet)) is not None:
             recognizer.decoder = decoder
         space = separator(recognizer.alphabet)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status, done, seconds = 0, 0, 0.0
     started = time.perf_counter()
     downmix = run.data.loading.downmix
-    options = {"batch_size": arguments.batch_size, "longest": arguments.segment_seconds}
+    options = {"batch_size": arguments.batch_size, "longest": longest}
     for transcript in transcribe_files(recognizer, arguments.files, downmix, **options):
         try:
             if isinstance(transcript, DataError):
@@ -132,8 +132,8 @@ def _positive(text: str) -> int:
 
 
 def _segment(text: str) -> float:
-    if not LEAST_SEGMENT <= (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"must be at least {LEAST_SEGMENT:g}, not {text}")
+    if not SHORTEST <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least {SHORTEST:g}, not {text}")
     return number
 
 

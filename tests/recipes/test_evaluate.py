@@ -174,6 +174,7 @@ def fake_run(monkeypatch, downmix: bool = True, recognizer: object = None):
         data=SimpleNamespace(loading=SimpleNamespace(downmix=downmix)),
         checkpoint=lambda which: which,
         recognizer=lambda checkpoint, device: recognizer or ToneRecognizer(),
+        segment_seconds=lambda checkpoint: 30.0,
     )
     monkeypatch.setattr(transcribe.TrainedRun, "read", lambda folder: run)
 

@@ -263,6 +263,14 @@ class SpeechDataModule(LightningDataModule):
         self._loaders.append(loader)
         return loader
 
+    def state_dict(self) -> dict[str, Any]:
+        """How long the utterances are that the model learns from, s: `transcribe.py` cuts recordings accordingly."""
+        dataset = self.datasets.get("train")
+        return {} if dataset is None else {"longest": max(dataset.durations)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the training set says it again."""
+
     def teardown(self, stage: str | None = None) -> None:
         """Let go of all worker processes."""
         while self._loaders:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lightning_novograd.recipes.asr.recognition.words import Word
 
+SHORTEST = 5.0  # s, that the longest piece may be limited to: words and overlaps must fit in
 LONGEST = 30.0  # s; as long as utterances get in the corpora of the field
 MARGIN = 1.0  # s that two pieces both have on either side of a cut that is not in silence
 QUIET = 0.3  # s, over which the power is averaged

@@ -9,9 +9,11 @@ from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
+from lightning_novograd.recipes.asr.recognition.segments import LONGEST, SHORTEST
 from lightning_novograd.recipes.asr.section import Section
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model as load_model  # was here before weights/
+from lightning_novograd.recipes.asr.weights.checkpoint import longest_utterance
 from lightning_novograd.recipes.asr.weights.run_folder import config_of, measured_checkpoint
 from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, is_model_file, load_average, load_file
 
@@ -106,6 +108,15 @@ class TrainedRun:
     def precision(self) -> Any:
         """In which the run computed; None for a file, which does not say."""
         return None if self.settings is None else self.settings.trainer.get("precision")
+
+    def segment_seconds(self, checkpoint: Path) -> float:
+        """The longest piece, in s, that the model should hear at once: as long as the longest in its training.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        longest = None if checkpoint.suffix == ".nemo" else longest_utterance(checkpoint)
+        return LONGEST if longest is None else min(max(longest, SHORTEST), LONGEST)
 
     def recognizer(self, checkpoint: Path, device: str = "cpu") -> Recognizer:
         """The model in a checkpoint or archive, computing in the run's precision.

@@ -1,6 +1,7 @@
 """Checkpoints of ``train.py``, read as data."""
 
 import errno
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,17 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise DataError(f"{path} is no checkpoint of train.py: it holds no mapping")
     return checkpoint
+
+
+def longest_utterance(path: Path) -> float | None:
+    """Of the training set that a checkpoint's model has learnt from, in s; None where it does not say.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    data = read_checkpoint(path, map_location="meta").get("SpeechDataModule")
+    longest = data.get("longest") if isinstance(data, Mapping) else None
+    return longest if isinstance(longest, float) and 0 < longest < math.inf else None
 
 
 def load_model(path: Path) -> JasperCTC:

@@ -324,3 +324,11 @@ def test_a_set_that_is_not_there(make_data, split):
     with pytest.raises(ConfigError) as error:
         (data.val_dataloader if split == "dev" else data.test_dataloader)()
     assert (error.value.path, error.value.problem) == (f"data.{split}", f"the corpus manifest has no {split} set")
+
+
+def test_checkpoints_say_how_long_the_longest_training_utterance_is(make_data):
+    data = make_data()
+    assert data.state_dict() == {}
+    data.setup("fit")
+    assert data.state_dict() == {"longest": max(data.datasets["train"].durations)}
+    assert type(data).__qualname__ == "SpeechDataModule", "which is the key that Lightning saves it under"

@@ -224,3 +224,26 @@ def test_the_arguments_of_every_command():
         assert parser.parse_args(["a", "--device", device]).device == device
     with pytest.raises(SystemExit):
         parser.parse_args(["a", "--device", "tpu"])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (None, 30.0),
+        ({}, 30.0),
+        ({"longest": 2.0}, 5.0),
+        ({"longest": 16.7}, 16.7),
+        ({"longest": 50.0}, 30.0),
+        ({"longest": float("nan")}, 30.0),
+        ({"longest": "2"}, 30.0),
+        ([2.0], 30.0),
+    ],
+)
+def test_pieces_are_as_long_as_what_the_model_has_learnt_from(tmp_path, data, expected):
+    torch.save({} if data is None else {"SpeechDataModule": data}, tmp_path / "a.ckpt")
+    run = TrainedRun(tmp_path, None, None)
+    assert run.segment_seconds(tmp_path / "a.ckpt") == expected
+
+
+def test_an_archive_does_not_say_how_long_its_utterances_were(tmp_path):
+    assert TrainedRun(tmp_path, None, None).segment_seconds(tmp_path / "a.nemo") == 30.0
