@@ -1,5 +1,6 @@
 """Every YAML in conf/ composes, and says nothing that the code it configures does not know."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from lightning_novograd.config import parse_optim
-from lightning_novograd.recipes.asr.data.module import DataConfig
+from lightning_novograd.recipes.asr.data.config import DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
@@ -97,3 +98,9 @@ def test_yaml_files_hold_plain_data():
     for path in paths:
         assert "_target_" not in Path(path).read_text(), path
         OmegaConf.load(path)
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS if name.startswith("data/")])
+def test_every_corpus_can_be_loaded_in_every_way(name):
+    keys = {field.name for field in dataclasses.fields(LoadingConfig)}
+    assert keys - OmegaConf.load(CONF / f"{name}.yaml").keys() == set(), "Hydra takes no key that is not there"

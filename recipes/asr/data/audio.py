@@ -43,10 +43,15 @@ def read_header(path: Path) -> Header:
         raise DataError(f"audio file {path} cannot be read: {error.error_string}") from error
     if info.frames <= 0:
         raise DataError(f"audio file {path} holds no samples")
-    return _checked(path, Header(info.frames, info.samplerate, info.channels))
+    return check_header(path, Header(info.frames, info.samplerate, info.channels))
 
 
-def _checked(path: Path, header: Header) -> Header:
+def check_header(path: Path, header: Header) -> Header:
+    """The header, unless it claims what no recording has.
+
+    Raises:
+        DataError: the sample rate is absurd.
+    """
     low, high = SAMPLE_RATES
     if not low <= header.sample_rate <= high:
         raise DataError(
@@ -89,7 +94,7 @@ def load_audio(
         raise DataError(f"audio file {path} does not exist")
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            header = _checked(path, Header(file.frames, file.samplerate, file.channels))
+            header = check_header(path, Header(file.frames, file.samplerate, file.channels))
             start = min(round(offset * header.sample_rate), header.samples)
             wanted = header.samples - start
             if duration is not None:
@@ -103,7 +108,7 @@ def load_audio(
     if len(wave) != wanted or wanted <= 0:
         raise DataError(f"audio file {path} is corrupt: {len(wave)} of {wanted} samples can be read")
     if not keep_nonfinite:
-        _check_finite(path, wave, start, header.sample_rate)
+        check_finite(path, wave, start, header.sample_rate)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if header.sample_rate != sample_rate:
         mono = soxr.resample(mono, header.sample_rate, sample_rate)
@@ -118,7 +123,18 @@ def _read(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _check_finite(path: Path, wave: np.ndarray, start: int, sample_rate: int) -> None:
+def check_finite(path: Path, wave: np.ndarray, start: int, sample_rate: int) -> None:
+    """Refuse samples that are NaN or infinite, as a file of floats may have them.
+
+    Args:
+        path: the file, for messages.
+        wave: samples, shape (samples, channels).
+        start: of the first of them, in the file.
+        sample_rate: Hz, of the file.
+
+    Raises:
+        DataError: there are some.
+    """
     with np.errstate(all="ignore"):
         if math.isfinite(wave.sum()):  # one pass, and no array of booleans
             return

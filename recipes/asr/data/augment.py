@@ -162,8 +162,9 @@ class NoiseRecordings:
     def __init__(self, manifest: Path, sample_rate: int) -> None:
         self.sample_rate = sample_rate
         try:
-            lines = manifest.read_text(encoding="utf-8").splitlines()
-            paths = [manifest.parent / json.loads(line)["audio_filepath"] for line in lines if line.strip()]
+            lines = manifest.read_text(encoding="utf-8").split("\n")  # not at U+2028, as splitlines would
+            names = [os.path.expanduser(json.loads(line)["audio_filepath"]) for line in lines if line.strip()]
+            paths = [manifest.parent / name for name in names]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"manifest of noise {manifest} cannot be read: {error}") from None
         if not paths:

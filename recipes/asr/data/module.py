@@ -204,7 +204,7 @@ class SpeechDataModule(LightningDataModule):
         paths = [os.path.abspath(source.path) for source in sources]
         settings = [self.sample_rate, loading.downmix]
         recordings = [
-            [str(u.audio), u.offset, u.offset and u.duration, *of_manifest.stamp(u.audio)]
+            [str(u.audio), u.offset, None if u.offset is None else u.duration, *of_manifest.stamp(u.audio)]
             for part, of_manifest in zip(parts, headers, strict=True)
             for u in part
         ]

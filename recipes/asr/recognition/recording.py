@@ -9,7 +9,7 @@ import soundfile
 import soxr
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.audio import load_audio, read_header
+from lightning_novograd.recipes.asr.data.audio import Header, check_finite, check_header, load_audio, read_header
 from lightning_novograd.recipes.asr.recognition.segments import LONGEST, Segment, segments
 
 _BLOCK = 10.0  # s
@@ -39,17 +39,20 @@ def read_blocks(path: Path, sample_rate: int, downmix: bool = False) -> Iterator
     """Samples of a whole file at the model's rate, some seconds at a time; as those of `load_audio` but for rounding.
 
     Raises:
-        DataError: it is corrupt, shorter than its header says, or has several channels and `downmix` is not set.
+        DataError: it is corrupt or shorter than its header says, has samples that are not finite, or several channels
+            and `downmix` is not set.
     """
     resampler, read = None, 0
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
+            check_header(path, Header(file.frames, file.samplerate, file.channels))
             if file.channels > 1 and not downmix:
                 raise DataError(f"audio file {path} has {file.channels} channels; set downmix=true to average them")
             if file.samplerate != sample_rate:
                 resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
             size = min(_BLOCK_SAMPLES, max(1, round(_BLOCK * file.samplerate)))
             while len(block := file.read(size, dtype="float32", always_2d=True)):
+                check_finite(path, block, read, file.samplerate)
                 read += len(block)
                 mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
                 yield mono if resampler is None else resampler.resample_chunk(mono)

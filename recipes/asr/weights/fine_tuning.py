@@ -42,6 +42,10 @@ def start_from(model: JasperCTC, trained: JasperCTC, source: str) -> None:
         log.info("all weights are those of %s", source)
         return
     new, old = (set(m.alphabet.labels) for m in (model, trained))
+    if new == old:
+        log.info("the encoder has the weights of %s; its alphabet has the same labels in another order, so the decoder "
+                 "begins anew: give model.labels in its order to keep it", source)  # fmt: skip
+        return
     log.info(
         "the encoder has the weights of %s; its alphabet is another one, so the decoder begins anew (%d labels, it had "
         "%d; not there before: %s; gone: %s)",

@@ -121,6 +121,14 @@ def test_recorded_noise_comes_from_a_random_place_and_is_repeated_where_it_is_sh
     assert len(starts) == 12 - len(short)
 
 
+def test_lines_of_a_noise_manifest_end_at_line_feeds_alone(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(100, 0.5), 16000)
+    line = json.dumps({"audio_filepath": "a.wav", "text": "\u2028"}, ensure_ascii=False)
+    (tmp_path / "noise.json").write_text(line + "\n", encoding="utf-8")
+    noise = NoiseConfig(manifest=str(tmp_path / "noise.json"))
+    assert len(Augment(AugmentConfig(noise=noise)).recordings.recordings) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

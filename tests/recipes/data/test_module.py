@@ -109,6 +109,17 @@ def test_cached_audio_is_the_audio(make_data):
         assert torch.equal(a.wave_BS, b.wave_BS)
 
 
+def test_a_part_from_the_beginning_of_a_recording_is_decoded_anew_when_it_is_another_part(make_data, tmp_path):
+    speech_files.write_audio(tmp_path / "a.wav", 2.0)
+    options = {"cache_audio": True, "cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "m.json")}
+    for seconds in (1.0, 0.5, 2.0):
+        line = {"audio_filepath": "a.wav", "offset": 0.0, "duration": seconds, "text": "a"}
+        speech_files.write_manifest(tmp_path / "m.json", [line])
+        data = make_data(**options)
+        data._load(["train"], first=True)
+        assert len(data.datasets["train"][0, 0].wave) == seconds * 16000
+
+
 def test_an_epoch_iterated_to_its_end_is_followed_by_the_next(make_data):
     data = make_data()
     data.setup("fit")

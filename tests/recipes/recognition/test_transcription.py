@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from tone_model import RATE, ToneRecognizer, random_words, speak, write
@@ -71,3 +72,22 @@ def test_no_more_than_four_batches_wait(tmp_path):
     assert max(waiting) == 8
     assert transcript.duration > 20 * 8
     assert max(samples for _, samples in recognizer.batches) <= 6 * RATE
+
+
+@pytest.mark.parametrize("seconds", [2.0, 40.0], ids=["whole", "in pieces"])
+def test_samples_that_are_not_finite_are_said_and_take_no_other_file_with_them(tmp_path, seconds):
+    [good], [text] = recordings(tmp_path, sizes=(3,))
+    wave = np.zeros(round(seconds * RATE), np.float32)
+    wave[1700] = np.nan
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, wave, RATE, subtype="FLOAT")
+    failed, transcript = transcribe_files(ToneRecognizer(), [bad, good], longest=8.0)
+    assert isinstance(failed, DataError)
+    assert str(failed) == f"audio file {bad} has 1 samples that are not finite (NaN or infinity), the first at 1.700 s"
+    assert " ".join(transcript.text.split()) == text
+
+
+def test_a_header_of_an_absurd_rate_is_refused_however_long_it_claims_to_be(tmp_path):
+    soundfile.write(tmp_path / "slow.wav", np.zeros(1000), 1)
+    [failed] = transcribe_files(ToneRecognizer(), [tmp_path / "slow.wav"])
+    assert "has a sample rate of 1 Hz" in str(failed)

@@ -17,7 +17,7 @@ from lightning_novograd.recipes.asr.data.cache.files import whole_file
 
 log = rank_zero_logger(__name__)
 
-VERSION = 1  # of the samples: of how they are resampled and rounded
+VERSION = 2  # of the samples: of how they are resampled and rounded
 AT_ONCE = 256  # recordings decoded before they are written
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
+from lightning_novograd.recipes.asr.data.download.lock import locked
 from lightning_novograd.recipes.asr.section import Section
 
 STAMP = "corpus.json"
@@ -125,8 +127,7 @@ def prepare_in(folder: Path, fingerprint: Mapping[str, Any], build: Callable[[Pa
     """Run `build` for `folder` unless a corpus of the same fingerprint is there.
 
     The corpus is built in a temporary folder beside `folder` and renamed into place when it is complete, so an
-    interrupted run leaves nothing that looks finished, and of several runs at the same time one wins and the others
-    use its result.
+    interrupted run leaves nothing that looks finished. Of several processes one builds it, and the others wait.
 
     Raises:
         ConfigError: `folder` holds something else.
@@ -145,19 +146,34 @@ def prepare_in(folder: Path, fingerprint: Mapping[str, Any], build: Callable[[Pa
 def _prepare_in(folder: Path, stamp: str, build: Callable[[Path], None]) -> Manifests:
     if not _holds(folder, stamp):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            build(partial)
-            (partial / STAMP).write_text(stamp + "\n", encoding="utf-8")
-            partial.chmod(0o755)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not _holds(folder, stamp):
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        # one process of a machine works, the others wait: torchrun starts as many as there are GPUs
+        with locked(_lock_of(folder)):
+            if not _holds(folder, stamp):
+                _make(folder, stamp, build)
     return Manifests(*(folder / f"{split}.json" for split in ("train", "dev", "test")))
+
+
+def _lock_of(folder: Path) -> Path:
+    """Not beside the folder, where it would stay for ever."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    digest = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"lightning_novograd-{user}-{digest}.lock"
+
+
+def _make(folder: Path, stamp: str, build: Callable[[Path], None]) -> None:
+    # not tempfile's, which nobody else may read: others may read what the umask lets them
+    partial = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+    partial.mkdir()
+    try:
+        build(partial)
+        (partial / STAMP).write_text(stamp + "\n", encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not _holds(folder, stamp):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _holds(folder: Path, stamp: str) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,3 +106,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with files.whole_file(tmp_path / "a") as file:
         file.write(b"x")
     assert sorted(os.listdir(tmp_path)) == [".partial-new", "a"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_what_the_umask_lets_them(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        make(tmp_path).write(lambda i: WAVES[i], 3)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "audio" / "x.samples").stat().st_mode) == 0o666 & ~umask

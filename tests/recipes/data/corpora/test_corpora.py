@@ -1,7 +1,9 @@
 """Corpora by name, and folders that are complete or not there."""
 
+import contextlib
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, get_corpus, prepare_corpus
+from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, base, get_corpus, prepare_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, cache_folder, prepare_in, workers
 from lightning_novograd.recipes.asr.section import Section
 
@@ -76,7 +78,8 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     prepare_in(tmp_path / "toy", FINGERPRINT, build)
 
 
-def test_of_two_builds_at_the_same_time_one_wins_and_both_are_right(tmp_path):
+def test_of_two_machines_that_build_at_the_same_time_one_wins_and_both_are_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "locked", contextlib.nullcontext)
     both_are_building = threading.Barrier(2, timeout=20)
     results = []
 
@@ -96,6 +99,33 @@ def test_of_two_builds_at_the_same_time_one_wins_and_both_are_right(tmp_path):
     assert results[0] == results[1]
     assert results[0].train.read_text() == "train"
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_of_two_processes_of_a_machine_one_builds(tmp_path):
+    built = []
+
+    def slow_build(folder):
+        built.append(folder)
+        threading.Event().wait(0.05)
+        build(folder)
+
+    threads = [threading.Thread(target=prepare_in, args=(tmp_path / "toy", FINGERPRINT, slow_build)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_what_the_umask_lets_them(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        prepare_in(tmp_path / "toy", FINGERPRINT, build)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "toy").stat().st_mode) == 0o777 & ~umask
 
 
 def test_other_files_are_not_overwritten(tmp_path):
