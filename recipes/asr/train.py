@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 import lightning_novograd.conf
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, closest
-from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console
+from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console, stop
 from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder, save_config
 from lightning_novograd.recipes.asr.training.run import run
 
@@ -48,6 +48,8 @@ def main(cfg: DictConfig) -> float | None:
         save_config(run_dir, cfg, hydra_config)
         set_up_console()
         return run(cfg, run_dir)["dev_wer"]
+    except SystemExit as end:
+        stop(end, run_dir)
     except Exception as error:
         if in_sweep and isinstance(error, LightningNovoGradError):
             log.error("%s", one_line(error))

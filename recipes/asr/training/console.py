@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
@@ -170,6 +173,28 @@ def fail(error: Exception, run_dir: Path, many: bool | None = None, peers: Seque
     if ours:
         sys.exit(text)
     raise error
+
+
+def stop(end: SystemExit, run_dir: Path) -> NoReturn:
+    """End a run that was told to end, with the exit code that schedulers and shells know, and say how it goes on.
+
+    Lightning ends with the code 0 on SIGTERM and 1 on Ctrl-C; a run that was preempted would pass for a finished one.
+
+    Args:
+        end: as Lightning raises it.
+        run_dir: the run folder.
+    """
+    if isinstance(end, SIGTERMException):
+        name, number = "SIGTERM", signal.SIGTERM
+    elif isinstance(end.__context__, KeyboardInterrupt):
+        name, number = "Ctrl-C", signal.SIGINT
+    else:
+        raise end
+    if process_rank() == 0:
+        last = run_dir / "checkpoints" / "last.ckpt"
+        way = f"resume_from={last} goes on after its last epoch" if last.exists() else "no checkpoint was written yet"
+        logging.getLogger(__name__).error("ended by %s; %s", name, way)
+    raise SystemExit(128 + number) from None
 
 
 def write_to_log(line: str, run_dir: Path) -> None:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from lightning_novograd import OptimMixin
 from lightning_novograd.recipes.asr.data.dataset import Batch
@@ -49,6 +50,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
         self.train_wer = ErrorRate("word")
         self.dev_wer, self.dev_cer = ErrorRate("word"), ErrorRate("char")
         self.test_wer, self.test_cer = ErrorRate("word"), ErrorRate("char")
+        # over utterances: Lightning's own mean over ranks truncates their number
+        self.dev_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._lossless: list[str] = []  # utterances of an evaluation whose loss is not finite
 
     def forward(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,13 +70,13 @@ class CTCModule(OptimMixin, pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and error rates on the dev set; shows the first transcripts."""
-        hypotheses = self._evaluate(batch, "dev", self.dev_wer, self.dev_cer)
+        hypotheses = self._evaluate(batch, "dev")
         if batch_idx == 0:
             self._show_samples(hypotheses, batch.texts)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and error rates on the test set."""
-        self._evaluate(batch, "test", self.test_wer, self.test_cer)
+        self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Refuse losses that are not finite."""
@@ -103,15 +106,17 @@ class CTCModule(OptimMixin, pl.LightningModule):
         loss = function(log_probs_BTV, lens_B, batch.targets_BU, batch.target_lens_B, self.alphabet.blank)
         return log_probs_BTV, lens_B, loss
 
-    def _evaluate(self, batch: Batch, split: str, wer: ErrorRate, cer: ErrorRate) -> list[str]:
+    def _evaluate(self, batch: Batch, split: str) -> list[str]:
+        loss, wer, cer = (getattr(self, f"{split}_{name}") for name in ("loss", "wer", "cer"))
         log_probs_BTV, lens_B, losses_B = self._loss(batch, ctc_losses)
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
-        loss, is_finite_B = losses_B.mean(), torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
+        is_finite_B = torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
         self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]
+        loss.update(losses_B)
         wer.update(hypotheses, batch.texts)
         cer.update(hypotheses, batch.texts)
         size = len(batch.texts)
-        self.log(f"{split}_loss", loss, batch_size=size, on_epoch=True, sync_dist=True)
+        self.log(f"{split}_loss", loss, batch_size=size, on_epoch=True)
         self.log_dict({f"{split}_wer": wer, f"{split}_cer": cer}, batch_size=size, on_epoch=True, prog_bar=True)
         return hypotheses
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training import console
@@ -286,3 +287,46 @@ def test_streams_that_are_not_there(monkeypatch):
     print("a", file=sys.stderr, flush=True)
     assert stream.getvalue() == "a\n"
     assert Path(os.devnull).exists()
+
+
+def ended_by(error: BaseException) -> SystemExit:
+    """What Lightning raises on a signal."""
+    if isinstance(error, KeyboardInterrupt):
+        try:
+            raise error
+        except KeyboardInterrupt:
+            try:
+                sys.exit(1)
+            except SystemExit as end:
+                return end
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"), [(SIGTERMException(), 143, "SIGTERM"), (KeyboardInterrupt(), 130, "Ctrl-C")]
+)
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_run_that_is_told_to_end_says_how_it_goes_on(tmp_path, caplog, error, code, name, has_checkpoint):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    if has_checkpoint:
+        last.parent.mkdir()
+        last.touch()
+    with pytest.raises(SystemExit) as end:
+        console.stop(ended_by(error), tmp_path)
+    assert end.value.code == code, "what shells and schedulers know; 0 would be a run that has finished"
+    way = f"resume_from={last} goes on after its last epoch" if has_checkpoint else "no checkpoint was written yet"
+    assert caplog.messages == [f"ended by {name}; {way}"]
+
+
+def test_another_rank_says_nothing_of_it(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        console.stop(SIGTERMException(), tmp_path)
+    assert (end.value.code, caplog.messages) == (143, [])
+
+
+def test_any_other_end_stays_what_it_is(tmp_path):
+    end = SystemExit("ConfigError: optim.lr")
+    with pytest.raises(SystemExit) as raised:
+        console.stop(end, tmp_path)
+    assert raised.value is end

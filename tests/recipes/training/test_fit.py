@@ -33,7 +33,7 @@ class Marked(CTCModule):
     def on_train_epoch_start(self):
         self.mark += 0.1
 
-    def _evaluate(self, batch, split, wer, cer):
+    def _evaluate(self, batch, split):
         self.log_dict({f"{split}_wer": self.mark.item(), f"{split}_cer": 0.0}, batch_size=2, on_epoch=True)
         return batch.texts
 

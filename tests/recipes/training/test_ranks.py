@@ -40,7 +40,7 @@ def test_two_ranks(tmp_path):
     # the mean over the utterances of both, in the order of evaluation: that of rank 0 has rank 0's running statistics
     assert first["dev_loss"] == pytest.approx(second["dev_loss"])
     losses = []
-    for rank, sets in enumerate(([(20, 3), (21, 2)], [(22, 2), (23, 1)])):
+    for rank, sets in enumerate(([(20, 3), (21, 2)], [(22, 1), (23, 1)])):
         model = CTCModule(MODEL, OPTIM)
         model.load_state_dict(torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True))
         for seed, size in sets:
@@ -48,5 +48,5 @@ def test_two_ranks(tmp_path):
             with torch.no_grad():
                 log_probs, lens = model.eval()(one.wave_BS, one.wave_lens_B)
             losses += ctc_losses(log_probs, lens, one.targets_BU, one.target_lens_B, model.alphabet.blank)
-    assert len(losses) == 8
+    assert len(losses) == 7
     assert first["dev_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
