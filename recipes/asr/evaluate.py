@@ -1,10 +1,10 @@
 """Count a trained model's errors: ``python recipes/asr/evaluate.py RUN [--manifest FILE.json]``.
 
 Prints WER and CER over a manifest or, without one, over the run's own test set (dev set where it has none), by kinds of
-errors, with the bootstrap's 95 % interval and the real-time factor. Audio is read as the run read it (data.downmix),
-and nothing is left out for its length. Relative paths in the run's config begin at the current folder, as they did in
-training. Nothing is written unless --out or --report is given. In place of RUN a .nemo archive or a plain checkpoint
-will do; it needs --manifest.
+errors, with the bootstrap's 95 % interval and the real-time factor. Audio is read as the run read it, or with
+--downmix, and nothing is left out for its length. Relative paths in the run's config begin at the current folder, as
+they did in training. Nothing is written unless --out or --report is given. In place of RUN a .nemo archive or a plain
+checkpoint will do; it needs --manifest.
 """
 
 import argparse
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path is not None:
                 check_out(path, name)
         run = TrainedRun.read(arguments.run)
+        if arguments.downmix:
+            run = run.downmixed()
         if arguments.average is None:
             checkpoint = str(run.checkpoint(arguments.checkpoint))
             recognizer = run.recognizer(Path(checkpoint), arguments.device)

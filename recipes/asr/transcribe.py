@@ -3,8 +3,8 @@
 One line per file on stdout: path, tab, text; bytes of a path that are not UTF-8 are escaped. With --format json it is a
 JSON object with the words and their times, with --format srt subtitles. A file that cannot be used is a line on stderr;
 the others are transcribed all the same. Files are read as the run read its data: any format of libsndfile, any sample
-rate, several channels where the run had data.downmix=true. Long recordings are cut where it is quiet. The last line on
-stderr is the time that it took. In place of RUN a .nemo archive or a plain checkpoint will do.
+rate, several channels with --downmix or where the run had data.downmix=true. Long recordings are cut where it is quiet.
+The last line on stderr is the time that it took. In place of RUN a .nemo archive or a plain checkpoint will do.
 """
 
 import argparse
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_out(arguments.format, arguments.out, arguments.files)
         run = TrainedRun.read(arguments.run)
+        if arguments.downmix:
+            run = run.downmixed()
         checkpoint = run.checkpoint(arguments.checkpoint)
         recognizer = run.recognizer(checkpoint, arguments.device)
         longest = arguments.segment_seconds or run.segment_seconds(checkpoint)

@@ -131,6 +131,7 @@ COMMON = {
     "-h, --help": "show this help message and exit",
     "--checkpoint best|last|PATH": "weights of the best epoch by dev WER, of the last one, or in a checkpoint file; "
     "default: those that results.json was measured with (checkpoint.test of the run)",
+    "--downmix": "average the channels of a recording, as data.downmix=true of a run does",
     "--device {auto,cpu,cuda}": "default: auto, a GPU if there is one",
 }
 HELP = {

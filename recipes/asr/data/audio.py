@@ -60,6 +60,16 @@ def check_header(path: Path, header: Header) -> Header:
     return header
 
 
+def check_channels(path: Path, channels: int, downmix: bool) -> None:
+    """Refuse several channels unless they are to be averaged.
+
+    Raises:
+        DataError: there are several.
+    """
+    if channels > 1 and not downmix:
+        raise DataError(f"audio file {path} has {channels} channels; data.downmix=true (--downmix) averages them")
+
+
 def resampled_length(samples: int, source_rate: int, sample_rate: int) -> int:
     """Number of samples after resampling."""
     return samples if source_rate == sample_rate else round(samples * sample_rate / source_rate)
@@ -103,8 +113,7 @@ def load_audio(
             wave = _read(file, wanted)
     except soundfile.LibsndfileError as error:
         raise DataError(f"audio file {path} is corrupt: {error.error_string}") from error
-    if header.channels > 1 and not downmix:
-        raise DataError(f"audio file {path} has {header.channels} channels; set downmix=true to average them")
+    check_channels(path, header.channels, downmix)
     if len(wave) != wanted or wanted <= 0:
         raise DataError(f"audio file {path} is corrupt: {len(wave)} of {wanted} samples can be read")
     if not keep_nonfinite:

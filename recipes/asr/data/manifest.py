@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_novograd.errors import DataError, printable
 from lightning_novograd.log import rank_zero_logger
-from lightning_novograd.recipes.asr.data.audio import Header, read_header, resampled_length
+from lightning_novograd.recipes.asr.data.audio import Header, check_channels, read_header, resampled_length
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet, min_ctc_frames
 
 log = rank_zero_logger(__name__)
@@ -227,8 +227,7 @@ def _read_headers(
 
 
 def _check_header(utterance: Utterance, header: Header, downmix: bool) -> None:
-    if header.channels > 1 and not downmix:
-        raise DataError(f"audio file {utterance.audio} has {header.channels} channels; set downmix=true to average")
+    check_channels(utterance.audio, header.channels, downmix)
     if utterance.offset is not None and utterance.offset >= header.seconds:
         raise DataError(
             f"offset is {utterance.offset:g} s, but the audio file {utterance.audio} lasts {header.seconds:g} s"

@@ -9,7 +9,14 @@ import soundfile
 import soxr
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.audio import Header, check_finite, check_header, load_audio, read_header
+from lightning_novograd.recipes.asr.data.audio import (
+    Header,
+    check_channels,
+    check_finite,
+    check_header,
+    load_audio,
+    read_header,
+)
 from lightning_novograd.recipes.asr.recognition.segments import LONGEST, Segment, segments
 
 _BLOCK = 10.0  # s
@@ -46,8 +53,7 @@ def read_blocks(path: Path, sample_rate: int, downmix: bool = False) -> Iterator
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
             check_header(path, Header(file.frames, file.samplerate, file.channels))
-            if file.channels > 1 and not downmix:
-                raise DataError(f"audio file {path} has {file.channels} channels; set downmix=true to average them")
+            check_channels(path, file.channels, downmix)
             if file.samplerate != sample_rate:
                 resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
             size = min(_BLOCK_SAMPLES, max(1, round(_BLOCK * file.samplerate)))

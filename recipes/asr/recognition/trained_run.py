@@ -1,6 +1,7 @@
 """A run of ``train.py`` afterwards: its settings, its checkpoints, and the model in one of them."""
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +41,9 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
         "results.json was measured with (checkpoint.test of the run)",
     )
     parser.add_argument(
+        "--downmix", action="store_true", help="average the channels of a recording, as data.downmix=true of a run does"
+    )
+    parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one"
     )
     return parser
@@ -75,6 +79,11 @@ class TrainedRun:
             raise DataError(str(error)) from None
         settings = RunSettings.read(document, "")
         return cls(folder, settings, DataConfig.from_mapping(settings.data))
+
+    def downmixed(self) -> Self:
+        """The run as if it had had ``data.downmix=true``."""
+        loading = dataclasses.replace(self.data.loading, downmix=True)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, loading=loading))
 
     def checkpoint(self, which: str | None = None) -> Path:
         """The file of a checkpoint.

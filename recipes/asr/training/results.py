@@ -97,6 +97,10 @@ def report(results: dict[str, Any], run_dir: Path) -> None:
         results["wall_s"],
         run_dir,
     )
+    if reason := results.get("stopped_early"):
+        log.info("%s", reason)
+    if skipped := results.get("skipped_steps"):
+        log.warning("%d of these steps were left out: a loss or a gradient was not finite", skipped)
     if peaks := results.get("peak_memory_mb"):
         log.info("peak memory of the first process: %s", describe_peaks(peaks))
     published = results.get("published", {})

@@ -22,7 +22,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
     UtteranceRate,
 )
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
-from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
+from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
 from lightning_novograd.recipes.asr.training.folder import claimed_folder
@@ -100,8 +100,10 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
+    stopping = None
     if settings.early_stopping.patience is not None:
-        callbacks.append(build_early_stopping(settings.early_stopping))
+        stopping = build_early_stopping(settings.early_stopping)
+        callbacks.append(stopping)
     trainer = build_trainer(settings, plan, run_dir, callbacks)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
@@ -127,6 +129,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         "optimizer": settings.optim["name"],
         **published_results(settings),
     }
+    if stopping is not None and (reason := why_stopped(stopping)):
+        results["stopped_early"] = reason
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
     if trainer.is_global_zero:

@@ -41,7 +41,7 @@ def test_a_part_of_a_file(tmp_path):
 
 def test_several_channels_are_averaged_only_when_asked(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.array([[0.5, -0.25]] * 100), 16000)
-    with pytest.raises(DataError, match=r"a\.wav has 2 channels; set downmix=true to average them"):
+    with pytest.raises(DataError, match=r"a\.wav has 2 channels; data\.downmix=true \(--downmix\) averages them"):
         load_audio(tmp_path / "a.wav", 16000)
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav", 16000, downmix=True), 0.125, atol=1e-4)
 

@@ -74,7 +74,10 @@ BAD_LINES = {
     "negative offset": (good(offset=-0.1), "offset must not be negative, but is -0.1"),
     "missing audio": (good(audio_filepath="b.wav"), "b.wav does not exist"),
     "corrupt audio": (good(audio_filepath="text.wav"), "text.wav cannot be read: "),
-    "two channels": (good(audio_filepath="stereo.wav"), "stereo.wav has 2 channels; set downmix=true"),
+    "two channels": (
+        good(audio_filepath="stereo.wav"),
+        "stereo.wav has 2 channels; data.downmix=true",
+    ),
     "longer than the audio": (good(duration=1.2), "duration is 1.2 s, but the audio file "),
     "shorter than the audio": (good(duration=0.8), "duration is 0.8 s, but the audio file "),
     "part beyond the end": (good(offset=0.5, duration=0.7), "offset and duration reach 1.2 s, but the audio file "),

@@ -140,7 +140,7 @@ def test_blocks_are_those_of_the_whole_file(tmp_path, monkeypatch):
 def test_what_cannot_be_read(tmp_path):
     wave = np.ones((40 * RATE, 2), np.float32)
     long = write(tmp_path / "stereo.wav", wave)
-    with pytest.raises(DataError, match=r"stereo\.wav has 2 channels; set downmix=true to average them"):
+    with pytest.raises(DataError, match=r"stereo\.wav has 2 channels; data\.downmix=true \(--downmix\) averages them"):
         next(read_segments(long, RATE))
     assert len(list(read_segments(long, RATE, downmix=True))) == 2
     soundfile.write(str(tmp_path / "cut.flac"), wave[:, 0], RATE)

@@ -219,7 +219,7 @@ def test_the_arguments_of_every_command():
     assert (parser.prog, parser.description, parser.epilog) == ("listen", "Listen to x.", "\nAt length.\n")
     assert make_parser("listen", None).description == ""
     arguments = parser.parse_args(["a"])
-    assert vars(arguments) == {"run": Path("a"), "checkpoint": None, "device": "auto"}
+    assert vars(arguments) == {"run": Path("a"), "checkpoint": None, "downmix": False, "device": "auto"}
     for device in ("auto", "cpu", "cuda"):
         assert parser.parse_args(["a", "--device", device]).device == device
     with pytest.raises(SystemExit):
@@ -247,3 +247,9 @@ def test_pieces_are_as_long_as_what_the_model_has_learnt_from(tmp_path, data, ex
 
 def test_an_archive_does_not_say_how_long_its_utterances_were(tmp_path):
     assert TrainedRun(tmp_path, None, None).segment_seconds(tmp_path / "a.nemo") == 30.0
+
+
+def test_channels_are_averaged_on_demand_where_the_run_did_not(tmp_path):
+    run = TrainedRun.read(tmp_path / "a.nemo")
+    assert (run.data.loading.downmix, run.downmixed().data.loading.downmix) == (False, True)
+    assert run.downmixed().folder == run.folder

@@ -9,7 +9,7 @@ from lightning.pytorch import callbacks as pl_callbacks
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.training import results as results_file
-from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
+from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import build_checkpoints
 from lightning_novograd.recipes.asr.training.results import measured_weights
 from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings, RunSettings
@@ -83,3 +83,16 @@ def test_fewer_are_kept_than_averaged():
         settings(checkpoint={"average": 3, "test": "best"})
     assert str(error.value) == "checkpoint.save_top_k: 2 keeps fewer than checkpoint.average=3"
     assert settings(checkpoint={"average": 3, "test": "best", "save_top_k": -1}).checkpoint.average == 3
+
+
+@pytest.mark.parametrize(
+    ("waited", "expected"),
+    [
+        (1, None),
+        (2, "stopped early: dev_wer has not fallen by more than 0.01 in 2 validations; the best is 0.2500"),
+    ],
+)
+def test_why_a_training_has_stopped(waited, expected):
+    stopping = build_early_stopping(settings(early_stopping={"patience": 2, "min_delta": 0.01}).early_stopping)
+    stopping.wait_count, stopping.best_score = waited, torch.tensor(0.25)
+    assert why_stopped(stopping) == expected

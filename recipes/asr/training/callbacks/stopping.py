@@ -13,7 +13,17 @@ def build_early_stopping(settings: EarlyStoppingSettings) -> EarlyStopping:
         min_delta=settings.min_delta,
         patience=settings.patience,
         mode="min",
-        verbose=True,  # says why it ended
+        verbose=False,
         check_on_train_epoch_end=False,
         log_rank_zero_only=True,
+    )
+
+
+def why_stopped(callback: EarlyStopping) -> str | None:
+    """Why it has ended the training, in words; None if it has not."""
+    if callback.wait_count < callback.patience:
+        return None
+    return (
+        f"stopped early: {callback.monitor} has not fallen by more than {abs(callback.min_delta):g} in "
+        f"{callback.patience} validations; the best is {float(callback.best_score):.4f}"
     )
