@@ -107,7 +107,8 @@ class NonFiniteGuard(pl.Callback):
         numbers = [seen.loss.float() for seen in self._window]
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             numbers += gradient_sizes(pl_module)
-        is_bad = ~torch.isfinite(torch.stack(numbers)).all() | ~torch.cat([seen.waves_B for seen in self._window]).all()
+        are_finite = [torch.isfinite(torch.stack(numbers)).all(), *(seen.waves_B.all() for seen in self._window)]
+        is_bad = ~torch.stack(are_finite).all()
         if not trainer.strategy.reduce(is_bad.float(), reduce_op="sum").item():
             self.consecutive = 0
             return True
