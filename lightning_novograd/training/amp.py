@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 
 class StepCount:
-    """Notes each step that `optimizer` really makes.
+    """Counts the steps that `optimizer` really makes: `steps`.
 
     A GradScaler that finds an overflow does not call `step`, so the hook does not run; nothing is read from the device.
     Optimizers that take the scale into their kernel (`fused=True`) are always called and decide on the device: for
@@ -19,17 +19,18 @@ class StepCount:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._stepped = False
+        self.steps = 0
+        self._told = 0
         optimizer.register_step_post_hook(self._on_step)
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not skipped_on_device(optimizer):
-            self._stepped = True
+            self.steps += 1
 
     def advanced(self) -> bool:
         """Whether there was a step since the last call."""
-        stepped, self._stepped = self._stepped, False
-        return stepped
+        told, self._told = self._told, self.steps
+        return self.steps > told
 
 
 def skipped_on_device(optimizer: Optimizer) -> bool:

@@ -1,10 +1,13 @@
 """A step that the GradScaler skipped does not advance the schedule."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_fit import BLOCK, Net, loader, trainer
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.training.averaging.ema import averaging_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
 
@@ -139,3 +142,37 @@ def test_novograd_steps_weights_of_float16_as_they_are(larc):
     assert module.layer.weight.dtype is torch.float16
     assert module.layer.weight.isfinite().all()
     assert not torch.equal(module.layer.weight.float(), start)
+
+
+# ---------------------------------------------------------------------------------------------------- averaged weights
+
+
+def averaged_in(net, **options):
+    """Batches at whose end the average has been updated."""
+    counts = [0]
+    net.on_train_batch_end = lambda *_: counts.append(int(averaging_of(run)._average_model.n_averaged))
+    run = trainer(max_epochs=1, **options)
+    run.fit(net, loader(16))
+    return [batch for batch, (before, after) in enumerate(pairwise(counts)) if after > before]
+
+
+@pytest.mark.parametrize("settings", [{"name": "adamw"}, {"name": "adamw", "fused": True}], ids=["plain", "fused"])
+def test_a_step_that_the_grad_scaler_skipped_is_not_averaged(settings):
+    net = Overflows({"lr": 0.1, "ema": 0.5, **settings})
+    assert averaged_in(net, plugins=[mixed_precision()]) == [0, 2, 5, 6, 7]
+
+
+class LeavesOut(Net):
+    """Makes no optimizer step of some batches."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if batch_idx in (1, 5):
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+@pytest.mark.parametrize(("accumulate", "updated"), [(1, [0, 2, 3, 4, 6, 7]), (2, [3, 7])])
+def test_a_step_that_the_module_leaves_out_is_not_averaged(accumulate, updated):
+    net = LeavesOut({"name": "sgd", "lr": 0.1, "ema": 0.5})
+    assert averaged_in(net, accumulate_grad_batches=accumulate) == updated

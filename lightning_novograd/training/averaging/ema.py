@@ -99,6 +99,7 @@ class Averaging(_Base):
 
     - The average is put on the model's device once that is known; it would stay on the CPU. Integers are copied, not
       averaged and cut off.
+    - A step that was left out, by a GradScaler or by the module, is not averaged: the weights have not moved.
     - Before the first update validation, checkpoints and the trained model have the weights, not those of the start.
     - Checkpoints that are saved while the model has the average, during validation or after the run, do not mix up the
       two; the weights of the end are kept, so that a run can be prolonged exactly.
@@ -122,6 +123,7 @@ class Averaging(_Base):
         self._path = path
         self._kwargs = {"multi_avg_fn": _Decay(config.decay)}  # in place of Lightning's, tensor by tensor
         self._model_has_average = False  # and the average's place the weights
+        self._steps = 0  # of the optimizer, at the end of the last batch
         self._left: list[Any] | None = None  # what tells the model that a fit has left from another
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -166,6 +168,14 @@ class Averaging(_Base):
         """A first average waits for a step of this fit, in which accumulation may come first."""
         if not self._has_average:
             self._latest_update_step = trainer.global_step
+        self._steps = _steps(pl_module) or 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Average, if the optimizer has really stepped; Lightning's `global_step` counts the other steps too."""
+        before, now = self._steps, _steps(pl_module)
+        if now is None or now > before:
+            super().on_train_batch_end(trainer, pl_module, *args)
+        self._steps = now or 0
 
     def _copy_average_to_current(self, pl_module: Any) -> None:
         if not self._model_has_average:
@@ -203,6 +213,12 @@ class Averaging(_Base):
         """Take both where training goes on; who evaluates has the average already."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _steps(module: Any) -> int | None:
+    """Steps that the optimizer of the block has made; None if the module steps another one."""
+    count = getattr(module, "_step_count", None)
+    return None if count is None else count.steps
 
 
 class _Decay:

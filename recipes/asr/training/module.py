@@ -25,8 +25,9 @@ class CTCModule(OptimMixin, pl.LightningModule):
     """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
 
     The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
-    ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions,
-    summed over all ranks. A loss of an evaluation that is not finite is a :class:`DivergenceError`.
+    ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions.
+    Those of dev and test are of all ranks' utterances, ``train_loss`` and ``train_wer`` of the micro-batch at hand, on
+    the first rank. A loss of an evaluation that is not finite is a :class:`DivergenceError`.
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.
@@ -93,12 +94,19 @@ class CTCModule(OptimMixin, pl.LightningModule):
         if self.guard is None or optimizer_closure is None:
             return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         losses = [optimizer_closure()]  # LBFGS asks for more
-        if self.guard.passes(self.trainer, self):
-            super().optimizer_step(epoch, batch_idx, optimizer, lambda: losses.pop() if losses else optimizer_closure())
+        if not self.guard.passes(self.trainer, self):
+            return
+        count = self._step_count
+        before = None if count is None else count.steps
+        super().optimizer_step(epoch, batch_idx, optimizer, lambda: losses.pop() if losses else optimizer_closure())
+        if count is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self.guard.note_scaled_step(self.trainer, self, has_stepped=count.steps != before)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Lightning's hook: step the schedule, unless the optimizer's step was left out."""
-        if self.guard is None or not self.guard.is_skipping:
+        """Lightning's hook: step the schedule, unless it counts steps and the optimizer's was left out."""
+        sched = self._single("schedule").stepped
+        waits = sched is not None and sched.interval == "step" and self.guard is not None and self.guard.is_skipping
+        if not waits:
             super().lr_scheduler_step(scheduler, metric)
 
     def _loss(self, batch: Batch, function: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_novograd.errors import DataError
+from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.training.callbacks.memory import describe_peaks
 from lightning_novograd.recipes.asr.training.folder import process_rank
@@ -75,6 +76,43 @@ def best_checkpoint(checkpoints: Sequence[ModelCheckpoint]) -> str:
     return best
 
 
+def batch_of_step(plan: BatchPlan, seconds: float | None) -> dict[str, float | None]:
+    """How much one optimizer step hears, for results.json.
+
+    Args:
+        plan: of the batches.
+        seconds: of audio in a micro-batch, where batches are by seconds: no number of utterances is theirs then.
+
+    Example:
+        >>> batch_of_step(BatchPlan(24, 4, 2, 1, 3), 60.0)
+        {'global_batch_size': None, 'global_batch_seconds': 360.0}
+    """
+    if seconds is None:
+        return {"global_batch_size": plan.global_batch_size}
+    size = round(seconds * plan.world_size * plan.accumulate_grad_batches, 6)
+    return {"global_batch_size": None, "global_batch_seconds": size}
+
+
+def describe_plan(plan: BatchPlan, seconds: float | None) -> str:
+    """The plan of the batches in words.
+
+    Args:
+        plan: of the batches.
+        seconds: of audio in a micro-batch, where batches are by seconds.
+
+    Example:
+        >>> describe_plan(BatchPlan(24, 4, 2, 1, 3), 60.0)
+        'global batch 360 s of audio = 60 s per device x 2 devices x 1 nodes x 3 accumulated'
+    """
+    if seconds is None:
+        return str(plan)
+    size = batch_of_step(plan, seconds)["global_batch_seconds"]
+    return (
+        f"global batch {size:.12g} s of audio = {seconds:.12g} s per device x {plan.devices} devices "
+        f"x {plan.num_nodes} nodes x {plan.accumulate_grad_batches} accumulated"
+    )
+
+
 def set_results_aside(run_dir: Path) -> None:
     """Give the results of what is continued a name with its number of steps: they are not those of the run to come."""
     path = run_dir / "results.json"
@@ -88,11 +126,12 @@ def set_results_aside(run_dir: Path) -> None:
 
 def report(results: dict[str, Any], run_dir: Path) -> None:
     """Say the result in the last lines of the log."""
+    size, seconds = results["global_batch_size"], results.get("global_batch_seconds")
     log.info(
-        "%d epochs, %d optimizer steps of %d utterances, %.1f utterances/s, %.0f s in all; see %s",
+        "%d epochs, %d optimizer steps of %s, %.1f utterances/s, %.0f s in all; see %s",
         results["epochs"],
         results["optimizer_steps"],
-        results["global_batch_size"],
+        f"{size} utterances" if seconds is None else f"{seconds:.12g} s of audio",
         results["utt_per_s"],
         results["wall_s"],
         run_dir,

@@ -30,7 +30,14 @@ from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.results import measure, measured_weights, report, set_results_aside
+from lightning_novograd.recipes.asr.training.results import (
+    batch_of_step,
+    describe_plan,
+    measure,
+    measured_weights,
+    report,
+    set_results_aside,
+)
 from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
@@ -67,7 +74,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
-    log.info("%s", plan)
+    seconds = data_config.loading.batch_seconds
+    log.info("%s", describe_plan(plan, seconds))
     trained = None if settings.init_from is None else load(settings.init_from)
     model_config = with_labels(settings.model, data_config, settings.resume_from, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -121,7 +129,7 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         **measured,
         "epochs": trainer.current_epoch,
         "optimizer_steps": trainer.global_step,
-        "global_batch_size": plan.global_batch_size,
+        **batch_of_step(plan, seconds),
         "utt_per_s": round(rate.mean, 2),
         "wall_s": round(time.perf_counter() - started, 2),
         "peak_memory_mb": memory.stages,

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from tiny_speech import MODEL, OPTIM, loader, trainer
+from tiny_speech import batch as speech
 
 from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
 from lightning_novograd.recipes.asr.training.callbacks import curves as curves_module
 from lightning_novograd.recipes.asr.training.callbacks import rate as rate_module
 from lightning_novograd.recipes.asr.training.callbacks.curves import draw_curves
+from lightning_novograd.recipes.asr.training.module import CTCModule
 
-BATCH = SimpleNamespace(texts=["a", "b", "c"])
+BATCH = SimpleNamespace(texts=["a", "b", "c"], weight=1.0)
 
 
 class Module:
@@ -100,6 +103,26 @@ def test_points_of_loss_and_lr_are_kept_once_every_so_many_steps(tmp_path):
         curves.on_train_batch_end(trainer_at(step, lr=step / 8), Module(), output, BATCH, 0)
     assert curves.points == {"loss": [(2, 3.0), (4, 1.0)], "lr": [(2, 0.25), (4, 0.5)], "wer": []}
     assert CurveRecorder(tmp_path).every_n_steps == 10
+
+
+def test_a_point_is_the_mean_over_the_utterances_of_its_step(tmp_path):
+    """Micro-batches by seconds have different numbers of utterances."""
+    losses = {}
+
+    class Weighs(CTCModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            losses[batch_idx] = loss.item() / batch.weight
+            return loss
+
+    curves = CurveRecorder(tmp_path / "curves.png", every_n_steps=2)
+    batches = [speech(i, size)._replace(weight=size / 2) for i, size in enumerate((2, 2, 1, 3, 2, 2, 3, 1))]
+    made = trainer([curves], accumulate_grad_batches=2, max_epochs=1)
+    model = Weighs(MODEL, OPTIM, num_samples=0)
+    made.fit(model, loader(batches))
+    expected = [(2, (losses[2] + 3 * losses[3]) / 4), (4, (3 * losses[6] + losses[7]) / 4)]
+    assert [step for step, _ in curves.points["loss"]] == [2, 4]
+    assert dict(curves.points["loss"]) == pytest.approx(dict(expected))
 
 
 def test_the_dev_wer_is_kept_in_training_only(tmp_path):

@@ -12,11 +12,18 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from tiny_speech import MODEL
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.large_batch.plan import solve_batch_plan
+from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
-from lightning_novograd.recipes.asr.training.results import best_checkpoint, measure, report, set_results_aside
+from lightning_novograd.recipes.asr.training.results import (
+    batch_of_step,
+    best_checkpoint,
+    describe_plan,
+    measure,
+    report,
+    set_results_aside,
+)
 from lightning_novograd.recipes.asr.training.run import build_trainer
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.training.callbacks import LayerMonitor
@@ -98,6 +105,20 @@ def test_the_last_lines_of_the_log(tmp_path, caplog):
         with caplog.at_level(logging.INFO, logger="lightning_novograd"):
             report({**counts, **rates, **changes}, tmp_path)
         assert [record.getMessage() for record in caplog.records] == lines
+
+
+def test_batches_by_seconds_have_no_number_of_utterances(tmp_path, caplog):
+    plan = BatchPlan(64, 32, 2, 1, 1)
+    assert batch_of_step(plan, None) == {"global_batch_size": 64}
+    counted = batch_of_step(plan, 62.5)
+    assert counted == {"global_batch_size": None, "global_batch_seconds": 125.0}
+    assert describe_plan(plan, None) == str(plan)
+    assert "global batch 125 s of audio = 62.5 s per device x 2 devices" in describe_plan(plan, 62.5)
+    counts = {"epochs": 2, "optimizer_steps": 8, "utt_per_s": 3.14, "wall_s": 9.9, "dev_wer": None, "dev_cer": None}
+    with caplog.at_level(logging.INFO, logger="lightning_novograd"):
+        report({**counts, **counted, "test_wer": None, "test_cer": None}, tmp_path)
+    first = f"2 epochs, 8 optimizer steps of 125 s of audio, 3.1 utterances/s, 10 s in all; see {tmp_path}"
+    assert caplog.messages == [first]
 
 
 @pytest.mark.parametrize("test", ["last", "best"])
@@ -191,6 +212,8 @@ def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp
     assert not list(tmp_path.iterdir())
     assert not any(isinstance(callback, LayerMonitor) for callback in seen)
     assert results["model_parameters"] == 64 * 8 * 11 + 2 * 8 + 8 * 2 + 2
+    by_seconds = run_file.run({**cfg, "data": {**cfg["data"], "batch_seconds": 60.0}}, tmp_path)
+    assert (by_seconds["global_batch_size"], by_seconds["global_batch_seconds"]) == (None, 60.0)
 
 
 @pytest.mark.parametrize("said", [True, False, None])

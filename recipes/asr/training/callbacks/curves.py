@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
+from lightning_novograd.recipes.asr.training.loss import MeanLoss
 
 
 class CurveRecorder(pl.Callback):
     """Remembers loss, learning rate and error rate against optimizer steps, and draws ``curves.png`` when fit ends.
+
+    The loss is the mean over this rank's utterances of the optimizer step.
 
     The points travel in the checkpoint: the curves of a resumed run begin at its first step.
 
@@ -23,6 +25,8 @@ class CurveRecorder(pl.Callback):
         self.path = path
         self.every_n_steps = every_n_steps
         self.points: dict[str, list[tuple[int, float]]] = {"loss": [], "lr": [], "wer": []}
+        self._step = 0  # optimizer steps before the micro-batches below
+        self._losses = MeanLoss()
 
     def state_dict(self) -> dict[str, Any]:
         """The points so far."""
@@ -32,19 +36,22 @@ class CurveRecorder(pl.Callback):
         """Take the points of an interrupted run."""
         self.points = {name: [(int(s), float(v)) for s, v in state_dict["points"][name]] for name in self.points}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the step at which the run begins."""
+        self._step, self._losses = trainer.global_step, MeanLoss()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keep loss and LR of every `every_n_steps`-th optimizer step."""
+        self._losses.add(trainer, outputs, batch)
         step = trainer.global_step
-        # under accumulation a step is seen several times, and 0 before the first one
-        if not step or step % self.every_n_steps or (self.points["loss"] and self.points["loss"][-1][0] == step):
+        if step == self._step:  # more micro-batches come
             return
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        loss = loss.item() if isinstance(loss, Tensor) else float(loss)
-        # Lightning has divided it by the number of micro-batches
-        self.points["loss"].append((step, loss * trainer.accumulate_grad_batches))
-        self.points["lr"].append((step, float(trainer.optimizers[0].param_groups[0]["lr"])))
+        if step % self.every_n_steps == 0:
+            self.points["loss"].append((step, self._losses.mean))
+            self.points["lr"].append((step, float(trainer.optimizers[0].param_groups[0]["lr"])))
+        self._step, self._losses = step, MeanLoss()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the dev WER."""

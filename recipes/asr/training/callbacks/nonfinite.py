@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +16,9 @@ from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 NAMED = 8  # utterances named in a message
+CALIBRATION = 20  # steps that a GradScaler may skip beyond: from 65536 to below 1 it halves its scale so often
 
 
 class DivergenceError(LightningNovoGradError, ArithmeticError):
@@ -31,25 +33,38 @@ class _Seen(NamedTuple):
     loss: Tensor
 
 
+class _Found(NamedTuple):
+    """What is not finite in an optimizer step: places of utterances, and names of parameters."""
+
+    samples: list[str]
+    weights: list[str]
+    losses: list[str]
+    gradients: list[str]
+    places: list[str]  # of all its utterances
+
+
 class NonFiniteGuard(pl.Callback):
     """Sees to it that no optimizer step is made of NaN or infinity, and that no checkpoint holds such weights.
 
     Whether a step is bad is decided once per optimizer step, before the optimizer moves, from the losses and samples of
     all its micro-batches and from the gradients, by all ranks alike: one number is summed over the ranks. Gradients
-    that overflow under a GradScaler are left to it.
+    that overflow under a GradScaler are left to it, unless it skips more than `max_consecutive` + 20 steps in a row,
+    which no scale explains.
 
     A step that is skipped leaves weights, optimizer and schedule as they are (as a GradScaler's do), and BatchNorm's
     running statistics as they were before its first micro-batch. Lightning counts it in ``global_step`` all the same.
 
     Args:
         action: ``"raise"``, or ``"skip"`` to leave bad steps out.
-        max_consecutive: bad steps in a row that are skipped; one more is an error.
+        max_consecutive: bad steps in a row that are skipped; one more is an error. 20 more of a GradScaler's, whatever
+            the action, as it begins with a scale that is too large.
     """
 
     def __init__(self, action: str = "raise", max_consecutive: int = 10) -> None:
         self.action, self.max_consecutive = action, max_consecutive
         self.skipped = 0
         self.consecutive = 0
+        self._overflows = 0  # steps in a row that a GradScaler has skipped
         self._window: list[_Seen] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
@@ -75,7 +90,7 @@ class NonFiniteGuard(pl.Callback):
             if self.action == "skip":
                 self._statistics = [(kept, kept.clone()) for kept in running_statistics(pl_module)]
         # a sum has one number that is not finite if the samples have; and no array of booleans is made
-        waves_B = torch.isfinite(batch.wave_BS.detach().sum(dim=1))
+        waves_B = torch.isfinite(batch.wave_BS.detach().sum(dim=1, dtype=torch.float32))
         self._window.append(_Seen(batch.places, waves_B, torch.zeros(())))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -92,13 +107,15 @@ class NonFiniteGuard(pl.Callback):
         numbers = [seen.loss.float() for seen in self._window]
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             numbers += gradient_sizes(pl_module)
-        is_bad = ~torch.isfinite(torch.stack(numbers)).all()
+        are_finite = [torch.isfinite(torch.stack(numbers)).all(), *(seen.waves_B.all() for seen in self._window)]
+        is_bad = ~torch.stack(are_finite).all()
         if not trainer.strategy.reduce(is_bad.float(), reduce_op="sum").item():
             self.consecutive = 0
             return True
         self.consecutive += 1
-        error = self._explain(trainer, pl_module)
-        if self.action == "raise" or nonfinite_names(dict(pl_module.named_parameters()), first=1):
+        found = self._find(trainer, pl_module)
+        error = self._explain(trainer, found)
+        if self.action == "raise" or found.weights:
             raise error
         if self.consecutive > self.max_consecutive:
             raise DivergenceError(f"{self.consecutive} optimizer steps in a row are not finite, the last: {error}")
@@ -109,6 +126,23 @@ class NonFiniteGuard(pl.Callback):
             kept.copy_(before)
         pl_module.zero_grad(set_to_none=True)
         return False
+
+    def note_scaled_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, has_stepped: bool) -> None:
+        """Count the steps that a GradScaler skips; it finds the same gradients on all ranks.
+
+        Args:
+            trainer: whose optimizer was to step just now.
+            pl_module: with the gradients of that step.
+            has_stepped: whether it did.
+
+        Raises:
+            DivergenceError: too many steps in a row have overflowed.
+        """
+        self._overflows = 0 if has_stepped else self._overflows + 1
+        if self._overflows > self.max_consecutive + CALIBRATION:
+            error = self._explain(trainer, self._find(trainer, pl_module))
+            skipped = f"{self._overflows} optimizer steps in a row were skipped by the GradScaler"
+            raise DivergenceError(f"{skipped}, the last: {error}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate no weights that are not finite."""
@@ -126,31 +160,36 @@ class NonFiniteGuard(pl.Callback):
         self._check_weights(trainer, pl_module)
 
     def _check_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        names = nonfinite_names(pl_module.state_dict())
-        if merge(trainer, names):
+        if names := merge(trainer, nonfinite_names(pl_module.state_dict())):
             raise DivergenceError(f"after optimizer step {trainer.global_step} {_weights(names)}{_HINT}")
 
-    def _explain(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LightningNovoGradError:
-        """What is not finite in the window, on any rank."""
+    def _find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Found:
+        """What is not finite in the window, on all ranks; they ask each other once, whatever each of them has found."""
+        window = self._window
+        of_waves = [zip(seen.places, seen.waves_B.tolist(), strict=False) for seen in window]
+        parameters = dict(pl_module.named_parameters())  # the running statistics are those of this very batch
+        mine = _Found(
+            samples=[place for places in of_waves for place, is_finite in places if not is_finite],
+            weights=nonfinite_names(parameters),
+            losses=[place for seen in window if not torch.isfinite(seen.loss) for place in seen.places],
+            gradients=nonfinite_names({name: p.grad for name, p in parameters.items()}),
+            places=[place for seen in window for place in seen.places],
+        )
+        return _Found(
+            *([text for texts in lists for text in texts] for lists in zip(*merge(trainer, [mine]), strict=True))
+        )
+
+    def _explain(self, trainer: pl.Trainer, found: _Found) -> LightningNovoGradError:
+        """The first cause of what is not finite."""
         step = f"optimizer step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1})"
-        samples = [
-            place
-            for seen in self._window
-            for place, is_finite in zip(seen.places, seen.waves_B.tolist(), strict=False)
-            if not is_finite
-        ]
-        if samples := merge(trainer, samples):
-            return DataError(f"{step}: samples that are not finite (NaN or infinity) in {shown(samples)}")
-        # the running statistics are those of this very batch
-        if names := nonfinite_names(dict(pl_module.named_parameters())):
-            return DivergenceError(f"{step}: {_weights(names)}{_HINT}")
-        losses = [seen for seen in self._window if not torch.isfinite(seen.loss)]
-        if places := merge(trainer, [place for seen in losses for place in seen.places]):
-            return DivergenceError(f"{step}: the loss of {shown(places)} is not finite (NaN or infinity){_HINT}")
-        bad = [name for name, p in pl_module.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
-        places = merge(trainer, [place for seen in self._window for place in seen.places])
-        problem = f"the gradient of {shown(bad, 2)} is not finite (NaN or infinity), after {shown(places)}"
-        return DivergenceError(f"{step}: {problem}{_HINT}")
+        if found.samples:
+            return DataError(f"{step}: samples that are not finite (NaN or infinity) in {shown(found.samples)}")
+        if found.weights:
+            return DivergenceError(f"{step}: {_weights(found.weights)}{_HINT}")
+        if found.losses:
+            return DivergenceError(f"{step}: the loss of {shown(found.losses)} is not finite (NaN or infinity){_HINT}")
+        problem = f"the gradient of {shown(found.gradients, 2)} is not finite (NaN or infinity)"
+        return DivergenceError(f"{step}: {problem}, after {shown(found.places)}{_HINT}")
 
 
 _HINT = "; a lower optim.lr, a longer warmup or optim.grad_clip_norm may help"
@@ -172,13 +211,13 @@ def gradient_sizes(module: nn.Module) -> list[Tensor]:
     return [size.float() for size in torch._foreach_norm(held, float("inf"))] if held else []
 
 
-def merge(trainer: pl.Trainer, mine: Sequence[str]) -> list[str]:
-    """The texts of all ranks."""
+def merge(trainer: pl.Trainer, mine: Sequence[T]) -> list[T]:
+    """What all ranks have."""
     if trainer.world_size == 1:
         return list(mine)
     of_ranks: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(of_ranks, list(mine))
-    return [text for texts in of_ranks for text in texts]
+    return [item for items in of_ranks for item in items]
 
 
 def shown(names: Iterable[str], most: int = NAMED) -> str:
@@ -190,7 +229,3 @@ def shown(names: Iterable[str], most: int = NAMED) -> str:
 
 def _weights(names: Sequence[str]) -> str:
     return f"weights are not finite (NaN or infinity): {shown(names, 2)}"
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value.to_local() if hasattr(value, "to_local") else value).all())

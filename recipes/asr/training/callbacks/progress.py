@@ -6,11 +6,10 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.training.callbacks.rate import UtteranceRate
+from lightning_novograd.recipes.asr.training.loss import MeanLoss
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +17,8 @@ log = logging.getLogger(__name__)
 class ProgressLog(pl.Callback):
     """Logs loss, WER, utterances per second and the time left, at an interval and at every validation.
 
-    The loss is the mean over this rank's micro-batches since the last line, without those that are not finite. The time
-    left is that of the steps so far, validation included.
+    The loss is the mean over the first rank's utterances since the last line, without micro-batches whose loss is not
+    finite. The time left is that of the steps so far, validation included.
 
     Args:
         rate: counts the utterances.
@@ -31,22 +30,19 @@ class ProgressLog(pl.Callback):
         self.rate, self.interval, self.extra = rate, interval, extra
         self._began = self._said = 0.0
         self._first_step = 0
-        self._losses: Tensor | None = None  # their sum and number, on the device
+        self._losses = MeanLoss(finite_only=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._began = self._said = time.monotonic()
         self._first_step = trainer.global_step
-        self._losses = None
+        self._losses = MeanLoss(finite_only=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Take the loss; say a line when it is time."""
-        # Lightning divides the loss by the number of micro-batches
-        loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
-        seen = torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), torch.isfinite(loss).float()])
-        self._losses = seen if self._losses is None else self._losses + seen
+        self._losses.add(trainer, outputs, batch)
         if time.monotonic() - self._said >= self.interval:
             self._say(trainer)
 
@@ -64,9 +60,9 @@ class ProgressLog(pl.Callback):
         estimated = trainer.estimated_stepping_batches
         steps = int(estimated) if math.isfinite(estimated) else -1
         parts.append(f"step {trainer.global_step}{_of(steps)}")
-        if self._losses is not None and self._losses[1]:
-            parts.append(f"loss {self._losses[0] / self._losses[1]:.4g}")
-        self._losses = None
+        if not math.isnan(loss := self._losses.mean):
+            parts.append(f"loss {loss:.4g}")
+        self._losses = MeanLoss(finite_only=True)
         if "train_wer" in metrics:
             parts.append(f"WER {100 * metrics['train_wer']:.2f} %")
         parts.append(f"{self.rate.mean:.1f} utterances/s")

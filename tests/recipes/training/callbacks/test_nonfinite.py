@@ -12,6 +12,7 @@ from tiny_speech import batch, loader, module, trainer
 from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.training.callbacks import DivergenceError, NonFiniteGuard
 from lightning_novograd.recipes.asr.training.callbacks.nonfinite import gradient_sizes, shown
+from lightning_novograd.training.averaging.ema import averaging_of
 
 NAN, INF = float("nan"), float("inf")
 HINT = "; a lower optim.lr, a longer warmup or optim.grad_clip_norm may help"
@@ -93,6 +94,69 @@ def test_the_schedule_waits_and_lightnings_count_goes_on(caplog):
     ]
 
 
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_schedule_that_counts_epochs_does_not_wait(interval):
+    sched = {"name": "StepLR", "step_size": 1, "gamma": 0.5, "interval": interval}
+    *_, made = fit([batch(0), batch(1, value=NAN)], "skip", model=module(sched=sched), max_epochs=3)
+    assert made.optimizers[0].param_groups[0]["lr"] == 0.01 * 0.5**3
+
+
+def test_samples_decide_where_the_loss_does_not_show_them():
+    model = module()
+    step = model.training_step
+    model.training_step = lambda batch, batch_idx: step(
+        batch._replace(wave_BS=batch.wave_BS.nan_to_num()), 0
+    )  # as a mask would
+    with pytest.raises(DataError, match=r"^optimizer step 2 \(epoch 1\): samples .* in m\.json:11$"):
+        fit([batch(0), batch(1, value=NAN)], model=model)
+
+
+def test_ema_waits_with_the_weights():
+    *_, made = fit([batch(0), batch(1, value=NAN), batch(2)], "skip", model=module(ema=0.5))
+    assert int(averaging_of(made)._average_model.n_averaged) == 2
+
+
+def two_ranks(monkeypatch, rank: int, others: list) -> SimpleNamespace:
+    """A trainer of one of two ranks; `others` is what the other one brings to each exchange."""
+
+    def gather(of_ranks, mine):
+        theirs = others.pop(0)(mine)
+        of_ranks[:] = [theirs, mine] if rank else [mine, theirs]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    place = {"world_size": 2, "global_step": 4, "current_epoch": 0, "is_global_zero": rank == 0}
+    strategy = SimpleNamespace(reduce=lambda flag, reduce_op: flag + 1)
+    return SimpleNamespace(**place, precision_plugin=object(), strategy=strategy)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_weights_of_another_rank_are_named_on_all(monkeypatch, rank):
+    made = two_ranks(monkeypatch, rank, [lambda mine: ["a.running_mean"]])
+    with pytest.raises(DivergenceError, match=r"^after optimizer step 4 weights are not finite .*: a\.running_mean;"):
+        NonFiniteGuard()._check_weights(made, module())
+
+
+@pytest.mark.parametrize(("lost", "action"), [("weights", "skip"), ("gradients", "raise")])
+def test_ranks_that_find_different_things_ask_each_other_once_and_decide_alike(monkeypatch, lost, action):
+    """Under sharded weights each looks at its own part: here the first rank at the bad one."""
+    bad = broken(NAME) if lost == "weights" else module()
+    if lost == "gradients":
+        bad.get_parameter(NAME).grad = torch.full_like(bad.get_parameter(NAME), INF)
+    of_first: list = []
+    answers = [lambda found: of_first.extend(found) or [type(found[0])(*[[]] * 5)], lambda _: of_first]
+    messages = []
+    for rank, model in enumerate((bad, module())):
+        made, guard = two_ranks(monkeypatch, rank, left := [answers[rank]]), NonFiniteGuard(action)
+        guard.on_train_batch_start(SimpleNamespace(accumulate_grad_batches=1), model, batch(1), 0)
+        guard.on_before_backward(made, model, torch.tensor(1.0))
+        with pytest.raises(DivergenceError) as error:
+            guard.passes(made, model)
+        assert not left
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert NAME in messages[1]
+
+
 def test_the_count_travels():
     guard = NonFiniteGuard("skip")
     guard.load_state_dict({"skipped": 3, "consecutive": 1})
@@ -164,7 +228,7 @@ def test_what_another_rank_has_seen_counts(monkeypatch):
     )
 
     def gather(of_ranks, mine):
-        of_ranks[:] = [mine, ["m.json:7"]]
+        of_ranks[:] = [mine, [mine[0]._replace(samples=["m.json:7"])]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     model = module()
@@ -181,15 +245,37 @@ def with_action(guard: NonFiniteGuard, action: str) -> NonFiniteGuard:
     return guard
 
 
-def test_gradients_are_left_to_a_gradscaler():
-    guard, model = NonFiniteGuard(), module()
-    made = SimpleNamespace(
-        precision_plugin=SimpleNamespace(scaler=object()), strategy=SimpleNamespace(reduce=lambda flag, reduce_op: flag)
-    )
-    guard.on_train_batch_start(SimpleNamespace(accumulate_grad_batches=1), model, batch(1), 0)
-    guard.on_before_backward(made, model, torch.tensor(1.0))
-    model.get_parameter(NAME).grad = torch.full_like(model.get_parameter(NAME), INF)
-    assert guard.passes(made, model)
+def scaled(scale: float = 65536.0) -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cuda", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+SCALED = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'", "ignore:.*CUDA is not available")
+
+
+def overflowing(steps: int):
+    """A module whose first gradients overflow, in so many steps."""
+    model, seen = module(), []
+
+    def overflow(gradient):
+        seen.append(None)
+        return gradient.fill_(INF) if len(seen) <= steps else gradient
+
+    model.get_parameter(NAME).register_hook(overflow)
+    return model
+
+
+@SCALED
+@pytest.mark.parametrize("action", ["raise", "skip"])
+def test_a_gradscaler_that_skips_every_step_is_a_divergence(action):
+    batches = [batch(i, size=1) for i in range(30)]
+    model, guard, made = fit(batches, action, most=2, model=overflowing(22), plugins=[scaled()])  # it calibrates itself
+    assert (made.global_step, guard.skipped) == (30, 0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    message = r"^23 optimizer steps in a row were skipped by the GradScaler, the last: optimizer step 23 \(epoch 1\): "
+    with pytest.raises(
+        DivergenceError, match=message + rf"the gradient of {NAME} is not finite .*, after m\.json:220;"
+    ):
+        fit(batches, action, most=2, model=overflowing(40), plugins=[scaled()])
 
 
 def test_sizes_of_gradients():
@@ -222,7 +308,7 @@ def test_a_run_that_is_continued_goes_on_with_the_schedule_where_it_waited(tmp_p
     assert not [str(w.message) for w in recwarn if "resumes" in str(w.message)]
 
 
-@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'", "ignore:.*CUDA is not available")
+@SCALED
 def test_a_gradscaler_keeps_its_scale_where_the_loss_is_not_finite():
     """Its own overflows it sees itself; the guard leaves the step out before it is asked."""
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

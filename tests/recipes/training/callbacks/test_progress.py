@@ -11,6 +11,8 @@ from lightning_novograd.recipes.asr.training.callbacks import ProgressLog, Utter
 from lightning_novograd.recipes.asr.training.callbacks import progress as progress_file
 from lightning_novograd.recipes.asr.training.callbacks.progress import shown_time
 
+WHOLE = SimpleNamespace(weight=1.0)
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -47,17 +49,29 @@ def test_lines_at_an_interval(clock, caplog):
     for step, seconds, loss in ((10, 20, 1.0), (11, 5, 2.0), (11, 4, float("nan")), (12, 1, 1.5)):
         clock.now += seconds
         assert not lines(caplog)
-        log.on_train_batch_end(at(step), None, {"loss": torch.tensor(loss)}, None, 0)
+        log.on_train_batch_end(at(step), None, {"loss": torch.tensor(loss)}, WHOLE, 0)
     assert caplog.records[0].file_only
     # Lightning halves the losses of two micro-batches; 30 s for 2 steps, and 8 to go
     assert lines(caplog) == ["epoch 3/4, step 12/20, loss 3, WER 12.50 %, 12.3 utterances/s, 0:02:00 left"]
     clock.now += 29
-    log.on_train_batch_end(at(13), None, {"loss": torch.tensor(float("inf"))}, None, 0)
+    log.on_train_batch_end(at(13), None, {"loss": torch.tensor(float("inf"))}, WHOLE, 0)
     assert not lines(caplog)
     clock.now += 1
     endless = {"max_epochs": -1, "estimated_stepping_batches": float("inf"), "callback_metrics": {}}
-    log.on_train_batch_end(at(13, **endless), None, {"loss": torch.tensor(float("nan"))}, None, 0)
+    log.on_train_batch_end(at(13, **endless), None, {"loss": torch.tensor(float("nan"))}, WHOLE, 0)
     assert lines(caplog) == ["epoch 3, step 13, 12.3 utterances/s"]
+
+
+def test_the_loss_is_the_mean_over_utterances(clock, caplog):
+    """A micro-batch whose loss is not finite leaves with its weight."""
+    caplog.set_level(logging.INFO, logger="lightning_novograd")
+    log = ProgressLog(SimpleNamespace(mean=1.0), interval=30)
+    log.on_train_start(at(10), None)
+    for weight, loss in ((1.5, 2.0), (0.5, float("nan")), (1.5, 2.0)):
+        clock.now += 10
+        outputs = {"loss": torch.tensor(weight * loss / 2)}
+        log.on_train_batch_end(at(10), None, outputs, SimpleNamespace(weight=weight), 0)
+    assert "step 10/20, loss 2, WER" in lines(caplog)[0]
 
 
 def test_a_line_at_every_validation_of_the_fit(clock, caplog):
