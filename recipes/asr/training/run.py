@@ -31,7 +31,12 @@ from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.results import measure, measured_weights, report, set_results_aside
-from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.resume import (
+    check_resumed,
+    is_finished,
+    read_resumed,
+    set_later_checkpoints_aside,
+)
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
 from lightning_novograd.recipes.asr.weights.source import load
@@ -80,7 +85,7 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         check_resumed(resumed, checkpoint, module)
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
-        set_results_aside(run_dir)
+        step = checkpoint["global_step"]
         del checkpoint
     data = SpeechDataModule(
         data_config,
@@ -106,6 +111,9 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
 
+    if resumed is not None:
+        set_results_aside(run_dir)
+        set_later_checkpoints_aside(run_dir, step)
     try:
         trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
         measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))

@@ -9,7 +9,12 @@ from tiny_speech import MODEL, batch, loader, module, trainer
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.resume import (
+    check_resumed,
+    is_finished,
+    read_resumed,
+    set_later_checkpoints_aside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +180,32 @@ def test_it_is_said_before_any_manifest_is_read(tmp_path, monkeypatch):
     cfg = {name: {} for name in ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")}
     with pytest.raises(DataError, match=r"lost\.ckpt does not exist$"):
         run_file.run({**cfg, "resume_from": str(tmp_path / "lost.ckpt")}, tmp_path)
+
+
+def test_a_run_that_goes_back_sets_its_later_checkpoints_aside(tmp_path, caplog, monkeypatch):
+    """They would be averaged, or taken for its best, with those of the other way."""
+    kept = tmp_path / "checkpoints"
+    kept.mkdir()
+
+    def save(*steps):
+        for step in steps:
+            torch.save({"global_step": step}, kept / f"recent-{step:03d}.ckpt")
+        torch.save({"global_step": steps[-1]}, kept / "last.ckpt")
+        torch.save({"global_step": steps[-1]}, tmp_path / "hpc_ckpt_1.ckpt")
+
+    save(3, 6, 9)
+    (kept / "broken.ckpt").write_bytes(b"PK")
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("RANK", "1")
+        set_later_checkpoints_aside(tmp_path, 3)
+    set_later_checkpoints_aside(tmp_path, 9)
+    assert not caplog.records
+    assert not list(tmp_path.glob("checkpoints_*"))
+    for again in ("", "-v1", "-v2"):
+        set_later_checkpoints_aside(tmp_path, 3)
+        assert sorted(path.name for path in kept.iterdir()) == ["broken.ckpt", "recent-003.ckpt"]
+        aside = tmp_path / f"checkpoints_step0000009{again}"
+        names = ["hpc_ckpt_1.ckpt", "last.ckpt", "recent-006.ckpt", "recent-009.ckpt"]
+        assert sorted(path.name for path in aside.iterdir()) == names
+        assert caplog.messages[-1] == f"the run goes back to step 3; its 4 later checkpoints are now in {aside}"
+        save(6, 9)
