@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
 
 try:
@@ -89,20 +91,23 @@ def release_folder(folder: Path) -> None:
         file.close()
 
 
-def save_config(folder: Path, config: Any, hydra: Any) -> None:
-    """Write what Hydra would have written before the folder was claimed: ``.hydra`` with the composed config.
+def save_config(folder: Path, config: Any) -> None:
+    """Write ``.hydra`` with the composed config: Hydra would do so before the folder is claimed and anything checked.
 
     Args:
-        folder: claimed.
+        folder: claimed. Nothing is written if it is not that of a command that Hydra has set up.
         config: of the run.
-        hydra: Hydra's own.
     """
-    if process_rank():
+    if process_rank() or not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if Path(hydra.runtime.output_dir).absolute() != folder.absolute():
         return
     (folder / ".hydra").mkdir(exist_ok=True)
     files = {"config": config, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
     for name, content in files.items():
-        (folder / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+        with whole_file(folder / ".hydra" / f"{name}.yaml") as partial:
+            partial.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
+from lightning_novograd.commands.output import whole_file
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -25,7 +26,7 @@ from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
-from lightning_novograd.recipes.asr.training.folder import claimed_folder
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
@@ -63,10 +64,10 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
     with claimed_folder(run_dir, settings.resume_from):
-        return _run(settings, run_dir, started)
+        return _run(cfg, settings, run_dir, started)
 
 
-def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
+def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
     resumed = Path(settings.resume_from).expanduser() if settings.resume_from is not None else None
     # before any manifest is read; and Lightning's own message would be a stack trace
     checkpoint = None if resumed is None else read_resumed(resumed)
@@ -108,9 +109,10 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     if settings.early_stopping.patience is not None:
         callbacks.append(build_early_stopping(settings.early_stopping))
     trainer = build_trainer(settings, plan, run_dir, callbacks)
+    # from here on the folder changes: a command that is refused leaves the run in it as it was
+    save_config(run_dir, cfg)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
-
     if resumed is not None:
         set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
@@ -138,7 +140,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
     if trainer.is_global_zero:
-        (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        with whole_file(run_dir / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
@@ -164,13 +165,18 @@ def test_ranks(tmp_path, monkeypatch, environment, rank, many):
 
 def test_the_config_is_written_as_hydra_writes_it(tmp_path, monkeypatch):
     config = OmegaConf.create({"a": 1, "b": "${a}"})
-    hydra = OmegaConf.create({"overrides": {"task": ["a=1"]}, "mode": "RUN"})
+    runtime = {"output_dir": str(tmp_path)}
+    hydra = OmegaConf.create({"overrides": {"task": ["a=1"]}, "mode": "RUN", "runtime": runtime})
+    save_config(tmp_path, config)  # not in a command of Hydra's
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    save_config(tmp_path / "other", config)
     with monkeypatch.context() as other_rank:
         other_rank.setenv("RANK", "1")
-        save_config(tmp_path, config, hydra)
+        save_config(tmp_path, config)
     assert not list(tmp_path.iterdir())
     for _ in range(2):  # a run that is continued has them already
-        save_config(tmp_path, config, hydra)
+        save_config(tmp_path, config)
     written = {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()}
     assert written.keys() == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert (written["config.yaml"], written["overrides.yaml"]) == ("a: 1\nb: ${a}\n", "- a=1\n")

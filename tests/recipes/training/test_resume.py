@@ -1,12 +1,17 @@
 """What a run can be continued from, said in one line before any manifest is read."""
 
 import pickle
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from tiny_speech import MODEL, batch, loader, module, trainer
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr import train
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.resume import (
@@ -209,3 +214,36 @@ def test_a_run_that_goes_back_sets_its_later_checkpoints_aside(tmp_path, caplog,
         assert sorted(path.name for path in aside.iterdir()) == names
         assert caplog.messages[-1] == f"the run goes back to step 3; its 4 later checkpoints are now in {aside}"
         save(6, 9)
+
+
+def test_a_command_that_is_refused_leaves_the_run_as_it_was(saved, tmp_path, monkeypatch):
+    """Whatever is wrong with it: the file, the config, the model."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    shutil.copyfile(saved, last)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("first")
+    hydra = OmegaConf.create({"overrides": {"task": []}, "runtime": {"output_dir": str(tmp_path)}, "mode": "RUN"})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(train, "set_up_console", lambda: None)
+    (tmp_path / "results.json").write_text("{}")
+    blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"model": MODEL, "optim": {"name": "sgd"}}
+    data, cpu = {"name": "manifest", "train": "a", "dev": "b"}, {"accelerator": "cpu", "devices": 1}
+    good = {**blocks, "data": data, "trainer": cpu, "resume_from": str(last)}
+    for changes in (
+        {"resume_from": str(last.with_name("lost.ckpt"))},
+        {"seeed": 1},
+        {"model": {**MODEL, "labels": ["x"]}},
+        {"trainer": {**cpu, "max_epochs": 1}},
+    ):
+        with pytest.raises(SystemExit):
+            train.main.__wrapped__(OmegaConf.create({**good, **changes}))
+        assert (tmp_path / ".hydra" / "config.yaml").read_text() == "first"
+        assert (tmp_path / "results.json").exists()
+    fits = SimpleNamespace(is_global_zero=True, world_size=1, strategy=None)
+    fits.fit = lambda *args, **options: (_ for _ in ()).throw(DataError("no manifest"))
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: fits)
+    with pytest.raises(SystemExit):
+        train.main.__wrapped__(OmegaConf.create(good))
+    assert (tmp_path / ".hydra" / "config.yaml").read_text().startswith("logger: {}\n")
