@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from lightning_novograd.commands.output import whole_file
@@ -22,7 +23,7 @@ LOCK = ".lock"
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
 FAILURE = ".failed"
 # what only a run leaves behind that has begun to train; the files of a command that was refused are no run
-_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "events.out.tfevents.*")
+_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "events.out.tfevents.*")
 # where launchers say which process this is; SLURM's may be set without SLURM starting the processes, so it comes last
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
@@ -62,7 +63,8 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         resume_from: a checkpoint; one of this folder's own continues the run in it.
 
     Raises:
-        ConfigError: another process is training there, or an earlier run has trained there and is not continued.
+        ConfigError: another process is training there, or an earlier run has trained there and is neither continued
+            nor requeued.
     """
     folder = folder.absolute()
     if process_rank() or folder in _held:
@@ -74,12 +76,36 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
     (folder / FAILURE).unlink(missing_ok=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
-    if traces and not _is_below(resume_from, folder):
+    if traces and not _is_below(resume_from, folder) and requeued_from(folder) is None:
         release_folder(folder)
         found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"
         last = folder / "checkpoints" / "last.ckpt"
         way = f"continue it (resume_from={last}), or choose another folder" if last.exists() else "choose another one"
         raise ConfigError("hydra.run.dir", f"{folder} holds a run already ({found}); {way}")
+
+
+def requeued_from(folder: Path) -> Path | None:
+    """What a job goes on from that SLURM has requeued, and that is begun again by the command that began it.
+
+    Lightning writes ``hpc_ckpt_N.ckpt`` at SLURM's signal. A run that has ended since is none that was requeued, and
+    one that the next signal did not reach may be further in its last.ckpt.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The newest checkpoint; None where there is no such job.
+    """
+    if not SLURMEnvironment.detect():
+        return None
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("hpc_ckpt_*.ckpt")}
+    ended = max((path.stat().st_mtime_ns for path in folder.glob("results*.json")), default=-1)
+    if max(written.values(), default=-1) <= ended:
+        return None
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        written[last] = last.stat().st_mtime_ns
+    return max(written, key=lambda path: written[path])
 
 
 def release_folder(folder: Path) -> None:
@@ -134,4 +160,4 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _is_below(path: str | None, folder: Path) -> bool:
-    return path is not None and folder.resolve() in Path(path).absolute().resolve().parents
+    return path is not None and folder.resolve() in Path(os.path.expanduser(path)).absolute().resolve().parents

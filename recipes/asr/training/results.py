@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -37,8 +38,12 @@ def measured_weights(
         DataError: there are none to choose from.
     """
     test, count = settings.checkpoint.test, settings.checkpoint.average
+    if count is None and test == "best":
+        return best_checkpoint(checkpoints)
     if count is None:
-        return best_checkpoint(checkpoints) if test == "best" else None
+        # without a file Lightning takes the one that a SLURM job was requeued with, not the weights that there are
+        requeued, last = any(run_dir.glob("hpc_ckpt_*.ckpt")), run_dir / "checkpoints" / "last.ckpt"
+        return str(last) if requeued and last.exists() and SLURMEnvironment.detect() else None
     if trainer.is_global_zero:
         names = ", ".join(path.name for path in write_average(run_dir, test, count))
         log.info("the mean of the %s epochs is measured: %s", test, names)

@@ -26,7 +26,7 @@ from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
-from lightning_novograd.recipes.asr.training.folder import claimed_folder, save_config
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
@@ -68,14 +68,14 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
-    resumed = Path(settings.resume_from).expanduser() if settings.resume_from is not None else None
+    resumed = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
     # before any manifest is read; and Lightning's own message would be a stack trace
     checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     log.info("%s", plan)
     trained = None if settings.init_from is None else load(settings.init_from)
-    model_config = with_labels(settings.model, data_config, settings.resume_from, trained)
+    model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module = CTCModule(model_config, settings.optim, num_samples=settings.num_samples)
     if trained is not None:

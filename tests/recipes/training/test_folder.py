@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from lightning_novograd.recipes.asr.training.folder import (
     is_one_of_many,
     process_rank,
     release_folder,
+    requeued_from,
     save_config,
 )
 
-LAUNCHERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+LAUNCHERS = ("NODE_RANK", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,46 @@ def test_what_is_continued_there_may_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with claimed_folder(Path("run"), "run/checkpoints/last.ckpt"):
         pass
+
+
+def test_a_home_directory_is_one(tmp_path, monkeypatch):
+    trained(tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with claimed_folder(tmp_path / "run", "~/run/checkpoints/last.ckpt"):
+        pass
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path / "run", "~nobody_there/run/checkpoints/last.ckpt")
+
+
+def test_a_job_that_slurm_has_requeued_goes_on(tmp_path, monkeypatch):
+    last, now = trained(tmp_path), time.time()
+
+    def written(name: str, after: float) -> Path:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now + after, now + after))
+        return tmp_path / name
+
+    older = written("hpc_ckpt_1.ckpt", 1)
+    assert requeued_from(tmp_path) is None, "Lightning would not take it"
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert requeued_from(tmp_path / "other") is None
+    assert requeued_from(tmp_path) == older
+    with claimed_folder(tmp_path, None):
+        pass
+    newer = written("hpc_ckpt_2.ckpt", 2)
+    assert requeued_from(tmp_path) == newer
+    written("checkpoints/last.ckpt", 3)
+    assert requeued_from(tmp_path) == last
+    written("results.json", 4)
+    assert requeued_from(tmp_path) is None
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    (tmp_path / "results.json").rename(tmp_path / "results_step0000008.json")
+    assert requeued_from(tmp_path) is None, "it was continued by hand"
+    newest = written("hpc_ckpt_3.ckpt", 5)
+    assert requeued_from(tmp_path) == newest
 
 
 def test_a_command_that_was_refused_leaves_no_run(tmp_path):

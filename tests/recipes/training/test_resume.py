@@ -247,3 +247,25 @@ def test_a_command_that_is_refused_leaves_the_run_as_it_was(saved, tmp_path, mon
     with pytest.raises(SystemExit):
         train.main.__wrapped__(OmegaConf.create(good))
     assert (tmp_path / ".hydra" / "config.yaml").read_text().startswith("logger: {}\n")
+
+
+def test_a_requeued_job_goes_on_from_slurms_checkpoint(saved, tmp_path, monkeypatch):
+    """By the command that began it, whatever that went on from."""
+    asked = []
+
+    def fit(*args, ckpt_path, **options):
+        asked.append(ckpt_path)
+        raise DataError("enough")
+
+    fits = SimpleNamespace(is_global_zero=True, world_size=1, fit=fit)
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: fits)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    (tmp_path / "metrics.csv").touch()
+    shutil.copyfile(saved, tmp_path / "hpc_ckpt_1.ckpt")
+    blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"optim": {"name": "sgd"}}
+    blocks |= {"data": {"name": "manifest", "train": "a", "dev": "b"}, "trainer": {"accelerator": "cpu", "devices": 1}}
+    for resume in (None, "elsewhere/last.ckpt"):
+        with pytest.raises(DataError, match="enough"):
+            run_file.run({**blocks, "model": {**MODEL, "labels": "auto"}, "resume_from": resume}, tmp_path)
+    assert asked == [str(tmp_path / "hpc_ckpt_1.ckpt")] * 2
