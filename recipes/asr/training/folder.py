@@ -24,8 +24,8 @@ LOCK = ".lock"
 FAILURE = ".failed"
 # what only a run leaves behind that has begun to train; the files of a command that was refused are no run
 _TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "events.out.tfevents.*")
-# where launchers say which process this is; SLURM's may be set without SLURM starting the processes, so it comes last
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+# a file under this name takes its own when it is whole
+PARTIAL = ".{}.partial"
 
 # locks that this process holds, by folder
 _held: dict[Path, IO[str]] = {}
@@ -33,8 +33,14 @@ _held: dict[Path, IO[str]] = {}
 
 def process_rank() -> int:
     """Which of the processes of a run this is, before they know each other."""
-    said = next((os.environ[name] for name in _RANKS if name in os.environ), "")
-    return int(said) if said.isdecimal() else 0
+    local, node = _number("LOCAL_RANK"), _number("NODE_RANK")
+    if "RANK" in os.environ:
+        return _number("RANK")
+    # Lightning's own launcher begins with one process on each node, which has no LOCAL_RANK
+    if "LOCAL_RANK" in os.environ or node:
+        return local or node
+    # may be set without SLURM starting the processes, so it comes last
+    return _number("SLURM_PROCID")
 
 
 def is_one_of_many() -> bool:
@@ -82,6 +88,9 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         last = folder / "checkpoints" / "last.ckpt"
         way = f"continue it (resume_from={last}), or choose another folder" if last.exists() else "choose another one"
         raise ConfigError("hydra.run.dir", f"{folder} holds a run already ({found}); {way}")
+    # of a process that was killed while it wrote; nobody else writes here now
+    for left in (*folder.glob(PARTIAL.format("*")), *(folder / "checkpoints").glob(PARTIAL.format("*"))):
+        left.unlink(missing_ok=True)
 
 
 def requeued_from(folder: Path) -> Path | None:
@@ -157,6 +166,11 @@ def _lock(folder: Path) -> IO[str]:
             file.flush()
             return file
         file.close()
+
+
+def _number(name: str) -> int:
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else 0
 
 
 def _is_below(path: str | None, folder: Path) -> bool:

@@ -46,7 +46,7 @@ def with_labels(
     if labels != AUTO:
         found, source = read_labels(expand(labels)), labels
     elif checkpoint is not None:
-        found, source = _saved(checkpoint, resume_from), resume_from
+        found, source = _saved(checkpoint, resume_from), str(resume_from)
     else:
         found, source = labels_of(training_texts(data)), "the training text"
         if trained is not None and set(found) <= set(trained.alphabet.labels):

@@ -123,6 +123,19 @@ def test_a_command_that_was_refused_leaves_no_run(tmp_path):
         assert not (tmp_path / FAILURE).exists()
 
 
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_gone(tmp_path):
+    last = trained(tmp_path)
+    halves = [path.with_name(f".{path.name}.partial") for path in (last, tmp_path / "hpc_ckpt_1.ckpt")]
+    for half in halves:
+        half.touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    assert all(half.exists() for half in halves), "the folder is another's"
+    with claimed_folder(tmp_path, str(last)):
+        assert not any(half.exists() for half in halves)
+    assert last.exists()
+
+
 HOLDS = """
 import sys, time
 from pathlib import Path
@@ -193,6 +206,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, 3, True),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0, False),
         ({"RANK": ""}, 0, False),
+        ({"NODE_RANK": "1"}, 1, True),
+        ({"NODE_RANK": "0"}, 0, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 1, True),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 1, True),
+        ({"NODE_RANK": "1", "RANK": "0", "WORLD_SIZE": "4"}, 0, True),
+        ({"NODE_RANK": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, 3, True),
     ],
 )
 def test_ranks(tmp_path, monkeypatch, environment, rank, many):
