@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 import lightning_novograd.conf
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, closest
 from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console, stop
-from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder, save_config
+from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder
 from lightning_novograd.recipes.asr.training.run import run
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ def main(cfg: DictConfig) -> float | None:
     except ConfigError as error:  # whose log is another run's
         raise (JobFailed if in_sweep else SystemExit)(one_line(error)) from None
     try:
-        save_config(run_dir, cfg, hydra_config)
         set_up_console()
         return run(cfg, run_dir)["dev_wer"]
     except SystemExit as end:

@@ -41,7 +41,6 @@ def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
     monkeypatch.setattr(train, "set_up_console", lambda: None)
     monkeypatch.setattr(train, "claim_folder", lambda *args: None)
-    monkeypatch.setattr(train, "save_config", lambda *args: None)
     monkeypatch.setattr(train, "run", lambda *args: asked.append(args) or {"dev_wer": 0.25})
     assert train.main.__wrapped__({"seed": 1}) == 0.25
     assert asked == [({"seed": 1}, Path("some/where"))]
@@ -71,7 +70,6 @@ def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
     monkeypatch.setattr(train, "set_up_console", lambda: None)
     monkeypatch.setattr(train, "claim_folder", lambda *args: None)
-    monkeypatch.setattr(train, "save_config", lambda *args: None)
 
     def refuse(*args):
         raise ConfigError("optim.lr", "is bad")

@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps, and how they come to be whole files."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.training.folder import PARTIAL
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 
@@ -28,7 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(PARTIAL.format(path.name))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -36,10 +38,21 @@ class WholeCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
             partial.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise DataError(f"checkpoint {path} cannot be written: {reason}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk know the new name too, where the system can be asked for it."""
+    with contextlib.suppress(OSError):  # Windows opens no folder, and some file systems sync none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpoint]:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
+from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
 
 try:
@@ -20,9 +23,9 @@ LOCK = ".lock"
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
 FAILURE = ".failed"
 # what only a run leaves behind that has begun to train; the files of a command that was refused are no run
-_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "events.out.tfevents.*")
-# where launchers say which process this is; SLURM's may be set without SLURM starting the processes, so it comes last
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "events.out.tfevents.*")
+# a file under this name takes its own when it is whole
+PARTIAL = ".{}.partial"
 
 # locks that this process holds, by folder
 _held: dict[Path, IO[str]] = {}
@@ -30,8 +33,14 @@ _held: dict[Path, IO[str]] = {}
 
 def process_rank() -> int:
     """Which of the processes of a run this is, before they know each other."""
-    said = next((os.environ[name] for name in _RANKS if name in os.environ), "")
-    return int(said) if said.isdecimal() else 0
+    local, node = _number("LOCAL_RANK"), _number("NODE_RANK")
+    if "RANK" in os.environ:
+        return _number("RANK")
+    # Lightning's own launcher begins with one process on each node, which has no LOCAL_RANK
+    if "LOCAL_RANK" in os.environ or node:
+        return local or node
+    # may be set without SLURM starting the processes, so it comes last
+    return _number("SLURM_PROCID")
 
 
 def is_one_of_many() -> bool:
@@ -60,7 +69,8 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         resume_from: a checkpoint; one of this folder's own continues the run in it.
 
     Raises:
-        ConfigError: another process is training there, or an earlier run has trained there and is not continued.
+        ConfigError: another process is training there, or an earlier run has trained there and is neither continued
+            nor requeued.
     """
     folder = folder.absolute()
     if process_rank() or folder in _held:
@@ -72,12 +82,39 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
     (folder / FAILURE).unlink(missing_ok=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
-    if traces and not _is_below(resume_from, folder):
+    if traces and not _is_below(resume_from, folder) and requeued_from(folder) is None:
         release_folder(folder)
         found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"
         last = folder / "checkpoints" / "last.ckpt"
         way = f"continue it (resume_from={last}), or choose another folder" if last.exists() else "choose another one"
         raise ConfigError("hydra.run.dir", f"{folder} holds a run already ({found}); {way}")
+    # of a process that was killed while it wrote; nobody else writes here now
+    for left in (*folder.glob(PARTIAL.format("*")), *(folder / "checkpoints").glob(PARTIAL.format("*"))):
+        left.unlink(missing_ok=True)
+
+
+def requeued_from(folder: Path) -> Path | None:
+    """What a job goes on from that SLURM has requeued, and that is begun again by the command that began it.
+
+    Lightning writes ``hpc_ckpt_N.ckpt`` at SLURM's signal. A run that has ended since is none that was requeued, and
+    one that the next signal did not reach may be further in its last.ckpt.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The newest checkpoint; None where there is no such job.
+    """
+    if not SLURMEnvironment.detect():
+        return None
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("hpc_ckpt_*.ckpt")}
+    ended = max((path.stat().st_mtime_ns for path in folder.glob("results*.json")), default=-1)
+    if max(written.values(), default=-1) <= ended:
+        return None
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        written[last] = last.stat().st_mtime_ns
+    return max(written, key=lambda path: written[path])
 
 
 def release_folder(folder: Path) -> None:
@@ -89,20 +126,23 @@ def release_folder(folder: Path) -> None:
         file.close()
 
 
-def save_config(folder: Path, config: Any, hydra: Any) -> None:
-    """Write what Hydra would have written before the folder was claimed: ``.hydra`` with the composed config.
+def save_config(folder: Path, config: Any) -> None:
+    """Write ``.hydra`` with the composed config: Hydra would do so before the folder is claimed and anything checked.
 
     Args:
-        folder: claimed.
+        folder: claimed. Nothing is written if it is not that of a command that Hydra has set up.
         config: of the run.
-        hydra: Hydra's own.
     """
-    if process_rank():
+    if process_rank() or not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if Path(hydra.runtime.output_dir).absolute() != folder.absolute():
         return
     (folder / ".hydra").mkdir(exist_ok=True)
     files = {"config": config, "hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
     for name, content in files.items():
-        (folder / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+        with whole_file(folder / ".hydra" / f"{name}.yaml") as partial:
+            partial.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -128,5 +168,10 @@ def _lock(folder: Path) -> IO[str]:
         file.close()
 
 
+def _number(name: str) -> int:
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else 0
+
+
 def _is_below(path: str | None, folder: Path) -> bool:
-    return path is not None and folder.resolve() in Path(path).absolute().resolve().parents
+    return path is not None and folder.resolve() in Path(os.path.expanduser(path)).absolute().resolve().parents

@@ -1,6 +1,7 @@
 """The alphabet of a run: as it is listed, from a file, or of the training text."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.texts import training_texts
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.labels import labels_of, read_labels
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.recipes.asr.weights.source import expand
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,11 @@ AUTO = "auto"
 
 
 def with_labels(
-    model: dict[str, Any], data: DataConfig, resume_from: str | None = None, trained: JasperCTC | None = None
+    model: dict[str, Any],
+    data: DataConfig,
+    resume_from: Path | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+    trained: JasperCTC | None = None,
 ) -> dict[str, Any]:
     """The model's config with its labels as a list; what lists them is returned as it is.
 
@@ -28,19 +32,21 @@ def with_labels(
     Args:
         model: the ``model`` block; `labels` is a list, a path, or ``auto``.
         data: the ``data`` block.
-        resume_from: checkpoint of a run to continue.
+        resume_from: file of `checkpoint`, for messages.
+        checkpoint: of a run to continue.
         trained: the model that fine-tuning begins with.
 
     Raises:
-        DataError: the file, the training manifest or the checkpoint cannot be used.
+        ConfigError: the checkpoint has no labels.
+        DataError: the file or the training manifest cannot be used.
     """
     labels = model.get("labels")
     if not isinstance(labels, str):
         return model
     if labels != AUTO:
         found, source = read_labels(expand(labels)), labels
-    elif resume_from is not None:
-        found, source = _saved(resume_from), resume_from
+    elif checkpoint is not None:
+        found, source = _saved(checkpoint, resume_from), str(resume_from)
     else:
         found, source = labels_of(training_texts(data)), "the training text"
         if trained is not None and set(found) <= set(trained.alphabet.labels):
@@ -49,10 +55,10 @@ def with_labels(
     return {**model, "labels": found}
 
 
-def _saved(checkpoint: str) -> list[str]:
-    hyper_parameters = read_checkpoint(Path(checkpoint), map_location="meta").get("hyper_parameters")
+def _saved(checkpoint: Mapping[str, Any], path: Path | None) -> list[str]:
+    hyper_parameters = checkpoint.get("hyper_parameters")
     model = hyper_parameters.get("model") if isinstance(hyper_parameters, dict) else None
     labels = model.get("labels") if isinstance(model, dict) else None
     if not isinstance(labels, list):
-        raise ConfigError("resume_from", f"{checkpoint} is no checkpoint of train.py: it has no labels")
+        raise ConfigError("resume_from", f"{path} is no checkpoint of train.py: it has no labels")
     return labels

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import BatchPlan
@@ -17,6 +18,7 @@ from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.asr.weights.average import write_average
+from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,12 @@ def measured_weights(
         DataError: there are none to choose from.
     """
     test, count = settings.checkpoint.test, settings.checkpoint.average
+    if count is None and test == "best":
+        return best_checkpoint(checkpoints)
     if count is None:
-        return best_checkpoint(checkpoints) if test == "best" else None
+        # without a file Lightning takes the one that a SLURM job was requeued with, not the weights that there are
+        requeued, last = any(run_dir.glob("hpc_ckpt_*.ckpt")), run_dir / "checkpoints" / "last.ckpt"
+        return str(last) if requeued and last.exists() and SLURMEnvironment.detect() else None
     if trainer.is_global_zero:
         names = ", ".join(path.name for path in write_average(run_dir, test, count))
         log.info("the mean of the %s epochs is measured: %s", test, names)
@@ -114,14 +120,26 @@ def describe_plan(plan: BatchPlan, seconds: float | None) -> str:
 
 
 def set_results_aside(run_dir: Path) -> None:
-    """Give the results of what is continued a name with its number of steps: they are not those of the run to come."""
-    path = run_dir / "results.json"
-    if process_rank() == 0 and path.is_file():
+    """Give the results of what is continued a name with its number of steps: they are not those of the run to come.
+
+    So too the average that they were measured with.
+    """
+    if process_rank():
+        return
+    path, average = run_dir / "results.json", run_dir / "checkpoints" / AVERAGE
+    if path.is_file():
         try:
             steps = int(json.loads(path.read_text())["optimizer_steps"])
         except (ValueError, KeyError, TypeError):
             steps = 0
         path.replace(run_dir / f"results_step{steps:07d}.json")
+    if average.is_file():
+        try:
+            reached = read_checkpoint(average, map_location="meta").get("global_step")
+        except DataError:  # damaged
+            reached = None
+        steps = reached if isinstance(reached, int) else 0
+        average.replace(average.with_name(f"{average.stem}_step{steps:07d}{average.suffix}"))
 
 
 def report(results: dict[str, Any], run_dir: Path) -> None:

@@ -1,14 +1,19 @@
 """What a run is continued from: whether it can be, said in one line before any work is done."""
 
+import itertools
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
 from lightning_novograd.recipes.asr.weights.finite import check_finite
+
+log = logging.getLogger(__name__)
 
 # what Lightning cannot go on without
 _NEEDED = ("pytorch-lightning_version", "state_dict", "loops", "epoch", "global_step", "optimizer_states")
@@ -92,6 +97,34 @@ def is_finished(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> st
     if most == epochs:
         return f"{epochs} epochs (trainer.max_epochs={most})"
     return None
+
+
+def set_later_checkpoints_aside(run_dir: Path, step: int) -> None:
+    """Move what a run has kept beyond `step` to a folder of its own: a run that goes back there takes another way.
+
+    Args:
+        run_dir: the run folder.
+        step: optimizer steps of the checkpoint that the run goes on from.
+    """
+    if process_rank():
+        return
+    later = {}
+    for path in (*sorted(run_dir.glob("checkpoints/*.ckpt")), *sorted(run_dir.glob("hpc_ckpt_*.ckpt"))):
+        try:
+            steps = read_checkpoint(path, map_location="meta").get("global_step")
+        except DataError:  # damaged: nothing that anyone would take for later weights
+            continue
+        if isinstance(steps, int) and steps > step:
+            later[path] = steps
+    if not later:
+        return
+    name = f"checkpoints_step{max(later.values()):07d}"
+    names = itertools.chain([name], (f"{name}-v{version}" for version in itertools.count(1)))
+    aside = next(folder for name in names if not (folder := run_dir / name).exists())
+    aside.mkdir()
+    for path in later:
+        path.replace(aside / path.name)
+    log.warning("the run goes back to step %d; its %d later checkpoints are now in %s", step, len(later), aside)
 
 
 def _letters(labels: Any) -> str:

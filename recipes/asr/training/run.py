@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
+from lightning_novograd.commands.output import whole_file
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -25,7 +26,7 @@ from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
-from lightning_novograd.recipes.asr.training.folder import claimed_folder
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
@@ -38,7 +39,12 @@ from lightning_novograd.recipes.asr.training.results import (
     report,
     set_results_aside,
 )
-from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.resume import (
+    check_resumed,
+    is_finished,
+    read_resumed,
+    set_later_checkpoints_aside,
+)
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
 from lightning_novograd.recipes.asr.weights.source import load
@@ -65,11 +71,11 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
     with claimed_folder(run_dir, settings.resume_from):
-        return _run(settings, run_dir, started)
+        return _run(cfg, settings, run_dir, started)
 
 
-def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
-    resumed = Path(settings.resume_from).expanduser() if settings.resume_from is not None else None
+def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
+    resumed = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
     # before any manifest is read; and Lightning's own message would be a stack trace
     checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
@@ -77,7 +83,7 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))
     trained = None if settings.init_from is None else load(settings.init_from)
-    model_config = with_labels(settings.model, data_config, settings.resume_from, trained)
+    model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module = CTCModule(model_config, settings.optim, num_samples=settings.num_samples)
     if trained is not None:
@@ -88,7 +94,7 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         check_resumed(resumed, checkpoint, module)
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
-        set_results_aside(run_dir)
+        step = checkpoint["global_step"]
         del checkpoint
     data = SpeechDataModule(
         data_config,
@@ -113,9 +119,13 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
         stopping = build_early_stopping(settings.early_stopping)
         callbacks.append(stopping)
     trainer = build_trainer(settings, plan, run_dir, callbacks)
+    # from here on the folder changes: a command that is refused leaves the run in it as it was
+    save_config(run_dir, cfg)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
-
+    if resumed is not None:
+        set_results_aside(run_dir)
+        set_later_checkpoints_aside(run_dir, step)
     try:
         trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
         measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
@@ -142,7 +152,8 @@ def _run(settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
     if trainer.is_global_zero:
-        (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        with whole_file(run_dir / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
 

@@ -1,6 +1,7 @@
 """The run's own part of the config: everything in ``conf/asr.yaml`` that is not optim, model or data."""
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -138,7 +139,7 @@ class RunSettings(Section):
         nonfinite: see :class:`NonFiniteSettings`.
         console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
-        resume_from: checkpoint of a run to continue.
+        resume_from: checkpoint of a run to continue; ``~`` is the home directory.
         init_from: run folder, checkpoint or ``.nemo`` archive whose weights a new run begins with.
         freeze: parameters that are not trained, see :func:`freeze`.
         early_stopping: see :class:`EarlyStoppingSettings`.
@@ -200,6 +201,8 @@ class RunSettings(Section):
     def read(cls, cfg: Any, path: str) -> Self:
         """Build it from the composed config; errors in its sections have the full key path."""
         mapping = plain_mapping(cfg, path)
+        if isinstance(mapping.get("resume_from"), str):  # not pathlib's expanduser, which raises for ~name of no user
+            mapping["resume_from"] = os.path.expanduser(mapping["resume_from"])
         sections: dict[str, type[Section]] = {
             "checkpoint": CheckpointSettings,
             "large_batch": LargeBatchSettings,

@@ -33,12 +33,7 @@ def measured_with(run: Path) -> str:
     Raises:
         DataError: the folder is none of a run, or its config is broken.
     """
-    try:
-        document = load_yaml(config_of(run))
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    block = document.get("checkpoint") if isinstance(document, Mapping) else None
-    return "best" if isinstance(block, Mapping) and block.get("test") == "best" else "last"
+    return "best" if _checkpoint_block(run).get("test") == "best" else "last"
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -52,12 +47,12 @@ def find_checkpoint(run: Path, which: str) -> Path:
         DataError: the run has not kept it.
     """
     folder = run / "checkpoints"
-    # a second run into the same folder leaves the first one's and writes last-v1.ckpt, last-v2.ckpt, ...
-    last = max(folder.glob("last*.ckpt"), key=lambda path: (len(path.name), path.name), default=None)
-    if last is None:
+    lasts = _lasts(run)
+    if not lasts:
         others = sorted(path.name for path in folder.glob("*.ckpt"))
         hint = f"; give the path of another one with --checkpoint: {', '.join(others)}" if others else ""
         raise DataError(f"there is no last.ckpt in {folder}{hint}")
+    last = lasts[-1]
     if which == "last":
         return last
     name = _best_by_dev_wer(last)
@@ -85,17 +80,26 @@ def best_checkpoints(run: Path) -> list[Path]:
 def last_checkpoints(run: Path) -> list[Path]:
     """The files of the last epochs in a row, the last one first; of each its newest.
 
+    What is further than last.ckpt belongs to a training that went another way; what was saved inside an epoch, by
+    ``checkpoint.every_n_steps``, is none.
+
     Raises:
         DataError: a file is of another program.
     """
     newest: dict[int, tuple[int, Path]] = {}
+    lasts = _lasts(run)
+    reached = read_checkpoint(lasts[-1], map_location="meta").get("global_step") if lasts else None
     for path in sorted((run / "checkpoints").glob("*.ckpt")):
         if path.name == AVERAGE:
             continue
         checkpoint = read_checkpoint(path, map_location="meta")
+        if "averaged" in checkpoint or _is_inside_epoch(checkpoint):
+            continue
         epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
         if not isinstance(epoch, int) or not isinstance(step, int):
             raise DataError(f"{path} is no checkpoint of train.py: it lacks epoch or global_step")
+        if isinstance(reached, int) and step > reached:
+            continue
         newest[epoch] = max(newest.get(epoch, (-1, path)), (step, path))
     last = max(newest, default=-1)
     in_a_row = itertools.takewhile(newest.__contains__, itertools.count(last, -1))
@@ -113,7 +117,35 @@ def measured_checkpoint(run: Path, test: str) -> Path:
         DataError: the run has not kept it.
     """
     average = run / "checkpoints" / AVERAGE
-    return average if os.path.isfile(average) else find_checkpoint(run, test)
+    # one that an earlier training left was not measured; a config that does not say is of an older release
+    if os.path.isfile(average) and _checkpoint_block(run).get("average", AVERAGE) is not None:
+        return average
+    return find_checkpoint(run, test)
+
+
+def _checkpoint_block(run: Path) -> Mapping[str, Any]:
+    """The ``checkpoint`` block of a run's config; empty if it has none."""
+    try:
+        document = load_yaml(config_of(run))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    block = document.get("checkpoint") if isinstance(document, Mapping) else None
+    return block if isinstance(block, Mapping) else {}
+
+
+def _lasts(run: Path) -> list[Path]:
+    """last.ckpt, and last-v1.ckpt, ... of releases that let a second run into the folder; the newest is the last."""
+    return sorted((run / "checkpoints").glob("last*.ckpt"), key=lambda path: (len(path.name), path.name))
+
+
+def _is_inside_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether batches of the epoch were left; a training that max_steps ended has ended its epoch."""
+    try:
+        loop = checkpoint["loops"]["fit_loop"]
+        count = loop["epoch_progress"]["current"]
+        return not loop["epoch_loop.batch_progress"]["is_last_batch"] and count["processed"] < count["ready"]
+    except (KeyError, TypeError):  # it does not say
+        return False
 
 
 def _by_dev_wer(last: Path, map_location: str = "meta") -> Mapping[str, Any]:

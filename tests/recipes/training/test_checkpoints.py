@@ -52,6 +52,7 @@ def test_a_checkpoint_is_written_under_another_name_and_renamed(tmp_path, monkey
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     assert WholeCheckpoints().load_checkpoint(path, weights_only=True)["a"].tolist() == [1, 1]
     assert order[0] == "fsync"
+    assert order[-2:] == ["replace", "fsync"], "the folder too, which has the new name"
 
 
 @pytest.mark.parametrize(

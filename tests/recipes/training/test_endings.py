@@ -78,6 +78,20 @@ def test_the_weights_that_are_measured(tmp_path, monkeypatch, block, is_first, e
     assert len(waited) == ("average" in block), "no rank reads before it is written"
 
 
+def test_a_job_that_slurm_has_requeued_is_measured_with_its_last_weights(tmp_path, monkeypatch):
+    """Without a file Lightning would load the one that it went on from."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    assert measured_weights(None, settings(), [], tmp_path) is None
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    assert measured_weights(None, settings(), [], tmp_path) == str(last)
+    monkeypatch.delenv("SLURM_NTASKS")
+    assert measured_weights(None, settings(), [], tmp_path) is None
+
+
 def test_fewer_are_kept_than_averaged():
     with pytest.raises(ConfigError) as error:
         settings(checkpoint={"average": 3, "test": "best"})

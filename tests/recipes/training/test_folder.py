@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
@@ -18,10 +20,11 @@ from lightning_novograd.recipes.asr.training.folder import (
     is_one_of_many,
     process_rank,
     release_folder,
+    requeued_from,
     save_config,
 )
 
-LAUNCHERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+LAUNCHERS = ("NODE_RANK", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +75,65 @@ def test_what_is_continued_there_may_be(tmp_path, monkeypatch):
         pass
 
 
+def test_a_home_directory_is_one(tmp_path, monkeypatch):
+    trained(tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with claimed_folder(tmp_path / "run", "~/run/checkpoints/last.ckpt"):
+        pass
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path / "run", "~nobody_there/run/checkpoints/last.ckpt")
+
+
+def test_a_job_that_slurm_has_requeued_goes_on(tmp_path, monkeypatch):
+    last, now = trained(tmp_path), time.time()
+
+    def written(name: str, after: float) -> Path:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now + after, now + after))
+        return tmp_path / name
+
+    older = written("hpc_ckpt_1.ckpt", 1)
+    assert requeued_from(tmp_path) is None, "Lightning would not take it"
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert requeued_from(tmp_path / "other") is None
+    assert requeued_from(tmp_path) == older
+    with claimed_folder(tmp_path, None):
+        pass
+    newer = written("hpc_ckpt_2.ckpt", 2)
+    assert requeued_from(tmp_path) == newer
+    written("checkpoints/last.ckpt", 3)
+    assert requeued_from(tmp_path) == last
+    written("results.json", 4)
+    assert requeued_from(tmp_path) is None
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    (tmp_path / "results.json").rename(tmp_path / "results_step0000008.json")
+    assert requeued_from(tmp_path) is None, "it was continued by hand"
+    newest = written("hpc_ckpt_3.ckpt", 5)
+    assert requeued_from(tmp_path) == newest
+
+
 def test_a_command_that_was_refused_leaves_no_run(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "train.log").write_text("ConfigError")
     (tmp_path / FAILURE).touch()
     with claimed_folder(tmp_path, None):
         assert not (tmp_path / FAILURE).exists()
+
+
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_gone(tmp_path):
+    last = trained(tmp_path)
+    halves = [path.with_name(f".{path.name}.partial") for path in (last, tmp_path / "hpc_ckpt_1.ckpt")]
+    for half in halves:
+        half.touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        claim_folder(tmp_path, None)
+    assert all(half.exists() for half in halves), "the folder is another's"
+    with claimed_folder(tmp_path, str(last)):
+        assert not any(half.exists() for half in halves)
+    assert last.exists()
 
 
 HOLDS = """
@@ -150,6 +206,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, 3, True),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0, False),
         ({"RANK": ""}, 0, False),
+        ({"NODE_RANK": "1"}, 1, True),
+        ({"NODE_RANK": "0"}, 0, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 1, True),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 1, True),
+        ({"NODE_RANK": "1", "RANK": "0", "WORLD_SIZE": "4"}, 0, True),
+        ({"NODE_RANK": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, 3, True),
     ],
 )
 def test_ranks(tmp_path, monkeypatch, environment, rank, many):
@@ -164,13 +226,18 @@ def test_ranks(tmp_path, monkeypatch, environment, rank, many):
 
 def test_the_config_is_written_as_hydra_writes_it(tmp_path, monkeypatch):
     config = OmegaConf.create({"a": 1, "b": "${a}"})
-    hydra = OmegaConf.create({"overrides": {"task": ["a=1"]}, "mode": "RUN"})
+    runtime = {"output_dir": str(tmp_path)}
+    hydra = OmegaConf.create({"overrides": {"task": ["a=1"]}, "mode": "RUN", "runtime": runtime})
+    save_config(tmp_path, config)  # not in a command of Hydra's
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    save_config(tmp_path / "other", config)
     with monkeypatch.context() as other_rank:
         other_rank.setenv("RANK", "1")
-        save_config(tmp_path, config, hydra)
+        save_config(tmp_path, config)
     assert not list(tmp_path.iterdir())
     for _ in range(2):  # a run that is continued has them already
-        save_config(tmp_path, config, hydra)
+        save_config(tmp_path, config)
     written = {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()}
     assert written.keys() == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert (written["config.yaml"], written["overrides.yaml"]) == ("a: 1\nb: ${a}\n", "- a=1\n")

@@ -1,15 +1,25 @@
 """What a run can be continued from, said in one line before any manifest is read."""
 
 import pickle
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from tiny_speech import MODEL, batch, loader, module, trainer
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr import train
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.resume import check_resumed, is_finished, read_resumed
+from lightning_novograd.recipes.asr.training.resume import (
+    check_resumed,
+    is_finished,
+    read_resumed,
+    set_later_checkpoints_aside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +185,87 @@ def test_it_is_said_before_any_manifest_is_read(tmp_path, monkeypatch):
     cfg = {name: {} for name in ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")}
     with pytest.raises(DataError, match=r"lost\.ckpt does not exist$"):
         run_file.run({**cfg, "resume_from": str(tmp_path / "lost.ckpt")}, tmp_path)
+
+
+def test_a_run_that_goes_back_sets_its_later_checkpoints_aside(tmp_path, caplog, monkeypatch):
+    """They would be averaged, or taken for its best, with those of the other way."""
+    kept = tmp_path / "checkpoints"
+    kept.mkdir()
+
+    def save(*steps):
+        for step in steps:
+            torch.save({"global_step": step}, kept / f"recent-{step:03d}.ckpt")
+        torch.save({"global_step": steps[-1]}, kept / "last.ckpt")
+        torch.save({"global_step": steps[-1]}, tmp_path / "hpc_ckpt_1.ckpt")
+
+    save(3, 6, 9)
+    (kept / "broken.ckpt").write_bytes(b"PK")
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("RANK", "1")
+        set_later_checkpoints_aside(tmp_path, 3)
+    set_later_checkpoints_aside(tmp_path, 9)
+    assert not caplog.records
+    assert not list(tmp_path.glob("checkpoints_*"))
+    for again in ("", "-v1", "-v2"):
+        set_later_checkpoints_aside(tmp_path, 3)
+        assert sorted(path.name for path in kept.iterdir()) == ["broken.ckpt", "recent-003.ckpt"]
+        aside = tmp_path / f"checkpoints_step0000009{again}"
+        names = ["hpc_ckpt_1.ckpt", "last.ckpt", "recent-006.ckpt", "recent-009.ckpt"]
+        assert sorted(path.name for path in aside.iterdir()) == names
+        assert caplog.messages[-1] == f"the run goes back to step 3; its 4 later checkpoints are now in {aside}"
+        save(6, 9)
+
+
+def test_a_command_that_is_refused_leaves_the_run_as_it_was(saved, tmp_path, monkeypatch):
+    """Whatever is wrong with it: the file, the config, the model."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    shutil.copyfile(saved, last)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("first")
+    hydra = OmegaConf.create({"overrides": {"task": []}, "runtime": {"output_dir": str(tmp_path)}, "mode": "RUN"})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(train, "set_up_console", lambda: None)
+    (tmp_path / "results.json").write_text("{}")
+    blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"model": MODEL, "optim": {"name": "sgd"}}
+    data, cpu = {"name": "manifest", "train": "a", "dev": "b"}, {"accelerator": "cpu", "devices": 1}
+    good = {**blocks, "data": data, "trainer": cpu, "resume_from": str(last)}
+    for changes in (
+        {"resume_from": str(last.with_name("lost.ckpt"))},
+        {"seeed": 1},
+        {"model": {**MODEL, "labels": ["x"]}},
+        {"trainer": {**cpu, "max_epochs": 1}},
+    ):
+        with pytest.raises(SystemExit):
+            train.main.__wrapped__(OmegaConf.create({**good, **changes}))
+        assert (tmp_path / ".hydra" / "config.yaml").read_text() == "first"
+        assert (tmp_path / "results.json").exists()
+    fits = SimpleNamespace(is_global_zero=True, world_size=1, strategy=None)
+    fits.fit = lambda *args, **options: (_ for _ in ()).throw(DataError("no manifest"))
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: fits)
+    with pytest.raises(SystemExit):
+        train.main.__wrapped__(OmegaConf.create(good))
+    assert (tmp_path / ".hydra" / "config.yaml").read_text().startswith("logger: {}\n")
+
+
+def test_a_requeued_job_goes_on_from_slurms_checkpoint(saved, tmp_path, monkeypatch):
+    """By the command that began it, whatever that went on from."""
+    asked = []
+
+    def fit(*args, ckpt_path, **options):
+        asked.append(ckpt_path)
+        raise DataError("enough")
+
+    fits = SimpleNamespace(is_global_zero=True, world_size=1, fit=fit)
+    monkeypatch.setattr(run_file, "build_trainer", lambda *args: fits)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    (tmp_path / "metrics.csv").touch()
+    shutil.copyfile(saved, tmp_path / "hpc_ckpt_1.ckpt")
+    blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"optim": {"name": "sgd"}}
+    blocks |= {"data": {"name": "manifest", "train": "a", "dev": "b"}, "trainer": {"accelerator": "cpu", "devices": 1}}
+    for resume in (None, "elsewhere/last.ckpt"):
+        with pytest.raises(DataError, match="enough"):
+            run_file.run({**blocks, "model": {**MODEL, "labels": "auto"}, "resume_from": resume}, tmp_path)
+    assert asked == [str(tmp_path / "hpc_ckpt_1.ckpt")] * 2

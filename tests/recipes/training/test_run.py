@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -246,6 +247,16 @@ def test_results_of_what_is_continued_are_set_aside(tmp_path, content, monkeypat
     set_results_aside(tmp_path)  # there are none
     [kept] = tmp_path.iterdir()
     assert kept.name == ("results_step0000012.json" if "12" in content else "results_step0000000.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [({"global_step": 24}, "average_step0000024.ckpt"), ([1], "average_step0000000.ckpt")]
+)
+def test_the_average_of_what_is_continued_is_set_aside(tmp_path, content, name):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(content, tmp_path / "checkpoints" / "average.ckpt")
+    set_results_aside(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name]
 
 
 def test_the_best_checkpoint_is_one_that_was_kept():

@@ -197,3 +197,10 @@ def test_the_best_can_be_tested_where_there_is_a_dev_wer():
         chosen = settings(trainer=trainer, checkpoint={"test": "best"})
         assert chosen.validates
     assert not settings(trainer={"limit_val_batches": 0.0}).validates
+
+
+def test_a_home_directory_is_expanded_once(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert settings(resume_from="~/last.ckpt").resume_from == "/home/me/last.ckpt"
+    assert settings(resume_from="~nobody_there/last.ckpt").resume_from == "~nobody_there/last.ckpt", "which is no file"
+    assert settings().resume_from is None

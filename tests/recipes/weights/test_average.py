@@ -94,6 +94,21 @@ def test_the_last_are_epochs_in_a_row_with_the_newest_weights_of_each(tmp_path):
         last_checkpoints(run)
 
 
+def test_what_went_another_way_or_ended_inside_an_epoch_is_none_of_the_last_epochs(tmp_path):
+    run = run_in(tmp_path)
+    save(run, "epoch=007.ckpt", 7, torch.tensor(7.0))
+    save(run, "average_step0000080.ckpt", 3, torch.tensor(7.0), step=49, averaged=["a.ckpt"])
+    names = ["last.ckpt", *(f"epoch=00{epoch}.ckpt" for epoch in (3, 2, 1, 0))]
+    assert [path.name for path in last_checkpoints(run)] == names
+    for is_last, processed, counts in ((False, 3, False), (True, 3, True), (False, 4, True)):
+        epoch = {"epoch_progress": {"current": {"ready": 4, "processed": processed}}}
+        loops = {"fit_loop": {**epoch, "epoch_loop.batch_progress": {"is_last_batch": is_last}}}
+        save(run, "step0000045.ckpt", 3, torch.tensor(-1.0), step=45, loops=loops)
+        assert (last_checkpoints(run)[1].name == "step0000045.ckpt") == counts
+    (run / "checkpoints" / "last.ckpt").unlink()  # a run that was killed: its newest are its last
+    assert last_checkpoints(run)[0].name == "epoch=007.ckpt"
+
+
 def test_the_mean_is_written_whole(tmp_path):
     out = tmp_path / "checkpoints" / "average.ckpt"
     assert [path.name for path in write_average(run_in(tmp_path), "last", 2)] == ["last.ckpt", "epoch=003.ckpt"]

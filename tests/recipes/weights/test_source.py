@@ -56,6 +56,10 @@ def test_a_run_stands_for_what_its_results_were_measured_with(run):
     assert same(source.load(run), best)
     average = save(run / "checkpoints" / "average.ckpt")
     assert same(source.load(run), average)
+    (run / ".hydra" / "config.yaml").write_text("checkpoint: {test: best, average: 2}\n")
+    assert same(source.load(run), average)
+    (run / ".hydra" / "config.yaml").write_text("checkpoint: {test: best, average: null}\n")
+    assert same(source.load(run), best), "the average is of an earlier training in the folder"
 
 
 @pytest.mark.parametrize(
