@@ -22,8 +22,9 @@ except ImportError:  # Windows
 LOCK = ".lock"
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
 FAILURE = ".failed"
-# what only a run leaves behind that has begun to train; the files of a command that was refused are no run
-_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "events.out.tfevents.*")
+# what only a run leaves behind that has begun to train. A command that was refused, or failed on its data, is no run:
+# it leaves a log, a config and TensorBoard's empty file
+_TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")
 # a file under this name takes its own when it is whole
 PARTIAL = ".{}.partial"
 

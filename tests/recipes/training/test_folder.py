@@ -50,9 +50,7 @@ def test_a_folder_is_made_claimed_and_left_as_it_was(tmp_path):
     assert not folder_file._held
 
 
-@pytest.mark.parametrize(
-    "trace", ["results.json", "metrics.csv", "checkpoints/step0000003.ckpt", "events.out.tfevents.1"]
-)
+@pytest.mark.parametrize("trace", ["results.json", "metrics.csv", "checkpoints/step0000003.ckpt"])
 def test_a_folder_of_another_run_is_refused(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).write_text("")
@@ -118,6 +116,7 @@ def test_a_job_that_slurm_has_requeued_goes_on(tmp_path, monkeypatch):
 def test_a_command_that_was_refused_leaves_no_run(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "train.log").write_text("ConfigError")
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"its head alone")
     (tmp_path / FAILURE).touch()
     with claimed_folder(tmp_path, None):
         assert not (tmp_path / FAILURE).exists()
