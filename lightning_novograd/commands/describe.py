@@ -133,6 +133,7 @@ _EMA = """\
 
 `ema: 0.999`, or a mapping, averages the weights exponentially through Lightning's callback `EMAWeightAveraging`:
 `average = decay * average + (1 - decay) * weights` after each optimizer step, from the weights of the first update on.
+A step that was left out, by a GradScaler or by the module's `optimizer_step`, is not averaged.
 Validation, the trained model and the checkpoints' `state_dict`, those with `save_weights_only` too, have the average;
 training goes on with the weights, which a checkpoint has as `current_model_state`, and is resumed exactly, also from
 a checkpoint that was saved during validation or after the run. Without `ema`, such a checkpoint is resumed with its

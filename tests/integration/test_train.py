@@ -23,6 +23,7 @@ RESULTS = {
     "global_batch_size",
     "utt_per_s",
     "wall_s",
+    "peak_memory_mb",
     "model_parameters",
     "optimizer",
 }
