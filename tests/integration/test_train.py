@@ -35,7 +35,8 @@ def test_results(finished):
     assert set(results) == RESULTS
     assert (results["epochs"], results["optimizer_steps"], results["global_batch_size"]) == (2, 8, 4)
     assert (results["optimizer"], results["model_parameters"]) == ("novograd", 211165)
-    assert all(results[name] >= 0 for name in RESULTS - {"optimizer"})
+    assert all(results[name] >= 0 for name in RESULTS - {"optimizer", "peak_memory_mb"})
+    assert list(results["peak_memory_mb"]) == ["program", "data", "training"]
 
 
 def test_everything_is_in_the_run_folder(finished):
