@@ -110,7 +110,7 @@ def large_step(model: str, repeats: int, dtype: torch.dtype | None = None) -> fl
 def parts(corpus: Path, model: str, steps: int) -> tuple[dict[str, float], float]:
     """Median milliseconds of the parts of a training step, and the share of the samples that are padding."""
     network = JasperCTC.from_config(yaml.safe_load((MODELS / f"{model}.yaml").read_text())).train()
-    config = {"name": "manifest", "batch_size": 32, "cache_audio": True}
+    config = {"name": "manifest", "batch_size": 32, "bucket_steps": 10, "cache_audio": True}
     data = SpeechDataModule(
         DataConfig.from_mapping({**config, **{split: str(corpus / f"{split}.json") for split in ("train", "dev")}}),
         network.alphabet,
