@@ -43,6 +43,7 @@ def ours(corpus: Path, model: str, epochs: int, folder: Path, overrides: list[st
         "data.num_workers=0",
         "data.cache_audio=true",
         "data.batch_size=32",
+        "data.bucket_steps=10",
         "trainer.enable_progress_bar=false",
     ]
     command += [f"trainer.max_epochs={epochs}", f"hydra.run.dir={folder}", "logger=csv", *overrides]
