@@ -13,6 +13,7 @@ MODULES = sorted(path.relative_to(RECIPE).with_suffix("").as_posix() for path in
 
 GROUND = {"section", "text"}
 ROOMS = {
+    "allocator": set(),
     "section": set(),
     "text": set(),
     "data": GROUND,
