@@ -32,7 +32,7 @@ class BatchNorm(nn.BatchNorm1d):
         self._check_input_dim(x_BCT)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return _Normalized.apply(  # type: ignore[no-untyped-call]
+        return _Normalized.apply(
             x_BCT, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
         )
 
@@ -77,8 +77,8 @@ class _Normalized(torch.autograd.Function):
         return torch.batch_norm(x_BCT, weight_C, bias_C, mean_C, var_C, False, 0.0, eps, False)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, grad_BCT: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_BCT: Tensor) -> tuple[Tensor | None, ...]:
         x_BCT, weight_C, mean_C, scale_C = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
         grads = aten.native_batch_norm_backward(
