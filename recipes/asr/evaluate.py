@@ -7,9 +7,7 @@ they did in training. Nothing is written unless --out or --report is given. In p
 checkpoint will do; it needs --manifest.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,14 +16,20 @@ from typing import Any
 
 from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, LightningNovoGradError
+from lightning_novograd.recipes.asr.arguments import (
+    add_average_argument,
+    add_decoder_arguments,
+    at_least,
+    check_file,
+    make_decoder,
+    make_parser,
+)
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
-from lightning_novograd.recipes.asr.recognition.beam import add_decoder_arguments, make_decoder
 from lightning_novograd.recipes.asr.recognition.evaluation import count_errors, read_set, transcribe_set
 from lightning_novograd.recipes.asr.recognition.report.page import render
 from lightning_novograd.recipes.asr.recognition.report.published import read_published
-from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, shown
 from lightning_novograd.recipes.asr.text.alignment import EditCounts
-from lightning_novograd.recipes.asr.weights.arguments import add_average_argument
 
 
 @writes_to_stdout
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("evaluate", __doc__)
     parser.add_argument("--manifest", metavar="FILE.json", type=Path, help="measure these utterances instead")
     add_average_argument(parser)
-    parser.add_argument("--batch-size", metavar="N", type=_positive, help="default: data.eval_batch_size of the run")
+    parser.add_argument("--batch-size", metavar="N", type=at_least(1), help="default: data.eval_batch_size of the run")
     parser.add_argument(
         "--out", metavar="FILE.json", type=Path, help="write the totals and every reference with its hypothesis"
     )
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, path in (("--out", arguments.out), ("--report", arguments.report)):
             if path is not None:
-                check_out(path, name)
+                check_file(path, name)
         run = TrainedRun.read(arguments.run)
         if arguments.downmix:
             run = run.downmixed()
@@ -131,28 +135,6 @@ def save(path: Path, text: str, option: str) -> None:
             partial.write_bytes(content)
     except ConfigError as error:
         raise ConfigError(option, f"{path} {error.problem}") from None
-
-
-def check_out(path: Path, option: str = "--out") -> None:
-    """Before any work is done: whether a file can be there.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not os.path.isdir(path.parent):
-        raise ConfigError(option, f"the folder of {path} does not exist")
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long
-        raise ConfigError(option, f"{path} cannot be written: {error.strerror}") from None
-    if is_folder:
-        raise ConfigError(option, f"{path} cannot be written: Is a directory")
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Beam search with a language model."""
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -177,40 +176,3 @@ class BeamDecoder:
         except RuntimeError as error:
             reason = (str(error).splitlines() or ["not readable"])[-1]  # those before name lines of KenLM's source
             raise DataError(f"language model {self.lm} cannot be read: {reason}") from None
-
-
-def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that decodes."""
-    group = parser.add_argument_group("decoding", "greedy, unless --lm or --beam-size is given")
-    group.add_argument("--lm", metavar="FILE.arpa|FILE.bin", type=Path, help="beam search with this KenLM n-gram model")
-    group.add_argument(
-        "--beam-size", metavar="N", type=int, help=f"hypotheses of the beam search; default: {BEAM_SIZE}"
-    )
-    group.add_argument(
-        "--lm-weight", metavar="W", type=float, help=f"weight of the language model; default: {LM_WEIGHT}"
-    )
-    group.add_argument(
-        "--word-bonus", metavar="B", type=float, help=f"added to the score for each word; default: {WORD_BONUS}"
-    )
-
-
-def make_decoder(arguments: argparse.Namespace, alphabet: Alphabet) -> BeamDecoder | None:
-    """The decoder that the arguments ask for; None for greedy.
-
-    Raises:
-        ConfigError: an argument is out of range or has no effect; the package is missing.
-        DataError: the language model cannot be read.
-    """
-    if arguments.lm is None:
-        for name in ("lm_weight", "word_bonus"):
-            if getattr(arguments, name) is not None:
-                raise ConfigError(f"--{name.replace('_', '-')}", "has no effect without --lm")
-        if arguments.beam_size is None:
-            return None
-    return BeamDecoder(
-        alphabet,
-        arguments.lm,
-        beam_size=BEAM_SIZE if arguments.beam_size is None else arguments.beam_size,
-        lm_weight=LM_WEIGHT if arguments.lm_weight is None else arguments.lm_weight,
-        word_bonus=arguments.word_bonus,
-    )
