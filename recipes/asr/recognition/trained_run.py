@@ -54,6 +54,12 @@ class TrainedRun:
         loading = dataclasses.replace(self.data.loading, downmix=True)
         return dataclasses.replace(self, data=dataclasses.replace(self.data, loading=loading))
 
+    def normalized(self, case: str | None = None, unicode: str | None = None) -> Self:
+        """The run as if it had had this ``data.normalize``; None leaves its own."""
+        given = {name: value for name, value in (("case", case), ("unicode", unicode)) if value is not None}
+        texts = dataclasses.replace(self.data.normalize, **given)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, normalize=texts))
+
     def checkpoint(self, which: str | None = None) -> Path:
         """The file of a checkpoint.
 
