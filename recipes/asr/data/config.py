@@ -1,10 +1,12 @@
 """The data group of the config: which corpus, how it is read, how its texts are changed."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.errors import ConfigError, DataError, choices
 from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
@@ -72,6 +74,18 @@ class DataConfig:
     loading: LoadingConfig
     augment: AugmentConfig
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
+
+    def check_given(self) -> None:
+        """See at once, without reading any, whether the manifests that the config names are there.
+
+        Raises:
+            DataError: one is not.
+        """
+        given = get_corpus(self.name).given(self.corpus)
+        noise = self.augment.noise and self.augment.noise.manifest
+        for path in [*given, *([Path(os.path.expanduser(noise))] if noise else [])]:
+            if not os.path.exists(path):
+                raise DataError(f"manifest {path} does not exist")
 
     @classmethod
     def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":
