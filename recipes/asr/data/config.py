@@ -40,7 +40,8 @@ class LoadingConfig(Section):
         batch_seconds: s, of audio in a training batch, instead of `batch_size`; padding comes on top.
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
         bucket_steps: optimizer steps whose utterances are sorted by duration together, for less padding; 1: none.
-        num_workers: processes that load ahead; 0 loads in the training process.
+        num_workers: processes that load ahead; 0 loads in the training process, null is its share of the cores, 8 at
+            most.
         cache_audio: decode all audio once, into a file in `cache_dir` that all processes of a machine map into memory
             (115 MB per hour).
         min_duration: s; shorter utterances are left out of the training set and counted in the others; null: none.
@@ -53,7 +54,7 @@ class LoadingConfig(Section):
     batch_seconds: float | None = key(None, above=0.0)
     eval_batch_size: int | None = key(None, low=1)
     bucket_steps: int = key(10, low=1)
-    num_workers: int = key(0, low=0)
+    num_workers: int | None = key(0, low=0)
     cache_audio: bool = key(False)
     min_duration: float | None = key(None, low=0.0)
     max_duration: float | None = key(None, above=0.0)

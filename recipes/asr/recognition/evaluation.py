@@ -66,7 +66,9 @@ def _check_has_sets(run: TrainedRun) -> None:
         raise ConfigError("--manifest", f"is needed: {run.folder} is a model without a run, which would have sets")
 
 
-def transcribe_set(recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int = 0) -> list[str]:
+def transcribe_set(
+    recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int | None = 0
+) -> list[str]:
     """One text per utterance, in the order of the set."""
     hypotheses = [""] * len(dataset)
     for indices, batch in _batches(dataset, batch_size, num_workers):
@@ -75,7 +77,9 @@ def transcribe_set(recognizer: Recognizer, dataset: SpeechDataset, batch_size: i
     return hypotheses
 
 
-def log_probs_of(recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int = 0) -> list[Tensor]:
+def log_probs_of(
+    recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int | None = 0
+) -> list[Tensor]:
     """Log-probabilities of each utterance, float32 of shape (frames, classes), in the order of the set.
 
     An hour has about 20 MB with 28 letters and 50 frames per second.
@@ -88,7 +92,7 @@ def log_probs_of(recognizer: Recognizer, dataset: SpeechDataset, batch_size: int
     return found
 
 
-def _batches(dataset: SpeechDataset, batch_size: int, num_workers: int) -> Iterator[tuple[Sequence[int], Batch]]:
+def _batches(dataset: SpeechDataset, batch_size: int, num_workers: int | None) -> Iterator[tuple[Sequence[int], Batch]]:
     """All utterances once, each batch with its indices."""
     sampler = EvalBatchSampler(dataset.durations, batch_size)
     loader = BatchLoader(dataset, sampler, collate, num_workers=num_workers)
