@@ -21,6 +21,7 @@ ROOMS = {
     "weights": GROUND | {"model"},
     "training": GROUND | {"data", "model", "weights"},
     "recognition": GROUND | {"data", "model", "weights", "training"},
+    "arguments": GROUND | {"recognition"},
 }
 ENTRY_POINTS = {"train", "evaluate", "transcribe", "prepare", "export"}
 
