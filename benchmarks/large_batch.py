@@ -1,14 +1,14 @@
 """Which optimizer learns best from large batches, if each has its learning rate searched alike?
 
 Trains quartznet_small on FSDD with NovoGrad, AdamW, SGD with Nesterov momentum and the same under LARC, at batches of
-16 to 1024, for as many utterances each ("equal epochs"): five learning rates each, the best by dev WER with three seeds. The
-null hypothesis is arXiv 2102.06356's: with tuned learning rates Nesterov and Adam do as well as layer-wise optimizers.
+16 to 1024, for as many utterances each ("equal epochs"): five learning rates each, the best by dev WER with three seeds.
+The null hypothesis is arXiv 2102.06356's: Nesterov and Adam, if tuned, do as well as layer-wise optimizers.
 
     OMP_NUM_THREADS=1 python benchmarks/large_batch.py --fsdd CLONE --runs runs.jsonl --jobs 2
     python benchmarks/large_batch.py --runs runs.jsonl --report benchmarks/results/large_batch_HARDWARE_DATE.md
 
-Every finished training is a line of the runs file: called again, it goes on with what is missing. The report can be made
-at any time and says what it lacks.
+Every finished training is a line of the runs file: called again, it goes on with what is missing. The report can be
+made at any time and says what it lacks.
 """
 
 import argparse
@@ -92,7 +92,7 @@ class Process:
             return Outcome(*(results[name] for name in ("dev_wer", "dev_cer", "test_wer", "test_cer"))), more
         for line in text.splitlines():
             if line.startswith("DivergenceError: "):
-                return DIVERGED, {"error": line}
+                return DIVERGED, {"at": line.split(": ")[1]}  # the step; the rest names files
         raise RuntimeError(f"exit code {self.process.returncode}: {text[-2000:]}")
 
 

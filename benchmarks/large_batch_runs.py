@@ -1,4 +1,4 @@
-"""What large_batch.py runs: optimizers, LR grids, the order of the trials, and the file that keeps the finished ones."""
+"""What large_batch.py runs: optimizers, LR grids, the order of the trials, the file of the finished ones."""
 
 import fcntl
 import json
@@ -87,7 +87,7 @@ def steps_of(batch: int, epochs: float, utterances: int) -> int:
 
 
 def best_exponent(optimizer: str, batch: int, outcomes: Outcomes) -> int | None:
-    """Of the LRs tried, by dev WER and then dev CER (WER is 1 until the first word is right), then the nearest the middle."""
+    """Of the LRs tried; by dev WER, then by dev CER (WER is 1 until the first word is right), then nearest the middle."""
     tried = [
         (outcome.dev_wer, outcome.dev_cer, abs(trial.exponent), trial.exponent)
         for trial, outcome in outcomes.items()
