@@ -1,8 +1,8 @@
 """Which optimizer learns best from large batches, if each has its learning rate searched alike?
 
 Trains quartznet_small on FSDD with NovoGrad, AdamW, SGD with Nesterov momentum and the same under LARC, at batches of
-16 to 1024, for as many utterances each ("equal epochs"): five learning rates each, the best by dev WER with three seeds.
-The null hypothesis is arXiv 2102.06356's: Nesterov and Adam, if tuned, do as well as layer-wise optimizers.
+16 to 1024, for as many utterances each ("equal epochs"): five learning rates each, the best by dev WER with 3 seeds.
+The null hypothesis is that of arXiv 2102.06356: tuned, Nesterov and Adam do as well as layer-wise optimizers.
 
     OMP_NUM_THREADS=1 python benchmarks/large_batch.py --fsdd CLONE --runs runs.jsonl --jobs 2
     python benchmarks/large_batch.py --runs runs.jsonl --report benchmarks/results/large_batch_HARDWARE_DATE.md
@@ -160,7 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("NOVOGRAD_TEST_DATA")
     parser.add_argument("--fsdd", default=data and f"{data}/fsdd", help="default: $NOVOGRAD_TEST_DATA/fsdd")
-    parser.add_argument("--runs", type=Path, required=True, help="file of the finished runs, made or gone on with")
+    about_runs = "file of the finished runs, made or gone on with; several for a report, the first with all batches"
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help=about_runs)
     parser.add_argument("--epochs", type=float, default=8, help="utterances heard by a run, in training sets")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, one thread each")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, choices=BATCHES)
@@ -173,13 +174,15 @@ def main() -> None:
     if arguments.report:
         write_report(arguments.runs, arguments.report)
         return
+    if len(arguments.runs) > 1:
+        parser.error("--runs: several files are for --report alone")
     if not arguments.fsdd:
         parser.error("--fsdd or NOVOGRAD_TEST_DATA: where the recordings are")
     fixed = {"epochs": arguments.epochs, "utterances": UTTERANCES, "micro_batch": MICRO_BATCH}
     settings = {**fixed, "overrides": arguments.overrides, **machine()}
     overrides = [f"data.root={arguments.fsdd}", *arguments.overrides]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this
-    runs = RunsFile(arguments.runs, settings, FIXED)
+    runs = RunsFile(arguments.runs[0], settings, FIXED)
     failed = carry_out(
         runs,
         lambda trial: Process(trial, arguments.epochs, overrides),

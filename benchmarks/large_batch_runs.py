@@ -87,7 +87,7 @@ def steps_of(batch: int, epochs: float, utterances: int) -> int:
 
 
 def best_exponent(optimizer: str, batch: int, outcomes: Outcomes) -> int | None:
-    """Of the LRs tried; by dev WER, then by dev CER (WER is 1 until the first word is right), then nearest the middle."""
+    """Of the LRs tried; by dev WER, then dev CER (WER is 1 until the first word is right), then nearest the middle."""
     tried = [
         (outcome.dev_wer, outcome.dev_cer, abs(trial.exponent), trial.exponent)
         for trial, outcome in outcomes.items()
