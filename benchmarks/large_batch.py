@@ -41,6 +41,19 @@ class Training(Protocol):
     def outcome(self) -> tuple[Outcome, dict[str, Any]]: ...
 
 
+def overrides_of(trial: Trial, epochs: float) -> list[str]:
+    """What a trial changes in the config of train.py."""
+    return [
+        *("model=quartznet_small", "data=fsdd", f"data.batch_size={MICRO_BATCH}"),
+        *CONTENDERS[trial.optimizer].overrides,
+        *("sched=cosine", f"optim.lr={trial.lr}", f"seed={trial.seed}"),
+        *(f"large_batch.global_batch_size={trial.batch}", "trainer.max_epochs=-1"),
+        f"trainer.max_steps={steps_of(trial.batch, epochs, UTTERANCES)}",
+        # measured once, when the last step is done
+        *("trainer.check_val_every_n_epoch=1000000", "trainer.enable_progress_bar=false", "logger=none"),
+    ]
+
+
 class Process:
     """train.py in a process and a folder of its own.
 
@@ -53,21 +66,14 @@ class Process:
     def __init__(self, trial: Trial, epochs: float, overrides: list[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="large_batch_")
         self.run_dir = Path(self.folder.name) / "run"
-        command = [
-            *(sys.executable, str(TRAIN), "model=quartznet_small", "data=fsdd", f"data.batch_size={MICRO_BATCH}"),
-            *CONTENDERS[trial.optimizer].overrides,
-            *("sched=cosine", f"optim.lr={trial.lr}", f"seed={trial.seed}"),
-            *(f"large_batch.global_batch_size={trial.batch}", "trainer.max_epochs=-1"),
-            f"trainer.max_steps={steps_of(trial.batch, epochs, UTTERANCES)}",
-            # measured once, when the last step is done
-            *("trainer.check_val_every_n_epoch=1000000", "trainer.enable_progress_bar=false", "logger=none"),
-            *overrides,
-            f"hydra.run.dir={self.run_dir}",
-        ]
+        own = [*overrides_of(trial, epochs), *overrides, f"hydra.run.dir={self.run_dir}"]
         self.errors = Path(self.folder.name) / "stderr.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                [sys.executable, str(TRAIN), *own],
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
 
     def poll(self) -> int | None:

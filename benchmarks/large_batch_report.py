@@ -52,7 +52,8 @@ with the square root of the batch. Where the best of one optimizer is the first 
 that side. The best by dev WER (equal ones: by dev CER) is run with two more seeds. The LR is searched on the dev set
 with one of the three seeds, so dev is a little flattered; test is not. Not searched: NovoGrad betas 0.9 and 0.25,
 weight decay 0.001; AdamW betas 0.9 and 0.98, weight decay 0.001; SGD Nesterov momentum 0.9, weight decay 0.0001; LARC
-around the same SGD, trust coefficient 0.02, clipped. A run that diverged counts as 100 %.
+around the same SGD, trust coefficient 0.02, clipped; biases and norms without weight decay but for NovoGrad's, as in
+conf/optim. A run that diverged counts as 100 %.
 """
 
 
@@ -100,7 +101,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
         runs: files of runs; the first is to have all batches, the others those that they have.
         page: a Markdown file to write.
     """
-    sections = []
+    sections: list[Section] = []
     for path in runs:
         settings, outcomes = read_runs(path)
         if not settings:

@@ -6,7 +6,12 @@ import random
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+from hydra import compose, initialize_config_module
+
+from lightning_novograd import build_optimizers
+from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches
 
 NAMES = ("NovoGrad", "AdamW", "SGD", "SGD+LARC")
 
@@ -118,6 +123,21 @@ def test_where_no_word_is_right_the_characters_decide_and_divergence_is_worst(ru
     }
     found[runs.Trial(16, "SGD", 2, 1)] = runs.DIVERGED
     assert runs.best_exponent("SGD", 16, found) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "built"), [("NovoGrad", "NovoGrad"), ("AdamW", "AdamW"), ("SGD", "SGD"), ("SGD+LARC", "LARC")]
+)
+def test_a_trial_is_a_config_of_the_recipe(modules, name, built):
+    runs, _, script = modules
+    trial = runs.Trial(256, name, 1, 2)
+    with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
+        settings = RunSettings.read(compose("asr", overrides=script.overrides_of(trial, 8)), "")
+    assert (settings.seed, settings.optim["lr"], settings.trainer["max_steps"]) == (2, trial.lr, 62)
+    assert plan_batches(settings, settings.data["batch_size"]).accumulate_grad_batches == 16
+    optimizer = build_optimizers(settings.optim, torch.nn.Linear(2, 2), max_steps=62)["optimizer"]
+    assert type(optimizer).__name__ == built
+    assert optimizer.param_groups[0].get("nesterov", True)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
