@@ -136,13 +136,12 @@ def head(sections: Sequence[Section], picture: str) -> list[str]:
 
 def progress(section: Section) -> list[str]:
     """Which runs are missing."""
-    missing = Counter((trial.batch, trial.optimizer) for trial in section.missing)
     diverged = sum(outcome.diverged for outcome in section.outcomes.values())
     text = f"{len(section.outcomes)} runs, {diverged} of them diverged."
-    if missing:
-        listed = ", ".join(f"{name} at {batch}: {count}" for (batch, name), count in missing.items())
-        text += f" **Not complete**, at least {missing.total()} runs are missing ({listed})."
-    return [text]
+    if missing := Counter(trial.batch for trial in section.missing):
+        listed = ", ".join(f"{missing[batch]} of batch {batch}" for batch in section.batches if missing[batch])
+        text += f" **Not complete**: at least {missing.total()} runs are missing, {listed}."
+    return [textwrap.fill(text, 120)]
 
 
 def results(section: Section) -> list[str]:
@@ -165,7 +164,8 @@ def results(section: Section) -> list[str]:
 def notes(section: Section, optimizer: str, batch: int) -> str:
     """What there is to know of a cell."""
     said = []
-    if at_edge(optimizer, batch, section.outcomes):
+    is_searched = not any((t.optimizer, t.batch, t.seed) == (optimizer, batch, SEARCH_SEED) for t in section.missing)
+    if is_searched and at_edge(optimizer, batch, section.outcomes):
         said.append("LR at the edge of what was searched")
     of_cell = [o for t, o in section.outcomes.items() if (t.optimizer, t.batch) == (optimizer, batch)]
     if diverged := sum(outcome.diverged for outcome in of_cell):
@@ -189,30 +189,37 @@ def verdicts(section: Section) -> list[str]:
         cells = []
         for first, second in PAIRS:
             both = [section.of_best_lr(name, batch) for name in (first, second)]
-            found = {}
+            texts = []
             for name in SETS:
-                rates = [[getattr(outcome, f"{name}_wer") for outcome in outcomes] for outcomes in both]
-                found[name] = compare(*rates)
-                counts[name][found[name]] += 1
-            cells.append(" / ".join(found.values()))
+                said = judge(both, f"{name}_wer")
+                counts[name][said] += 1
+                # WER is 100 % until the first word is right; characters come before
+                texts.append(f"{said} (CER: {judge(both, f'{name}_cer')})" if said == NEITHER else said)
+            cells.append(" / ".join(texts))
         lines.append(row(batch, *cells))
     lines.append("")
     for name in SETS:
         n = counts[name]
         decided = n[NO_DIFFERENCE] + n[BETTER] + n[WORSE]
-        lines.append(
-            f"- {name}: of {decided} comparisons {n[NO_DIFFERENCE]} without a difference, in {n[BETTER]} the layer-"
-            f"wise optimizer is better, in {n[WORSE]} worse"
-            + (f"; in {n[NEITHER]} neither has learned words" if n[NEITHER] else "")
-            + (f"; {n[OPEN]} are open" if n[OPEN] else "")
-            + "."
+        text = (
+            f"- {name}: of {decided} pairs {n[NO_DIFFERENCE]} show no difference; in {n[BETTER]} the layer-wise "
+            f"optimizer is better, in {n[WORSE]} worse"
         )
+        text += f"; {n[NEITHER]} more have learned no words yet" if n[NEITHER] else ""
+        text += f"; {n[OPEN]} more are open" if n[OPEN] else ""
+        lines.append(textwrap.fill(text, 118, subsequent_indent="  "))
     lines += [
         "",
         "Three values lie apart from three others by chance alone in one of ten comparisons: so many of these would",
         "if the null hypothesis held.",
     ]
     return lines
+
+
+def judge(pair: Sequence[list[Outcome]], rate: str) -> str:
+    """What the runs of the first of two optimizers are beside the second's, by an error rate."""
+    first, second = ([getattr(outcome, rate) for outcome in outcomes] for outcomes in pair)
+    return compare(first, second)
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> str:

@@ -220,12 +220,17 @@ def test_page_of_complete_runs(modules, tmp_path, settings, monkeypatch):
 
     outcomes = complete(runs, wer=wer)
     outcomes[runs.Trial(1024, "SGD", 2, 1)] = runs.DIVERGED
+    for trial, outcome in outcomes.items():
+        if trial.batch == 1024 and not outcome.diverged:
+            outcomes[trial] = runs.Outcome(1.0, outcome.dev_cer, 1.0, outcome.test_cer)
     write(runs, tmp_path / "runs.jsonl", settings, outcomes)
     report.write_report([tmp_path / "runs.jsonl"], tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| 16 | 1000 | AdamW | 0.002 | 2.0 (1.0 to 3.0) | 2.0 (1.0 to 3.0) |" in page
     assert "| 64 | no difference seen / no difference seen | better / better |" in page
-    assert "of 16 comparisons 8 without a difference, in 8 the layer-wise optimizer is better, in 0 worse." in page
+    counted = "of 12 pairs 6 show no difference; in 6 the layer-wise optimizer is better, in 0 worse"
+    assert f"- test: {counted}; 4 more have learned no words yet" in page.replace("\n  ", " ")
+    assert "| no words yet (CER: better) / no words yet (CER: better) |" in page
     assert "112 runs, 1 of them diverged." in page
     assert "1 of 7 runs diverged" in page
     assert "**1.0 / 1.0**" in page
@@ -242,8 +247,10 @@ def test_page_of_runs_that_are_not_complete(modules, tmp_path, settings):
     write(runs, tmp_path / "longer.jsonl", {**settings, "epochs": 32.0}, more)
     report.write_report([tmp_path / "runs.jsonl", tmp_path / "longer.jsonl"], tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "**Not complete**, at least 79 runs are missing (NovoGrad at 16: 5" in page
-    assert "**Not complete**, at least 19 runs are missing" in page
+    listed = "19 of batch 16, 20 of batch 64, 20 of batch 256, 20 of batch 1024."
+    assert f"**Not complete**: at least 79 runs are missing, {listed}" in page.replace("\n", " ")
+    assert "**Not complete**: at least 19 runs are missing, 19 of batch 1024." in page
+    assert "edge" not in page
     assert "| 64 | 250 | AdamW | - |" in page
     assert "| 16 | open / open |" in page
     assert "--epochs 32 --batches 1024" in page
