@@ -1,0 +1,70 @@
+"""The strategy that Lightning's Trainer is given."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from lightning_novograd.errors import ConfigError
+from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.recipes.asr.training.engines.ddp import Communication, HookedDDPStrategy
+from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
+
+log = rank_zero_logger(__name__)
+
+FSDP2 = "fsdp2"
+_PATH = "distributed"
+_SCALED = ("16-mixed", 16, "16")  # precisions with a GradScaler
+
+
+def build_strategy(settings: DistributedSettings, trainer: Mapping[str, Any], world_size: int) -> Strategy | str:
+    """What ``trainer.strategy`` means: DDP and FSDP2 with the ``distributed`` block, another as Lightning knows it.
+
+    Args:
+        settings: the block.
+        trainer: arguments of the Trainer.
+        world_size: processes of the run, on all nodes.
+
+    Raises:
+        ConfigError: the block has keys that the strategy does not know, or that do not go with the precision.
+    """
+    name = trainer.get("strategy", "auto")
+    if name == "auto" and world_size > 1:
+        name = "ddp"  # as Lightning has it
+    timeout = timedelta(seconds=settings.process_group_timeout)
+    if name == "ddp":
+        _check_precision(settings, trainer.get("precision"))
+        options: dict[str, Any] = {
+            "gradient_as_bucket_view": settings.gradient_as_bucket_view,
+            "static_graph": settings.static_graph,
+        }
+        if settings.bucket_cap_mb is not None:
+            options["bucket_cap_mb"] = settings.bucket_cap_mb
+        return HookedDDPStrategy(Communication.of(settings), timeout=timeout, **options)
+    if name == "auto":
+        if given := settings.of_ddp():
+            log.warning("one process trains: %s.%s has nothing to do", _PATH, f", {_PATH}.".join(given))
+        return name
+    if given := settings.of_ddp():
+        raise ConfigError(f"{_PATH}.{given[0]}", f"is of DDP, and trainer.strategy is {name!r}; leave it out")
+    if name == FSDP2:
+        _check_sharded(trainer)
+        return ModelParallelStrategy(
+            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
+        )
+    if settings != DistributedSettings():
+        problem = f"is of trainer.strategy ddp or {FSDP2}, not of {name!r}; leave it out"
+        raise ConfigError(f"{_PATH}.process_group_timeout", problem)
+    return name
+
+
+def _check_precision(settings: DistributedSettings, precision: Any) -> None:
+    if settings.comm_hook == "powersgd" and precision in _SCALED:
+        problem = f"keeps errors of gradients, whose scale changes under precision={precision}; use bf16-mixed"
+        raise ConfigError(f"{_PATH}.comm_hook", f"powersgd {problem}")
+
+
+def _check_sharded(trainer: Mapping[str, Any]) -> None:
+    if (precision := trainer.get("precision")) in _SCALED:
+        raise ConfigError("trainer.precision", f"{precision} needs a GradScaler, which FSDP2 lacks; use bf16-mixed")
