@@ -1,6 +1,7 @@
 """DDP with a communication hook, on the CPU too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from lightning.pytorch.strategies import DDPStrategy
@@ -44,6 +45,9 @@ class HookedDDPStrategy(DDPStrategy):
     - Lightning registers a hook on GPUs alone; gloo knows them too.
     - PowerSGD adds the error of a step to the next gradient. After a step that :class:`NonFiniteGuard` has left out,
       that error is NaN; it is dropped.
+    - A static graph is learnt in a first backward pass that sends gradients; with accumulation Lightning would have it
+      send none, an internal error of torch's. So the very first micro-batch sends them too, which changes no number:
+      a mean over ranks is its own mean.
 
     Args:
         communication: see :class:`Communication`.
@@ -54,14 +58,32 @@ class HookedDDPStrategy(DDPStrategy):
         state, hook, wrapper = communication
         super().__init__(ddp_comm_state=state, ddp_comm_hook=hook, ddp_comm_wrapper=wrapper, **options)
         self.communication = communication
+        self._graph_is_known = True
 
     def configure_ddp(self) -> None:
         """Wrap the model, and register the hook where Lightning does not."""
         super().configure_ddp()
+        self._graph_is_known = not self._ddp_kwargs.get("static_graph")
         state, hook, wrapper = self.communication
         if hook is not None and self.root_device.type != "cuda":
             assert isinstance(self.model, DistributedDataParallel)
-            self.model.register_comm_hook(state, hook if wrapper is None else wrapper(hook))
+            wrapped = hook if wrapper is None else wrapper(hook)
+
+            def over_gloo(state, bucket):  # DDP reads annotations
+                return wrapped(state, bucket)
+
+            # DDP refuses bf16's hooks by their names where there is no NCCL; gloo knows bf16
+            self.model.register_comm_hook(state, over_gloo)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Lightning's: send no gradients in a micro-batch that is not the last of its step."""
+        if self._graph_is_known:
+            with super().block_backward_sync():
+                yield
+        else:
+            self._graph_is_known = True
+            yield
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Drop what PowerSGD remembers of gradients that were not finite."""

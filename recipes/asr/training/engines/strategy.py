@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.strategies import Strategy
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.recipes.asr.training.engines.batch_norm import SyncBatchNormOnCPU
 from lightning_novograd.recipes.asr.training.engines.ddp import Communication, HookedDDPStrategy
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
+from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, FSDP2Strategy
 
 log = rank_zero_logger(__name__)
 
-FSDP2 = "fsdp2"
 _PATH = "distributed"
 _SCALED = ("16-mixed", 16, "16")  # precisions with a GradScaler
 
@@ -50,13 +52,25 @@ def build_strategy(settings: DistributedSettings, trainer: Mapping[str, Any], wo
         raise ConfigError(f"{_PATH}.{given[0]}", f"is of DDP, and trainer.strategy is {name!r}; leave it out")
     if name == FSDP2:
         _check_sharded(trainer)
-        return ModelParallelStrategy(
-            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
-        )
+        return FSDP2Strategy(world_size, timeout)
     if settings != DistributedSettings():
         problem = f"is of trainer.strategy ddp or {FSDP2}, not of {name!r}; leave it out"
         raise ConfigError(f"{_PATH}.process_group_timeout", problem)
     return name
+
+
+def layer_sync(trainer: Mapping[str, Any], world_size: int) -> LayerSync | None:
+    """The plugin that takes the place of ``trainer.sync_batchnorm`` where torch's layers do not run.
+
+    Args:
+        trainer: arguments of the Trainer.
+        world_size: processes of the run, on all nodes.
+
+    Returns:
+        None where Lightning's own is right, or nothing is to be shared.
+    """
+    on_cpu = trainer.get("accelerator") == "cpu" and trainer.get("strategy") != FSDP2
+    return SyncBatchNormOnCPU() if trainer.get("sync_batchnorm") and on_cpu and world_size > 1 else None
 
 
 def _check_precision(settings: DistributedSettings, precision: Any) -> None:
@@ -66,5 +80,7 @@ def _check_precision(settings: DistributedSettings, precision: Any) -> None:
 
 
 def _check_sharded(trainer: Mapping[str, Any]) -> None:
+    if trainer.get("sync_batchnorm"):
+        raise ConfigError("trainer.sync_batchnorm", f"is of DDP; Lightning's strategy for {FSDP2} does not know it")
     if (precision := trainer.get("precision")) in _SCALED:
         raise ConfigError("trainer.precision", f"{precision} needs a GradScaler, which FSDP2 lacks; use bf16-mixed")
