@@ -18,6 +18,7 @@ log = rank_zero_logger(__name__)
 
 _PATH = "distributed"
 _SCALED = ("16-mixed", 16, "16")  # precisions with a GradScaler
+_OF_FSDP2 = (None, "32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")
 
 
 def build_strategy(settings: DistributedSettings, trainer: Mapping[str, Any], world_size: int) -> Strategy | str:
@@ -82,5 +83,7 @@ def _check_precision(settings: DistributedSettings, precision: Any) -> None:
 def _check_sharded(trainer: Mapping[str, Any]) -> None:
     if trainer.get("sync_batchnorm"):
         raise ConfigError("trainer.sync_batchnorm", f"is of DDP; Lightning's strategy for {FSDP2} does not know it")
-    if (precision := trainer.get("precision")) in _SCALED:
-        raise ConfigError("trainer.precision", f"{precision} needs a GradScaler, which FSDP2 lacks; use bf16-mixed")
+    precision = trainer.get("precision")
+    if precision not in _OF_FSDP2:
+        names = ", ".join(name for name in _OF_FSDP2 if isinstance(name, str) and "-" in name)
+        raise ConfigError("trainer.precision", f"{precision!r} is not one that Lightning has for {FSDP2}: {names}")

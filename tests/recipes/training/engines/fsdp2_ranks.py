@@ -49,7 +49,7 @@ def fit(strategy: str, frozen: tuple = (), bad: int | None = None, optim: dict[s
         devices=RANKS,
         use_distributed_sampler=False,
         log_every_n_steps=1,
-        **{"precision": "64-true", **options},
+        **options,
     )
     made.fit(model, loader(batches(6, bad)))
     sharded = sum(isinstance(p, DTensor) for p in model.parameters())

@@ -74,7 +74,8 @@ def test_one_process_has_nothing_to_send(caplog):
         ({"bucket_cap_mb": 50}, {"strategy": "ddp_spawn"}, "distributed.bucket_cap_mb: is of DDP"),
         ({"process_group_timeout": 9}, {"strategy": "ddp_spawn"}, "process_group_timeout: is of .* ddp or fsdp2"),
         ({}, {"strategy": "fsdp2", "sync_batchnorm": True}, "trainer.sync_batchnorm: is of DDP"),
-        ({}, {"strategy": "fsdp2", "precision": "16-mixed"}, "trainer.precision: 16-mixed needs a GradScaler"),
+        ({}, {"strategy": "fsdp2", "precision": "16-mixed"}, "'16-mixed' is not one .* for fsdp2: 32-true, bf16-mixed"),
+        ({}, {"strategy": "fsdp2", "precision": "64-true"}, "trainer.precision: '64-true' is not one"),
     ],
 )
 def test_what_does_not_go_together_is_refused(block, trainer, message):
