@@ -17,9 +17,7 @@ from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 CONF = ROOT / "conf"
 OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))  # options of Hydra's own groups: tests/recipes/training/engines
-GROUPS = sorted(
-    p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml") if p not in OF_HYDRA
-)
+GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml") if p not in OF_HYDRA)
 
 
 @pytest.fixture(scope="module", autouse=True)

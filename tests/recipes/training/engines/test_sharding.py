@@ -75,7 +75,9 @@ def test_a_run_is_saved_resumed_averaged_and_evaluated(tmp_path):
 
     first = next((tmp_path / "whole" / "checkpoints").glob("epoch000*.ckpt"))
     run(tmp_path / "resumed", corpus, f"resume_from={first}")
-    ends = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "resumed")]
+    ends = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "resumed")
+    ]
     for name, weight in ends[0]["state_dict"].items():
         assert torch.equal(ends[1]["state_dict"][name], weight), name
     states = [end["optimizer_states"][0]["state"] for end in ends]

@@ -12,7 +12,12 @@ from hydra import compose, initialize_config_module
 from lightning_novograd.recipes.asr.training.settings import RunSettings, count_devices
 
 SCRIPT = ROOT / "recipes" / "asr" / "slurm.sbatch"
-ALLOCATION = {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "8"}
+ALLOCATION = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_JOB_NUM_NODES": "4",
+    "SLURM_NTASKS_PER_NODE": "8",
+    "SLURM_CPUS_PER_TASK": "8",
+}
 
 
 @pytest.fixture
