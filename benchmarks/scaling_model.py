@@ -8,6 +8,7 @@ python benchmarks/scaling_model.py --measure     # CPU seconds of forward, CTC a
 
 import argparse
 import math
+import textwrap
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -114,14 +115,21 @@ NOISES = (1024, 8192, 32768)
 BATCHES = (512, 2048, 8192, 32768, 131072)
 
 
+def paragraph(text: str) -> str:
+    """Its lines."""
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
 def page() -> str:
     """The page."""
     lines = ["# How far Jasper and QuartzNet scale, on paper", ""]
     lines += [
-        "Printed by `python benchmarks/scaling_model.py`; a test compares. **Counted**: parameters and FLOPs (torch's",
-        "`FlopCounterMode`, forward; backward is twice that). **Measured**: CPU seconds of one utterance on one thread.",
-        "**Assumed**, on paper: everything about GPUs and networks. Measured efficiency on this kind of machine:",
-        "`python benchmarks/ddp_scaling.py`.",
+        paragraph(
+            "Printed by `python benchmarks/scaling_model.py`; a test compares. **Counted**: parameters and FLOPs (torch's "
+            "`FlopCounterMode`, forward; backward is twice that). **Measured**: CPU seconds of an utterance, one thread. "
+            "**Assumed**, on paper: everything about GPUs and networks. `python benchmarks/ddp_scaling.py` measures the "
+            "efficiency of a few ranks on the machine at hand."
+        ),
         "",
         "| assumed | |",
         "|---|---|",
@@ -133,11 +141,12 @@ def page() -> str:
         f"| reached by a collective | {EFFICIENCY:.0%}, and 2 log2(n) messages of {HOP * 1e6:.0f} us |",
         "| weights, gradients | float32 (autocast computes in bf16) |",
         "",
-        "A ring all-reduce sends 2 (n - 1) / n of the gradients from each GPU, and hides behind the backward pass but for"
-        " its",
-        f"last bucket of {BUCKET / 1e6:.0f} MB. ZeRO-1 scatters gradients behind it and then gathers weights; FSDP2 gathers"
-        " weights",
-        "twice and scatters gradients once, behind all of the computation but for the first block.",
+        paragraph(
+            "A ring all-reduce sends 2 (n - 1) / n of the gradients from each GPU, and hides behind the backward pass but "
+            f"for its last bucket of {BUCKET / 1e6:.0f} MB. ZeRO-1 scatters gradients behind it and then gathers weights; "
+            "FSDP2 gathers weights twice and scatters gradients once, behind all of the computation but for the first "
+            "block."
+        ),
         "",
         f"## The models, with utterances of {FRAMES / 100:.1f} s",
         "",
@@ -180,11 +189,11 @@ def page() -> str:
             lines.append(f"| {gpus} | {' | '.join(cells)} |")
     lines += ["", "## Where a global batch of 32768 stops to pay", ""]
     lines += [
-        "Steps to a given loss are S_min (1 + B_noise / B) for the gradient noise scale B_noise (arXiv 1812.06162;"
-        " `GradientNoiseScale`",
-        "measures it, docs/large_batch.md). Hours under DDP, where a batch of 256 needs 400 epochs of LibriSpeech; in"
-        " brackets how",
-        "many utterances a GPU has. Shortest in bold.",
+        paragraph(
+            "Steps to a given loss are S_min (1 + B_noise / B) for the gradient noise scale B_noise (arXiv 1812.06162; "
+            "`GradientNoiseScale` measures it, docs/large_batch.md). Hours under DDP, where a batch of 256 needs 400 epochs "
+            "of LibriSpeech; in brackets how many utterances a GPU has. Shortest in bold."
+        )
     ]
     for m in models:
         lines += ["", f"| {m.name} | B_noise | " + " | ".join(f"B = {b}" for b in BATCHES) + " |"]
@@ -203,12 +212,12 @@ def page() -> str:
 CONCLUSIONS = [
     "What follows from these assumptions:",
     "",
-    "- All-reduces hide behind the backward pass at all three sizes, so `distributed.comm_hook` saves bytes and no time;",
-    "  it pays where the network is tens of times slower than assumed here.",
+    "- All-reduces hide behind the backward pass at all three sizes: `distributed.comm_hook` saves bytes and no time; it",
+    "  pays where the network is tens of times slower than assumed here.",
     "- Weights, gradients and optimizer are at most 5.3 GB of a GPU's 80: neither model needs ZeRO-1 or FSDP2.",
     "- A batch beyond B_noise buys hardly fewer steps, whatever the number of GPUs; one far below it leaves GPUs with",
-    "  too little to do. 32768 is in no row the shortest: with 512 GPUs it takes 1.1 to 4 times as long as the best, and",
-    "  comes near only where B_noise is as large itself.",
+    "  too little to do. 32768 is in no row the shortest: with 512 GPUs it takes 1.1 to 4 times as long as the best,",
+    "  and comes near only where B_noise is as large itself.",
 ]
 
 

@@ -12,13 +12,13 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum over the processes; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -76,5 +76,5 @@ class SyncBatchNormOnCPU(LayerSync):
         """Have them look at their own batches again."""
         for layer in model.modules():
             if type(layer) is RanksBatchNorm1d:
-                layer.__class__ = nn.BatchNorm1d
+                layer.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
         return model

@@ -11,7 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
 
-_HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook, "powersgd": powerSGD_hook}
+_HOOKS: dict[str, Callable[..., Any]] = {
+    "bf16": default_hooks.bf16_compress_hook,
+    "fp16": default_hooks.fp16_compress_hook,
+    "powersgd": powerSGD_hook,
+}
 _WRAPPERS = {"bf16": default_hooks.bf16_compress_wrapper, "fp16": default_hooks.fp16_compress_wrapper}
 
 
