@@ -125,10 +125,10 @@ def page() -> str:
     lines = ["# How far Jasper and QuartzNet scale, on paper", ""]
     lines += [
         paragraph(
-            "Printed by `python benchmarks/scaling_model.py`; a test compares. **Counted**: parameters and FLOPs (torch's "
-            "`FlopCounterMode`, forward; backward is twice that). **Measured**: CPU seconds of an utterance, one thread. "
-            "**Assumed**, on paper: everything about GPUs and networks. `python benchmarks/ddp_scaling.py` measures the "
-            "efficiency of a few ranks on the machine at hand."
+            "Printed by `python benchmarks/scaling_model.py`; a test compares. **Counted**: parameters and FLOPs "
+            "(torch's `FlopCounterMode`, forward; backward is twice that). **Measured**: CPU seconds of an utterance, "
+            "one thread. **Assumed**, on paper: everything about GPUs and networks. `python benchmarks/ddp_scaling.py` "
+            "measures the efficiency of a few ranks on the machine at hand."
         ),
         "",
         "| assumed | |",
@@ -142,9 +142,10 @@ def page() -> str:
         "| weights, gradients | float32 (autocast computes in bf16) |",
         "",
         paragraph(
-            "A ring all-reduce sends 2 (n - 1) / n of the gradients from each GPU, and hides behind the backward pass but "
-            f"for its last bucket of {BUCKET / 1e6:.0f} MB. ZeRO-1 scatters gradients behind it and then gathers weights; "
-            "FSDP2 gathers weights twice and scatters gradients once, behind all of the computation but for the first "
+            "A ring all-reduce sends 2 (n - 1) / n of the gradients from each GPU, and hides behind the backward pass "
+            f"but for its last bucket of {BUCKET / 1e6:.0f} MB. ZeRO-1 scatters gradients behind it and then gathers "
+            "weights; FSDP2 gathers weights twice and scatters gradients once, behind all of the computation "
+            "but for the first "
             "block."
         ),
         "",
@@ -191,8 +192,8 @@ def page() -> str:
     lines += [
         paragraph(
             "Steps to a given loss are S_min (1 + B_noise / B) for the gradient noise scale B_noise (arXiv 1812.06162; "
-            "`GradientNoiseScale` measures it, docs/large_batch.md). Hours under DDP, where a batch of 256 needs 400 epochs "
-            "of LibriSpeech; in brackets how many utterances a GPU has. Shortest in bold."
+            "`GradientNoiseScale` measures it, docs/large_batch.md). Hours under DDP, where a batch of 256 needs 400 "
+            "epochs of LibriSpeech; in brackets how many utterances a GPU has. Shortest in bold."
         )
     ]
     for m in models:
@@ -212,8 +213,8 @@ def page() -> str:
 CONCLUSIONS = [
     "What follows from these assumptions:",
     "",
-    "- All-reduces hide behind the backward pass at all three sizes: `distributed.comm_hook` saves bytes and no time; it",
-    "  pays where the network is tens of times slower than assumed here.",
+    "- All-reduces hide behind the backward pass at all three sizes: `distributed.comm_hook` saves bytes and no time;",
+    "  it pays where the network is tens of times slower than assumed here.",
     "- Weights, gradients and optimizer are at most 5.3 GB of a GPU's 80: neither model needs ZeRO-1 or FSDP2.",
     "- A batch beyond B_noise buys hardly fewer steps, whatever the number of GPUs; one far below it leaves GPUs with",
     "  too little to do. 32768 is in no row the shortest: with 512 GPUs it takes 1.1 to 4 times as long as the best,",

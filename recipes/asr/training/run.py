@@ -26,13 +26,13 @@ from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
-from lightning_novograd.recipes.asr.training.engines.sharding import module_class
+from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
-from lightning_novograd.recipes.asr.training.module import count_parameters
+from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -87,7 +87,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     trained = None if settings.init_from is None else load(settings.init_from)
     model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    module = module_class(settings.trainer)(model_config, settings.optim, num_samples=settings.num_samples)
+    kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
+    module = kind(model_config, settings.optim, num_samples=settings.num_samples)
     if trained is not None:
         start_from(module.model, trained, str(settings.init_from))
     if settings.freeze:

@@ -1,6 +1,5 @@
 """A model whose weights are spread over the processes (FSDP2)."""
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -66,8 +65,3 @@ class ShardedCTCModule(CTCModule):
     def _share_statistics(self) -> None:
         for buffer in self.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def module_class(trainer: Mapping[str, Any]) -> type[CTCModule]:
-    """The module that ``trainer.strategy`` needs."""
-    return ShardedCTCModule if trainer.get("strategy") == FSDP2 else CTCModule

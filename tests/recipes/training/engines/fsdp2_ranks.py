@@ -12,9 +12,10 @@ from torch.distributed.tensor import DTensor
 
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
-from lightning_novograd.recipes.asr.training.engines.sharding import module_class
+from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy
 from lightning_novograd.recipes.asr.training.freezing import freeze
+from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.training.callbacks import LayerMonitor
 
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -30,7 +31,7 @@ def fit(strategy: str, frozen: tuple = (), bad: int | None = None, optim: dict[s
     """Train 6 micro-batches; returns losses and whole weights."""
     torch.manual_seed(0)
     given = {"strategy": strategy}
-    model = module_class(given)(MODEL, {**OPTIM, **(optim or {})}, num_samples=0)
+    model = (ShardedCTCModule if strategy == FSDP2 else CTCModule)(MODEL, {**OPTIM, **(optim or {})}, num_samples=0)
     model.guard, losses = NonFiniteGuard("skip"), []
     if frozen:
         freeze(model, frozen)

@@ -52,7 +52,7 @@ def test_what_needs_whole_weights_is_refused(seen):
 def run(folder: Path, corpus: Path, *overrides: str) -> dict:
     """Two processes, as a user starts them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    model = ["model=quartznet_small", "data=manifest", *manifests(corpus), "data.batch_size=4"]
+    model = ["model=quartznet_small", "data=manifest", *manifests(corpus), "data.batch_size=4", "data.num_workers=0"]
     done = subprocess.run(
         [
             *(*command, ROOT / "recipes" / "asr" / "train.py", *model, *FSDP2, "trainer.devices=2"),
