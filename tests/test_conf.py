@@ -16,7 +16,8 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 CONF = ROOT / "conf"
-GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml"))
+OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))  # options of Hydra's own groups: tests/recipes/training/engines
+GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml") if p not in OF_HYDRA)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +95,7 @@ def test_every_preset_has_a_schedule_of_its_own(name):
 
 def test_yaml_files_hold_plain_data():
     paths = sorted(CONF.glob("**/*.yaml"))
-    assert len(paths) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
+    assert len(paths) - len(OF_HYDRA) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
     for path in paths:
         assert "_target_" not in Path(path).read_text(), path
         OmegaConf.load(path)

@@ -15,6 +15,7 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
 from lightning_novograd.recipes.asr.section import Section, _checked
+from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings, PowerSgdSettings
 from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
 
 REQUIRED = dataclasses.MISSING
@@ -62,6 +63,15 @@ KEYS = {
         "num_classes": (None, {"low": -1}),
         "vocabulary": (None, {}),
         "init_mode": ("xavier_uniform", {"allowed": INITIALIZERS}),
+    },
+    "DistributedSettings": {
+        "process_group_timeout": (1800.0, {"above": 0.0, "high": 1e7}),
+        "bucket_cap_mb": (None, {"above": 0.0}),
+        "gradient_as_bucket_view": (False, {}),
+        "static_graph": (False, {}),
+        "comm_hook": (None, {"allowed": ["bf16", "fp16", "powersgd", None]}),
+        "comm_wrapper": (None, {"allowed": ["bf16", "fp16", None]}),
+        "powersgd": (PowerSgdSettings(), {}),
     },
     "EarlyStoppingSettings": {
         "patience": (None, {"low": 1}),
@@ -151,6 +161,12 @@ KEYS = {
         "case": (None, {"allowed": ["lower", "upper", None]}),
         "unicode": (None, {"allowed": ["NFC", "NFD", "NFKC", "NFKD", None]}),
     },
+    "PowerSgdSettings": {
+        "rank": (1, {"low": 1, "high": 1024}),
+        "start_step": (1000, {"low": 2}),
+        "min_compression_rate": (2.0, {"low": 1.0}),
+        "epsilon": (1e-8, {"low": 0.0, "below": 1.0}),
+    },
     "PublishedSettings": {
         "source": (REQUIRED, {}),
         "wer": (REQUIRED, {}),
@@ -163,6 +179,7 @@ KEYS = {
         "logger": (REQUIRED, {}),
         "checkpoint": (REQUIRED, {}),
         "large_batch": (REQUIRED, {}),
+        "distributed": (DistributedSettings(), {}),
         "nonfinite": (NonFiniteSettings(), {}),
         "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),

@@ -1,9 +1,11 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_novograd.errors import LightningNovoGradError
@@ -11,6 +13,7 @@ from lightning_novograd.recipes.asr.data.corpora.base import workers
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 MOST_WORKERS = 8
+SETTLING = 0.1  # s; gloo's threads need microseconds once they get a core
 
 
 def fitting_workers(devices: int = 1) -> int:
@@ -105,12 +108,15 @@ class BatchLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
+        self._forks = num_workers > 0
         self._loader = self._new_loader()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._forks:
+            let_gloo_settle()
         for batch in self._loader:
             if isinstance(batch, LightningNovoGradError):
                 self.close()
@@ -123,6 +129,16 @@ class BatchLoader:
         Left to the garbage collector, which may come while other workers are being started, they take seconds to end.
         """
         self._loader = self._new_loader()
+
+
+def let_gloo_settle() -> None:
+    """Wait until gloo's threads have dropped the tensors of their last collective, before processes are forked.
+
+    For that they take the interpreter's lock and register with it. A fork at that moment copies the registry's lock as
+    it is, locked, and the new process waits for it for ever (CPython 3.11; docs/gloo_exit.md).
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        time.sleep(SETTLING)
 
 
 class ResumableLoader(BatchLoader):

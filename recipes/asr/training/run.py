@@ -26,6 +26,8 @@ from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
+from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
+from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
@@ -86,7 +88,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     trained = None if settings.init_from is None else load(settings.init_from)
     model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    module = CTCModule(model_config, settings.optim, num_samples=settings.num_samples)
+    kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
+    module = kind(model_config, settings.optim, num_samples=settings.num_samples)
     if trained is not None:
         start_from(module.model, trained, str(settings.init_from))
     if settings.freeze:
@@ -166,9 +169,13 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []
     plugins = [*(given if isinstance(given, list) else [given]), WholeCheckpoints()]
+    if sync := layer_sync(settings.trainer, plan.world_size):
+        plugins.append(sync)
     return pl.Trainer(
         **{
             **settings.trainer,
+            "strategy": build_strategy(settings.distributed, settings.trainer, plan.world_size),
+            "sync_batchnorm": bool(settings.trainer.get("sync_batchnorm")) and sync is None,
             "accumulate_grad_batches": plan.accumulate_grad_batches,
             "enable_progress_bar": shows_bar(settings.trainer.get("enable_progress_bar") is not False),
             "plugins": plugins,

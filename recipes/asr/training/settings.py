@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
 from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
+from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
 
 # the name in the config -> the class in lightning.pytorch.loggers
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
@@ -136,6 +137,7 @@ class RunSettings(Section):
         logger: loggers by name (csv, tensorboard, wandb), with their arguments.
         checkpoint: see :class:`CheckpointSettings`.
         large_batch: see :class:`LargeBatchSettings`.
+        distributed: see :class:`DistributedSettings`.
         nonfinite: see :class:`NonFiniteSettings`.
         console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
@@ -155,6 +157,7 @@ class RunSettings(Section):
     logger: dict = key()
     checkpoint: CheckpointSettings = key()
     large_batch: LargeBatchSettings = key()
+    distributed: DistributedSettings = key(DistributedSettings())
     nonfinite: NonFiniteSettings = key(NonFiniteSettings())
     console: ConsoleSettings = key(ConsoleSettings())
     seed: int = key(1, low=0)
@@ -206,6 +209,7 @@ class RunSettings(Section):
         sections: dict[str, type[Section]] = {
             "checkpoint": CheckpointSettings,
             "large_batch": LargeBatchSettings,
+            "distributed": DistributedSettings,
             "early_stopping": EarlyStoppingSettings,
             "published": PublishedSettings,
             "nonfinite": NonFiniteSettings,

@@ -48,6 +48,7 @@ def nonfinite_names(state_dict: Mapping[Any, Any], first: int | None = None) -> 
     if not sizes:
         return []
     suspects = (~torch.isfinite(torch.stack([size.to(sizes[0].device) for size in sizes]))).tolist()
-    values = {str(name): value for name, value in state_dict.items()}
+    # this process's part of a sharded one: the others may not look, and a collective would wait for them
+    values = {str(n): value.to_local() if hasattr(value, "to_local") else value for n, value in state_dict.items()}
     found = (n for n, suspect in zip(names, suspects, strict=True) if suspect and not torch.isfinite(values[n]).all())
     return [name for _, name in zip(range(first or len(names)), found, strict=False)]
