@@ -7,6 +7,8 @@ import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
 
+from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
+
 
 class _SumOverRanks(torch.autograd.Function):
     """The sum over the processes; its gradient is the sum of theirs."""
@@ -24,8 +26,8 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-class RanksBatchNorm1d(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` whose mean and variance are those of the values of all processes.
+class RanksBatchNorm(BatchNorm):
+    """A :class:`BatchNorm` whose mean and variance are those of the values of all processes.
 
     Two collectives in a forward pass, for the mean and then for the squares around it, and two in a backward pass.
     """
@@ -68,13 +70,13 @@ class SyncBatchNormOnCPU(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """Have the norms of `model` look at all processes."""
         for layer in model.modules():
-            if type(layer) is nn.BatchNorm1d:
-                layer.__class__ = RanksBatchNorm1d
+            if type(layer) is BatchNorm:
+                layer.__class__ = RanksBatchNorm
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Have them look at their own batches again."""
         for layer in model.modules():
-            if type(layer) is RanksBatchNorm1d:
-                layer.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
+            if type(layer) is RanksBatchNorm:
+                layer.__class__ = BatchNorm
         return model

@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_novograd.recipes.asr.training.engines.batch_norm import RanksBatchNorm1d, SyncBatchNormOnCPU
+from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
+from lightning_novograd.recipes.asr.training.engines.batch_norm import RanksBatchNorm, SyncBatchNormOnCPU
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def test_values_gradients_and_statistics_are_torchs(dtype):
     x, seen = torch.randn(3, 4, 5, dtype=torch.float64).mul(2).add(1), []
     upstream = torch.randn(3, 4, 5, dtype=torch.float64)
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
-    for kind in (nn.BatchNorm1d, RanksBatchNorm1d):
+    for kind in (nn.BatchNorm1d, RanksBatchNorm):
         norm = kind(4, eps=1e-3, dtype=parameters)
         nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
         given = x.to(dtype).requires_grad_()
@@ -36,13 +37,13 @@ def test_values_gradients_and_statistics_are_torchs(dtype):
 
 
 def test_layers_are_the_same_before_and_after():
-    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval())
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), BatchNorm(4), BatchNorm(4).eval())
     before = {name: id(tensor) for name, tensor in model.named_parameters()}
     sync = SyncBatchNormOnCPU()
     assert sync.apply(model) is model
-    assert [type(layer) for layer in model[1:]] == [RanksBatchNorm1d, RanksBatchNorm1d]
+    assert [type(layer) for layer in model[1:]] == [RanksBatchNorm, RanksBatchNorm]
     x = torch.randn(2, 4, 3)
     torch.testing.assert_close(model[2](x), x, rtol=1e-4, atol=1e-4)  # in eval mode by its statistics
     assert sync.revert(model) is model
-    assert [type(layer) for layer in model[1:]] == [nn.BatchNorm1d, nn.BatchNorm1d]
+    assert [type(layer) for layer in model[1:]] == [BatchNorm, BatchNorm]
     assert {name: id(tensor) for name, tensor in model.named_parameters()} == before
