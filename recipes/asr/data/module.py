@@ -56,6 +56,8 @@ class SpeechDataModule(LightningDataModule):
         sample_rate: Hz, of the model.
         seed: of batches and augmentation.
         batch_size: instead of `config.loading.batch_size`, for a global batch that was solved.
+        last: ``"drop"`` or ``"keep"`` the utterances that do not fill a global batch; see `GlobalBatchSampler`.
+        reduction: of the losses of a step, which weighs micro-batches (``model.ctc_reduction``).
 
     Raises:
         DataError: in `setup`, for anything in a manifest or its audio that cannot be used.
@@ -76,10 +78,13 @@ class SpeechDataModule(LightningDataModule):
         sample_rate: int = 16000,
         seed: int = 0,
         batch_size: int | None = None,
+        last: str = "drop",
+        reduction: str = "mean_batch",
     ) -> None:
         super().__init__()
         self.config, self.alphabet, self.sample_rate, self.seed = config, alphabet, sample_rate, seed
         self.samples_to_frames = samples_to_frames
+        self.last, self.reduction = last, reduction
         self.batch_size = batch_size or config.loading.batch_size
         self.eval_batch_size = config.loading.eval_batch_size or self.batch_size
         self.datasets: dict[str, SpeechDataset] = {}
@@ -234,8 +239,13 @@ class SpeechDataModule(LightningDataModule):
             bucket_steps=self.config.loading.bucket_steps,
             mixture=self._mixture,
             lengths=dataset.lengths,
+            last=self.last,
+            counts=dataset.target_lens if self.reduction == "mean_volume" else None,
+            sums=self.reduction == "sum",
             **self._place(),
         )
+        if not getattr(trainer, "fast_dev_run", False):
+            _check_limit(getattr(trainer, "limit_train_batches", None), sampler)
         if sampler.rank == 0:
             log.info("%.1f %% of the samples of an epoch's batches are padding", 100 * sampler.padding())
         loader = ResumableLoader(dataset, sampler, collate, **self._loading())
@@ -284,3 +294,19 @@ class SpeechDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.config.loading.num_workers, "pin_memory": cuda}
+
+
+def _check_limit(limit: float | None, sampler: GlobalBatchSampler) -> None:
+    """Refuse a limit that cuts a global batch in two: Lightning would make a step of what is left, of too small a loss.
+
+    Raises:
+        ConfigError: the limits that work nearby are named.
+    """
+    batches, accumulate = len(sampler), sampler.accumulate
+    taken = min(limit, batches) if isinstance(limit, int) else batches if limit is None else int(batches * limit)
+    if taken == batches or taken % accumulate == 0:
+        return
+    below = taken - taken % accumulate
+    nearest = " and ".join(str(size) for size in (below, min(below + accumulate, batches)) if size)
+    problem = f"{limit:g} takes {taken} of {batches} batches, and a global batch has {accumulate}"
+    raise ConfigError("trainer.limit_train_batches", f"{problem}; nearest that work: {nearest}")
