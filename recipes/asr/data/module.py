@@ -26,6 +26,7 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoa
 from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
 from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.asr.data.steps import limited
 from lightning_novograd.recipes.asr.data.summary import summarize
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
@@ -245,7 +246,7 @@ class SpeechDataModule(LightningDataModule):
             **self._place(),
         )
         if not getattr(trainer, "fast_dev_run", False):
-            _check_limit(getattr(trainer, "limit_train_batches", None), sampler)
+            limited(len(sampler), accumulate, getattr(trainer, "limit_train_batches", None))
         if sampler.rank == 0:
             log.info("%.1f %% of the samples of an epoch's batches are padding", 100 * sampler.padding())
         loader = ResumableLoader(dataset, sampler, collate, **self._loading())
@@ -294,19 +295,3 @@ class SpeechDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.config.loading.num_workers, "pin_memory": cuda}
-
-
-def _check_limit(limit: float | None, sampler: GlobalBatchSampler) -> None:
-    """Refuse a limit that cuts a global batch in two: Lightning would make a step of what is left, of too small a loss.
-
-    Raises:
-        ConfigError: the limits that work nearby are named.
-    """
-    batches, accumulate = len(sampler), sampler.accumulate
-    taken = min(limit, batches) if isinstance(limit, int) else batches if limit is None else int(batches * limit)
-    if taken == batches or taken % accumulate == 0:
-        return
-    below = taken - taken % accumulate
-    nearest = " and ".join(str(size) for size in (below, min(below + accumulate, batches)) if size)
-    problem = f"{limit:g} takes {taken} of {batches} batches, and a global batch has {accumulate}"
-    raise ConfigError("trainer.limit_train_batches", f"{problem}; nearest that work: {nearest}")

@@ -10,11 +10,16 @@ from torch.utils.data import Sampler
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.mixture import Mixture
-from lightning_novograd.recipes.asr.data.steps import balanced, pooled_steps
+from lightning_novograd.recipes.asr.data.steps import (
+    LAST,
+    EpochSteps,
+    balanced,
+    epoch_steps,
+    epoch_steps_of_seconds,
+    pooled_steps,
+)
 
 log = rank_zero_logger(__name__)
-
-LAST = ("drop", "keep")
 
 
 class MicroBatch(list[int]):
@@ -129,19 +134,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
             self.steps = self._count_steps(batch_seconds)
             return
         entries = len(self.durations) if mixture is None else mixture.size
-        if entries < self.global_batch_size:
-            raise DataError(
-                f"the training set has {entries} utterances, fewer than one global batch of "
-                f"{self.global_batch_size} (batch size {batch_size} x {world_size} ranks x accumulation {accumulate})"
-            )
-        self.steps, left_out = divmod(entries, self.global_batch_size)
-        if left_out and last == "keep":
-            self.steps += 1
-            self._short = -(-left_out // (batch_size * world_size))
-            if rank == 0:
-                said = "the last step of each epoch has %d utterances, the others have %d"
-                log.info(said, left_out, self.global_batch_size)
-        elif left_out and rank == 0:
+        self.steps, self._short, left_out = epoch_steps(entries, batch_size, world_size, accumulate, last)
+        if left_out and rank == 0:
             log.info(
                 "%d of %d utterances do not fill a global batch of %d and are left out of each epoch, other ones in "
                 "every epoch",
@@ -149,6 +143,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 entries,
                 self.global_batch_size,
             )
+        if self._short and rank == 0:
+            kept = entries % self.global_batch_size
+            log.info("the last step of each epoch has %d utterances, the others have %d", kept, self.global_batch_size)
 
     def _count_steps(self, batch_seconds: float) -> int:
         """Steps of so many seconds in an epoch, which is equally long every time."""
@@ -158,17 +155,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 f"data.batch_seconds is {batch_seconds:g}, but must be at least twice the longest utterance of the "
                 f"training set, which has {longest:g} s; data.max_duration leaves long ones out"
             )
-        steps = int(self._seconds / (batch_seconds * self.world_size * self.accumulate))
-        if steps < 1:
-            raise DataError(
-                f"the training set has {self._seconds:g} s of audio, fewer than one global batch of "
-                f"{batch_seconds:g} s x {self.world_size} ranks x accumulation {self.accumulate}"
-            )
-        return steps
+        return epoch_steps_of_seconds(self._seconds, batch_seconds, self.world_size, self.accumulate).steps
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever iteration begins."""
-        return (self.steps - bool(self._short)) * self.accumulate + self._short
+        return EpochSteps(self.steps, self._short).batches(self.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         first_step, skipped = divmod(self.delivered, self.accumulate)
