@@ -78,7 +78,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             utterance `i` of `n`, heard once more.
         lengths: s, of entries (int64) in an epoch, where these are not `durations` (speed perturbation).
         last: what becomes of the entries that do not fill a step: ``"drop"`` or ``"keep"``.
-        counts: what each utterance counts in the mean loss of a step, as the characters of its text; None: all the same.
+        counts: what each utterance counts in the mean loss of a step, such as its characters; None: all the same.
         sums: a step's loss is the sum of its utterances', not their mean.
 
     Raises:

@@ -13,8 +13,8 @@ LAST = ("drop", "keep")
 class EpochSteps(NamedTuple):
     """How long an epoch is.
 
-    `steps` counts a shorter last one too, which has `short` micro-batches on each rank; 0: there is none. `left_out` are
-    utterances.
+    `steps` counts a shorter last one too, which has `short` micro-batches on each rank; 0: there is none. `left_out`
+    counts utterances.
     """
 
     steps: int
@@ -46,8 +46,8 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
     size = batch_size * world_size * accumulate
     if entries < size:
         raise DataError(
-            f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size {batch_size} "
-            f"x {world_size} ranks x accumulation {accumulate})"
+            f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size "
+            f"{batch_size} x {world_size} ranks x accumulation {accumulate})"
         )
     steps, left_out = divmod(entries, size)
     if left_out and last == "keep":

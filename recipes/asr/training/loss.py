@@ -24,8 +24,8 @@ def ctc_loss(
         target_lens_B: characters of each text.
         blank: index of the blank class.
         reduction: NeMo's ``"mean_volume"`` is the mean over the characters of the texts, any other that over the
-            utterances. Of a step the loss is the mean of these, each times the weight of its micro-batch, which is where
-            ``"sum"`` comes in (`GlobalBatchSampler`).
+            utterances. The loss of a step is the mean of these, each times the weight of its micro-batch, which is
+            where ``"sum"`` comes in (`GlobalBatchSampler`).
     """
     losses_B = ctc_losses(log_probs_BTV, lens_B, targets_BU, target_lens_B, blank)
     return losses_B.sum() / target_lens_B.sum() if reduction == "mean_volume" else losses_B.mean()

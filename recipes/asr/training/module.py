@@ -28,7 +28,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
     The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
     ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions.
     Those of dev and test are of all ranks' utterances, ``train_loss`` and ``train_wer`` of the micro-batch at hand, on
-    the first rank. Losses are means over utterances, with ``model.ctc_reduction=mean_volume`` over characters. A loss of an evaluation that is not finite is a :class:`DivergenceError`.
+    the first rank. Losses are means over utterances, or with ``model.ctc_reduction=mean_volume`` over characters. A
+    loss of an evaluation that is not finite is a :class:`DivergenceError`.
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.

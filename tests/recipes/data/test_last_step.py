@@ -73,9 +73,7 @@ def test_utterances_that_are_heard_twice_count_twice():
     mixture = Mixture([200, 10], [1.0, 2.0])
     for step in dealt(8, 2, 2, mixture=mixture, counts=COUNTS, last="keep"):
         losses, counts = np.tile(LOSSES, 2), np.tile(COUNTS, 2)
-        ranks = [
-            sum(b.weight * losses[list(b)].sum() / counts[list(b)].sum() for b in batches) / 2 for batches in step
-        ]
+        ranks = [sum(b.weight * losses[list(b)].sum() / counts[list(b)].sum() for b in batches) / 2 for batches in step]
         mine = heard(step)
         assert np.mean(ranks) == pytest.approx(losses[mine].sum() / counts[mine].sum(), rel=1e-9)
 

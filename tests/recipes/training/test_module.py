@@ -73,7 +73,9 @@ def test_by_volume_losses_are_means_over_characters(logged):
 def test_the_reduction_is_the_models():
     assert CTCModule(MODEL).reduction == "mean_batch"
     assert CTCModule({**MODEL, "ctc_reduction": "sum"}).reduction == "sum"
-    with pytest.raises(ConfigError, match=r"^model\.ctc_reduction: 'mean_volum' is unknown; did you mean 'mean_volume'"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.ctc_reduction: 'mean_volum' is unknown; did you mean 'mean_volume'"
+    ):
         CTCModule({**MODEL, "ctc_reduction": "mean_volum"})
 
 

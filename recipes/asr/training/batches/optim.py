@@ -1,18 +1,19 @@
 """What the ``large_batch`` block makes of the optim block: its learning rates and its warmup."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.large_batch.plan import BatchPlan, scale_lr
+from lightning_novograd.large_batch.plan import BatchPlan, LrRule, scale_lr
 from lightning_novograd.lr_scheduler.pytorch import own_lrs
 from lightning_novograd.recipes.asr.training.batches.settings import LargeBatchSettings
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.registry import get_scheduler
+
+Scale = Callable[[float], float]
 
 _LR_OF_REFERENCE = "large_batch.reference.lr"
 
@@ -54,9 +55,9 @@ class PlannedLr:
 def planned_optim(settings: RunSettings, plan: BatchPlan) -> tuple[dict[str, Any], PlannedLr]:
     """The optim block of the run, and its learning rate in words.
 
-    All learning rates of the block are those of the reference batch, so all are scaled alike: ``lr``, those of rules and
-    of their optimizers, and those that a schedule has in place of them (``max_lr`` of OneCycleLR). Floors (``min_lr``,
-    ``eta_min``) and factors (``lr_mult``) stay.
+    All learning rates of the block are those of the reference batch, so all are scaled alike: ``lr``, those of rules
+    and of their optimizers, and those that a schedule has in place of them (``max_lr`` of OneCycleLR). Floors
+    (``min_lr``, ``eta_min``) and factors (``lr_mult``) stay.
 
     Args:
         settings: whose ``optim`` and ``large_batch`` blocks count.
@@ -68,6 +69,9 @@ def planned_optim(settings: RunSettings, plan: BatchPlan) -> tuple[dict[str, Any
     large_batch = settings.large_batch
     refuse_said_twice(large_batch, command_line())
     optim = dict(settings.optim)
+    if optim.get("large_batch") is not None:
+        problem = "is for loaders of one length; the recipe's global batch is large_batch.global_batch_size"
+        raise ConfigError("optim.large_batch", problem)
     if large_batch.warmup_ratio is not None:
         optim["sched"] = _warmed_up(optim.get("sched"), large_batch.warmup_ratio)
     reference, rule = large_batch.reference, large_batch.lr_scaling
@@ -75,16 +79,17 @@ def planned_optim(settings: RunSettings, plan: BatchPlan) -> tuple[dict[str, Any
         lr = optim.get("lr")
         return optim, PlannedLr(lr if _is_number(lr) else None)
     lr = optim.get("lr") if reference.lr is None else reference.lr
-    if not _is_number(lr):
+    if lr is None or not _is_number(lr):
         raise ConfigError(_LR_OF_REFERENCE, f"is missing, and optim.lr is {lr!r}: there is nothing to scale")
-    size = plan.global_batch_size
-    scale = partial(
-        scale_lr, global_batch_size=size, base_global_batch_size=reference.global_batch_size, rule=rule
-    )  # fmt: skip
+    size, tuned = plan.global_batch_size, reference.global_batch_size
+
+    def scale(tuned_lr: float) -> float:
+        return scale_lr(tuned_lr, size, tuned, cast(LrRule, rule))
+
     optim = _scaled_block(optim, scale, "optim", replaced=reference.lr is not None)
     optim["lr"] = scale(lr)
     source = "optim.lr" if reference.lr is None else _LR_OF_REFERENCE
-    return optim, PlannedLr(optim["lr"], lr, source, size, reference.global_batch_size, rule)
+    return optim, PlannedLr(optim["lr"], lr, source, size, tuned, rule)
 
 
 def command_line() -> set[str]:
@@ -96,7 +101,7 @@ def command_line() -> set[str]:
 def refuse_said_twice(large_batch: LargeBatchSettings, said: Collection[str]) -> None:
     """Refuse what the user says of something that the ``large_batch`` block says too.
 
-    What an option of ``optim`` or ``data`` brings gives way to the block: every one has an LR, a warmup and a batch size.
+    What an option of ``optim`` or ``data`` brings gives way to the block: each has an LR, a warmup, a batch size.
 
     Args:
         large_batch: the block.
@@ -131,7 +136,7 @@ def _warmed_up(sched: Any, ratio: float) -> dict[str, Any]:
     return {**sched, "warmup_ratio": ratio}
 
 
-def _scaled_block(block: Mapping[str, Any], scale: Any, path: str, replaced: bool = False) -> dict[str, Any]:
+def _scaled_block(block: Mapping[str, Any], scale: Scale, path: str, replaced: bool = False) -> dict[str, Any]:
     """A block, a rule or the optimizer of a rule, with scaled LRs.
 
     Args:
@@ -157,19 +162,20 @@ def _scaled_block(block: Mapping[str, Any], scale: Any, path: str, replaced: boo
     return scaled
 
 
-def _scaled_sched(sched: Mapping[str, Any], scale: Any, path: str, replaced: bool) -> dict[str, Any]:
+def _scaled_sched(sched: Mapping[str, Any], scale: Scale, path: str, replaced: bool) -> dict[str, Any]:
     """A schedule whose own LRs, in place of the param groups', are scaled, and those of its members."""
     if not isinstance(sched.get("name"), str):
         return dict(sched)  # the parser says what is wrong
     cls = get_scheduler(sched["name"], f"{path}.name").cls
     if not getattr(cls, "uses_base_lr", True):
-        raise ConfigError(f"{path}.name", f"{sched['name']} sets an LR of its own: large_batch.lr_scaling has no effect")
+        problem = f"{sched['name']} sets an LR of its own, on which large_batch.lr_scaling has no effect"
+        raise ConfigError(f"{path}.name", problem)
     names = own_lrs(cls)
     scaled = dict(sched)
     for key, value in sched.items():
         if key == "args" and isinstance(value, Mapping):
-            scaled[key] = {k: v for k, v in _scaled_sched({**value, "name": sched["name"]}, scale, path, replaced).items()
-                           if k in value}  # fmt: skip
+            inner = _scaled_sched({**value, "name": sched["name"]}, scale, path, replaced)
+            scaled[key] = {name: inner[name] for name in value}
         elif key in names:
             if replaced:
                 problem = f"is an LR of the schedule's own, of which {_LR_OF_REFERENCE} says nothing; leave that out"

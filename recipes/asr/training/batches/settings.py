@@ -53,14 +53,15 @@ class LargeBatchSettings(Section):
     def check(self) -> None:
         """Nothing is given that would do nothing."""
         if self.max_per_device_batch_size is not None and self.global_batch_size is None:
-            problem = "is the most that global_batch_size may be split into, which is null; without it use data.batch_size"
+            problem = "is for splitting global_batch_size, which is null; without it use data.batch_size"
             raise ConfigError("max_per_device_batch_size", problem)
         tuned = self.reference.global_batch_size
         if tuned is not None and self.lr_scaling is None:
             problem = f"is null, but there is a reference, a global batch of {tuned}: say linear, sqrt or none"
             raise ConfigError("lr_scaling", problem)
         if tuned is None and self.lr_scaling not in (None, "none"):
-            raise ConfigError("reference.global_batch_size", f"is missing: lr_scaling={self.lr_scaling} from which batch?")
+            problem = f"is missing: lr_scaling={self.lr_scaling} from which batch?"
+            raise ConfigError("reference.global_batch_size", problem)
 
     @classmethod
     def read(cls, cfg: Any, path: str) -> Self:
