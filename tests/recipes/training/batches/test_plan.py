@@ -46,18 +46,18 @@ def test_nodes_of_gpus_and_a_corpus_that_are_not_there(planned):
     assert planned("experiment=quartznet15x5_librispeech", *NODES, *scaling, *data) == [
         "global batch 8192 = 64 per device x 8 devices x 4 nodes x 4 accumulated",
         "LR 0.0266667 = 0.01 (optim.lr, tuned at a global batch of 1152) x sqrt(8192 / 1152)",
-        "281241 utterances in an epoch (less those outside data.min_duration and max_duration: the corpus is not there), "
-        "2713 left out of it",
+        "281241 utterances in an epoch (less those outside data.min_duration and max_duration: the corpus is not "
+        "there), 2713 left out of it",
         "34 steps per epoch, 8840 in all (at most 260 epochs), 68 steps of warmup",
-        "optimizer state (NovoGrad): 75.69 MB on each of 32 ranks, for 18.92 M parameters",
+        "optimizer state (NovoGrad): 75.7 MB on each of 32 ranks, for 18.9 M parameters",
     ]
 
 
 def test_what_cannot_be_split_is_refused_with_what_can(planned):
     with pytest.raises(ConfigError, match=r"^large_batch\.global_batch_size: 8191 .*nearest that work: 6912 and 9216"):
         planned("experiment=quartznet15x5_librispeech", *NODES[:2], "large_batch.global_batch_size=8191")
+    most = "large_batch.max_per_device_batch_size=72"
     with pytest.raises(ConfigError, match=r"8191 is not a multiple of 32 .*nearest that work: 8160 and 8192"):
-        most = "large_batch.max_per_device_batch_size=72"
         planned("experiment=quartznet15x5_librispeech", *NODES[:2], "large_batch.global_batch_size=8191", most)
 
 
@@ -67,7 +67,7 @@ def test_what_is_not_known_is_said(planned):
         "utterances of the training set: unknown (the corpus is not there)",
         "an unknown number of steps per epoch, no known number in all (at most 3 epochs)",
     ]
-    assert lines[4].startswith("optimizer state (AdamW): 1.69 MB, for")
+    assert lines[4].startswith("optimizer state (AdamW): 1.689 MB, for")
     lines = planned("data=fsdd", "data.root=/nowhere", "data.cache_dir=/nowhere")
     assert lines[2].startswith("2000 utterances in an epoch (there are no recordings in /nowhere")
     assert planned("data=an4", "data.cache_dir=/nowhere", "trainer.max_steps=50", "trainer.max_epochs=-1")[3] == (
@@ -77,7 +77,7 @@ def test_what_is_not_known_is_said(planned):
 
 def test_the_alphabet_of_texts_that_are_not_read(planned, corpus):
     *_, state = planned(
-        *of_manifest(corpus), "model.labels=auto", "data.batch_size=2", "optim.ema=0.9", "sched=constant"
+        *of_manifest(corpus), "model.labels=auto", "data.batch_size=2", "+optim.ema=0.9", "sched=constant"
     )
     assert state.endswith("(28 labels assumed for labels: auto)")
     with pytest.raises(ConfigError, match=r"^freeze: .*nothing"):
@@ -105,7 +105,7 @@ def test_manifests_are_counted_without_a_look_at_the_audio(tmp_path):
         (["data.batch_size=4"], 3, "14 utterances in an epoch, 2 left out of it"),
         (["data.batch_size=4", "large_batch.last=keep"], 4, "14 utterances in an epoch, its last step is shorter"),
         (["data.batch_size=7"], 2, "14 utterances in an epoch"),
-        (["data.batch_seconds=2.5"], 2, "14 utterances in an epoch"),
+        (["data.batch_seconds=2.5"], 1, "14 utterances in an epoch"),
         (["data.batch_size=1", "large_batch.global_batch_size=4", "+trainer.limit_train_batches=8"], 2, None),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_training_set_that_is_too_small(planned, corpus):
         ({"max_epochs": None, "max_steps": 7}, (4, 7)),
         ({"max_epochs": -1}, (4, None)),
         ({}, (4, 4000)),
-        ({"max_epochs": 1, "limit_train_batches": 0.5}, (2, 2)),
+        ({"max_epochs": 1, "limit_train_batches": 0.6}, (2, 2)),
     ],
 )
 def test_the_length_of_a_run_is_the_trainers(trainer, expected):
@@ -165,11 +165,9 @@ def test_the_command_prints_the_plan_and_writes_nothing(corpus, tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    done = command("--plan", "experiment=quartznet15x5_librispeech", *NODES[:2], "hydra.run.dir=RUN")
+    done = command("--plan", "experiment=quartznet15x5_b8k", "trainer.num_nodes=4", "hydra.run.dir=RUN")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "global batch 1152 = 36 per device x 8 devices x 4 nodes x 1 accumulated" or (
-        "is not a multiple" in done.stderr
-    )
+    assert done.stdout.splitlines()[0] == "global batch 8192 = 64 per device x 8 devices x 4 nodes x 4 accumulated"
     refused = command("large_batch.global_batch_size=100", "--plan")
     assert refused.returncode == 1
     assert refused.stderr.strip().endswith("nearest that work: 96 and 128")
