@@ -55,7 +55,7 @@ UNPUBLISHED = {
     "quartznet15x5_b4k": (4096, 8, 0.0188562, 0.05, 0.99645),
     "quartznet15x5_b8k": (8192, 16, 0.0266667, 0.05, 0.99291),
     "quartznet15x5_b16k": (16384, 32, 0.0377124, 0.05, 0.98587),
-    "quartznet15x5_b32k": (32768, 64, 0.0533333, 0.08, 0.97195),
+    "quartznet15x5_b32k": (32768, 64, 0.0533333, 0.08, 0.97194),
 }
 SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
 

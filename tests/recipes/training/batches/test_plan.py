@@ -69,7 +69,7 @@ def test_what_is_not_known_is_said(planned):
     ]
     assert lines[4].startswith("optimizer state (AdamW): 1.689 MB, for")
     lines = planned("data=fsdd", "data.root=/nowhere", "data.cache_dir=/nowhere")
-    assert lines[2].startswith("2000 utterances in an epoch (there are no recordings in /nowhere")
+    assert lines[2].startswith("2000 utterances in an epoch (no recordings of the Free Spoken Digit Dataset in /nowhere")
     assert planned("data=an4", "data.cache_dir=/nowhere", "trainer.max_steps=50", "trainer.max_epochs=-1")[3] == (
         "an unknown number of steps per epoch, 50 in all, 5 steps of warmup"
     )
