@@ -89,7 +89,8 @@ def test_the_last_step_of_an_epoch_is_the_mean_over_what_it_has(limit):
     """Lightning divides by the whole accumulation, however few batches have accumulated."""
 
     class Sizes(pl.Callback):
-        said: list = []
+        def __init__(self):
+            self.said = []
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.said.append((batch_idx, int(trainer.accumulate_grad_batches)))
@@ -97,7 +98,6 @@ def test_the_last_step_of_an_epoch_is_the_mean_over_what_it_has(limit):
                 assert trainer.callback_metrics["global_batch_size"] == 2 * self.said[-1][1]
 
     net, sizes = Watched(LINEAR), Sizes()
-    sizes.said = []
     fitted(net, 28, BatchRampScheduler(ramp([[0, 8]])), callbacks=[sizes], max_epochs=2, limit_train_batches=limit)
     batches = {1.0: 14, 7: 7, 0.5: 7}[limit]
     left = batches % 4

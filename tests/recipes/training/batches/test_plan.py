@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import speech_files
+import tiny_speech
 from conftest import ROOT
 from hydra import compose, initialize_config_module
 
@@ -15,6 +16,7 @@ from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.steps import EpochSteps
+from lightning_novograd.recipes.asr.training.batches.log import PlanLog
 from lightning_novograd.recipes.asr.training.batches.plan import describe_run
 from lightning_novograd.recipes.asr.training.batches.size import training_size
 from lightning_novograd.recipes.asr.training.batches.steps import count_steps
@@ -69,7 +71,9 @@ def test_what_is_not_known_is_said(planned):
     ]
     assert lines[4].startswith("optimizer state (AdamW): 1.689 MB, for")
     lines = planned("data=fsdd", "data.root=/nowhere", "data.cache_dir=/nowhere")
-    assert lines[2].startswith("2000 utterances in an epoch (no recordings of the Free Spoken Digit Dataset in /nowhere")
+    assert lines[2].startswith(
+        "2000 utterances in an epoch (no recordings of the Free Spoken Digit Dataset in /nowhere"
+    )
     assert planned("data=an4", "data.cache_dir=/nowhere", "trainer.max_steps=50", "trainer.max_epochs=-1")[3] == (
         "an unknown number of steps per epoch, 50 in all, 5 steps of warmup"
     )
@@ -141,6 +145,7 @@ def test_the_length_of_a_run_is_the_trainers(trainer, expected):
     assert count_steps(EpochSteps(4, 1), BatchPlan(8, 2, 2, 1, 2), trainer) == expected
 
 
+@pytest.mark.slow
 def test_the_log_of_a_run_says_what_the_plan_has_said(corpus, tmp_path, planned, caplog):
     options = [*of_manifest(corpus), "data.batch_size=2", "large_batch.global_batch_size=4", "large_batch.last=keep"]
     options += ["optim.lr=0.01", "large_batch.reference.global_batch_size=1", "large_batch.lr_scaling=sqrt"]
@@ -152,6 +157,20 @@ def test_the_log_of_a_run_says_what_the_plan_has_said(corpus, tmp_path, planned,
         results = run(compose("asr", overrides=options), tmp_path)
     assert {batches, lr, steps, state} <= set(caplog.messages)
     assert (results["optimizer_steps"], results["global_batch_size"]) == (8, 4)
+
+
+def test_the_log_of_a_training_begins_with_its_length_and_memory(caplog):
+    settings = {"precision": "32-true", "strategy": "auto"}
+    optim = {"sched": {"name": "CosineAnnealing", "warmup_ratio": 0.5}}
+    made = tiny_speech.trainer([PlanLog(settings)], accumulate_grad_batches=2, max_epochs=4, limit_val_batches=0)
+    with caplog.at_level(logging.INFO):
+        made.fit(tiny_speech.module(**optim), tiny_speech.loader([tiny_speech.batch(i) for i in range(3)]))
+    assert made.global_step == 8
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("batches.log")]
+    assert said == [
+        "2 steps per epoch, 8 in all (at most 4 epochs), 4 steps of warmup",
+        "optimizer state (NovoGrad): 0.00506 MB, for 0.00126 M parameters",
+    ]
 
 
 @pytest.mark.slow
