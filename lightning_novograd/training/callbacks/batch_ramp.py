@@ -44,8 +44,8 @@ class BatchRampScheduler(pl.Callback):
     Each optimizer step has the global batch of its stage, wherever in an epoch the stage begins; at an epoch's end
     Lightning makes a step of whatever has accumulated, as it always does (a loader that deals whole global batches
     leaves nothing). That step's loss is the mean over its batches, where Lightning would divide by the accumulation of
-    a whole one; its LR is that of the stage. Schedules of an optim block are as long as the run with this accumulation. A resumed run goes on
-    in the stage of its step.
+    a whole one; its LR is that of the stage. Schedules of an optim block are as long as the run with this
+    accumulation. A resumed run goes on in the stage of its step.
 
     With an LR rule the optimizer sees the schedule's LR times `ramp.lr_factor(step)`. It is multiplied in for the
     duration of `optimizer.step` and taken out again: schedules, closed forms or not, and checkpoints never have it, so
