@@ -6,12 +6,9 @@ They are heard in a script that sets up no logging, as Lightning's are.
 import logging
 import os
 import sys
+from importlib.util import find_spec
 
 import torch
-
-# Where launchers say which process this is, before there is a process group; SLURM's may be set without SLURM starting
-# the processes, so it comes last
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 class _RankZero(logging.Filter):
@@ -32,7 +29,36 @@ def _rank() -> int | None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank()
-    said = next((os.environ[name] for name in _RANKS if name in os.environ), "")
+    return launched_rank()
+
+
+def launched_rank() -> int | None:
+    """Which of the processes of a training this is by its launcher, before there is a process group.
+
+    Returns:
+        0 for the first one alone; its rank, or where Lightning starts the processes the local rank or else the node's,
+        as nothing says how many a node has. None where no launcher says anything.
+
+    """
+    if (rank := _number("RANK")) is not None:  # torchrun, torchelastic, Kubeflow
+        return rank
+    # Lightning's own launcher begins with one process on each node, which has no LOCAL_RANK
+    local, node = _number("LOCAL_RANK"), _number("NODE_RANK") or _number("GROUP_RANK")
+    if local is not None or node:
+        return local or node or 0
+    # these may be set without the processes being started so, and come last, as for Lightning; SLURM's, LSF's jsrun
+    rank = _first_number("SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    if rank is None and find_spec("mpi4py") is not None:  # without it Lightning takes mpirun's processes for lone ones
+        rank = _first_number("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    return rank
+
+
+def _first_number(*names: str) -> int | None:
+    return next((number for name in names if (number := _number(name)) is not None), None)
+
+
+def _number(name: str) -> int | None:
+    said = os.environ.get(name, "")
     return int(said) if said.isdecimal() else None
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from lightning_novograd.log import every_rank_logger, rank_zero_logger
+from lightning_novograd import log
+from lightning_novograd.log import every_rank_logger, launched_rank, rank_zero_logger
 from lightning_novograd.optim.kernels.cpu import library
 from lightning_novograd.optim.novograd import probe
 
@@ -46,6 +47,44 @@ def test_the_rank_is_known_before_there_is_a_process_group(variable, monkeypatch
         with caplog.at_level(logging.INFO):
             rank_zero_logger("lightning_novograd.tests").info("rank %s", rank)
         assert (f"rank {rank}" in caplog.text) is speaks
+
+
+# launcher: what it sets on a process, and its rank
+LAUNCHED = {
+    "none": ({}, None),
+    "none, SLURM's of an interactive job": ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 0),
+    "Lightning, first process": ({}, None),
+    "Lightning, second process": ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, 1),
+    "Lightning, first of the second node": ({"NODE_RANK": "1"}, 1),
+    "Lightning, first of the first node": ({"NODE_RANK": "0"}, None),
+    "Lightning, first of the second node, by GROUP_RANK": ({"GROUP_RANK": "1"}, 1),
+    "Lightning, second of the first node": ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, 1),
+    "Lightning, started on the second node as the first": ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, 1),
+    "torchrun": ({"RANK": "9", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "16"}, 9),
+    "torchrun, first": ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, 0),
+    "torchrun, in a job of SLURM": ({"RANK": "3", "LOCAL_RANK": "3", "SLURM_PROCID": "0"}, 3),
+    "torchrun, first of the second node": ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, 8),
+    "SLURM": ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}, 3),
+    "SLURM, with MPI's": ({"SLURM_PROCID": "3", "PMI_RANK": "3"}, 3),
+    "LSF": ({"JSM_NAMESPACE_RANK": "5", "JSM_NAMESPACE_LOCAL_RANK": "1"}, 5),
+    "no number": ({"RANK": ""}, None),
+}
+MPI = {"Open MPI": "OMPI_COMM_WORLD_RANK", "MPICH": "PMI_RANK"}
+
+
+@pytest.mark.parametrize(("environment", "rank"), LAUNCHED.values(), ids=LAUNCHED)
+def test_the_rank_that_a_launcher_gives(environment, rank, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched_rank() == rank
+
+
+@pytest.mark.parametrize("name", MPI.values(), ids=MPI)
+@pytest.mark.parametrize(("module", "rank"), [("mpi4py", 2), (None, None)])
+def test_mpi_counts_where_lightning_can_ask_it(name, module, rank, monkeypatch):
+    monkeypatch.setattr(log, "find_spec", lambda asked: asked if asked == module else None)
+    monkeypatch.setenv(name, "2")
+    assert launched_rank() == rank
 
 
 BUILD = """

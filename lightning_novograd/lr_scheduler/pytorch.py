@@ -185,6 +185,38 @@ OF_EACH_GROUP = frozenset(
 GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
 
 
+# They have a value for each group that they were built with, and torch counts on there being as many groups
+_OF_FIRST_GROUPS = (torch.CyclicLR, torch.CosineAnnealingWarmRestarts, torch.LambdaLR, torch.MultiplicativeLR)
+
+
+def bound_to_groups(scheduler: Any, group: Mapping[str, Any]) -> str | None:
+    """What in a scheduler of torch's cannot drive a group that joins after it was built.
+
+    Args:
+        scheduler: it, or None.
+        group: with all that is said of it; under `optimizer` the part of a Composite that it is for. A OneCycleLR needs
+            its LRs (`initial_lr`, `max_lr`, `min_lr`) there, and the momentums if it cycles them.
+
+    Returns:
+        The name of its class, or of a member's; None if it can.
+
+    """
+    if isinstance(scheduler, torch.OneCycleLR):
+        first = scheduler.optimizer.param_groups[0]
+        return None if {key for key in GROUP_KEYS if key in first} <= group.keys() else type(scheduler).__name__
+    if isinstance(scheduler, _OF_FIRST_GROUPS):
+        return type(scheduler).__name__
+    for index, member in enumerate(getattr(scheduler, "_schedulers", ())):
+        part = group.get("optimizer")
+        if part is not None and all(own.get("optimizer") != part for own in member.optimizer.param_groups):
+            continue  # it drives another part
+        # which begin from the LRs that they were built with
+        later = isinstance(scheduler, torch.SequentialLR) and index > 0 and not isinstance(member, ClosedFormLR)
+        if (found := bound_to_groups(member, group)) or later:
+            return found or f"{type(member).__name__} in a SequentialLR"
+    return None
+
+
 def cycled_keys(group: Mapping[str, Any]) -> set[str]:
     """What OneCycleLR and CyclicLR move in a param group besides the LR."""
     return {"momentum", "betas"} & group.keys() if "max_momentum" in group else set()

@@ -205,7 +205,8 @@ class OptimMixin(_LightningModule):
     def _watch(self, index: int, config: OptimConfig, built: dict[str, Any]) -> None:
         """Have what a checkpoint brings compared with the config, and thawed parameters with its rules."""
         trainer, blocks = self.trainer, [*self.optim_configs.values()]
-        self._labels = follow_rules(built["optimizer"], config, submodule(self, config))
+        schedule = built.get("lr_scheduler", {}).get("scheduler")
+        self._labels = follow_rules(built["optimizer"], config, submodule(self, config), schedule)
         ResumeCheck(
             config,
             built,

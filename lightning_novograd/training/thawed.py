@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from lightning_novograd.config.optimizers import new_optimizer, throw_away_weight
 from lightning_novograd.config.schema import OptimConfig, RuleConfig, own_optimizer
 from lightning_novograd.config.several import submodule
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.lr_scheduler.pytorch import bound_to_groups
 from lightning_novograd.optim.composite.groups import PART
 from lightning_novograd.optim.param_groups import ParamGroup, groups_of_added
 from lightning_novograd.optim.wrapped import all_in
@@ -77,7 +79,7 @@ def leave_out(optimizer: Optimizer, params: list[nn.Parameter]) -> None:
             del inner.state[parameter]
 
 
-def follow_rules(optimizer: Optimizer, config: OptimConfig, module: nn.Module) -> Labels:
+def follow_rules(optimizer: Optimizer, config: OptimConfig, module: nn.Module, schedule: Any = None) -> Labels:
     """Have param groups that are added to `optimizer` take what the block says of their parameters.
 
     They join the optimizer that the block has for them, as several groups if it has several. Where all parameters of
@@ -88,6 +90,8 @@ def follow_rules(optimizer: Optimizer, config: OptimConfig, module: nn.Module) -
         optimizer: built of `config`, with parameters in each of its parts.
         config: the block.
         module: that has the parameters.
+        schedule: the LR scheduler that drives `optimizer`; one that cannot drive groups that are added refuses them
+            with a ConfigError, where torch's would fail at its next step.
 
     Returns:
         How its parts are called.
@@ -105,13 +109,26 @@ def follow_rules(optimizer: Optimizer, config: OptimConfig, module: nn.Module) -
             listed = [params] if isinstance(params, nn.Parameter) else list(params)
             param_group = {**param_group, "params": listed}
             if listed and all(isinstance(p, nn.Parameter) for p in listed):
-                for group in _with_rules(config, module, param_group, labels):
+                groups = [*_with_rules(config, module, param_group, labels)]
+                for group in groups:
+                    _check_schedule(config, schedule, group)
+                for group in groups:
                     add(group)
                 return
         add(param_group)
 
     optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
     return labels
+
+
+def _check_schedule(config: OptimConfig, schedule: Any, group: Mapping[str, Any]) -> None:
+    if (name := bound_to_groups(schedule, group)) is not None:
+        raise ConfigError(
+            f"{config.path}.sched",
+            f"{name} drives the param groups that it was built with, and none that join in mid-run, as those do that "
+            "BackboneFinetuning thaws; CosineAnnealing and all others of NeMo's, CosineAnnealingLR, StepLR, "
+            "MultiStepLR, ExponentialLR, LinearLR and PolynomialLR do",
+        )
 
 
 def _with_rules(

@@ -14,8 +14,8 @@ import torch
 
 from lightning_novograd.commands.output import check_folder, whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
+from lightning_novograd.recipes.asr.arguments import add_average_argument, weights_parser
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
-from lightning_novograd.recipes.asr.weights.arguments import add_average_argument
 from lightning_novograd.recipes.asr.weights.nemo import load_nemo
 from lightning_novograd.recipes.asr.weights.nemo_writer import write_nemo
 from lightning_novograd.recipes.asr.weights.program import write_onnx, write_program
@@ -46,17 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, details = (__doc__ or "").replace("``", "").partition("\n")
-    parser = argparse.ArgumentParser(prog="export", description=summary, epilog=details)
-    parser.add_argument("run", metavar="RUN", help="the run folder of train.py, a .ckpt or a .nemo file")
+    parser = weights_parser("export", __doc__)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
     parser.add_argument("--format", choices=list(WRITERS), help="default: what the suffix of --out says")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="best|last|PATH",
-        help="weights of the best epoch by dev WER, of the last one, or in a checkpoint file; default: those that "
-        "results.json was measured with",
-    )
     add_average_argument(parser)
     return parser
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 import lightning_novograd.conf
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, closest
+from lightning_novograd.recipes.asr.allocator import keep_freed_memory
 from lightning_novograd.recipes.asr.training.batches.plan import describe_run
 from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console, stop
 from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder
@@ -52,6 +53,7 @@ def main(cfg: DictConfig) -> float | None:
         raise (JobFailed if in_sweep else SystemExit)(one_line(error)) from None
     try:
         set_up_console()
+        keep_freed_memory()
         return run(cfg, run_dir)["dev_wer"]
     except SystemExit as end:
         stop(end, run_dir)

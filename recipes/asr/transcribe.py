@@ -17,10 +17,10 @@ from pathlib import Path
 
 from lightning_novograd.commands.output import whole_file, writes_to_stdout
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
-from lightning_novograd.recipes.asr.recognition.beam import add_decoder_arguments, make_decoder
+from lightning_novograd.recipes.asr.arguments import add_decoder_arguments, at_least, make_decoder, make_parser
 from lightning_novograd.recipes.asr.recognition.formats import json_line, srt, text_line
 from lightning_novograd.recipes.asr.recognition.segments import LONGEST, SHORTEST
-from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun
 from lightning_novograd.recipes.asr.recognition.transcription import transcribe_files
 from lightning_novograd.recipes.asr.recognition.words import separator
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch-size",
         metavar="N",
-        type=_positive,
+        type=at_least(1),
         default=1,
         help="recordings, or pieces of them, at once; default: 1",
     )
@@ -125,12 +125,6 @@ def write(path: Path, text: str) -> None:
     """
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def _segment(text: str) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from arpa import write_arpa
 from conftest import ROOT
 from omegaconf import OmegaConf
 from speech_files import write_audio, write_manifest
@@ -230,6 +231,12 @@ def spoil(run: Path, how: str) -> None:
         ("", ["--out", "RUN"], "error: --out: RUN cannot be written: Is a directory"),
         ("", ["--report", "RUN"], "error: --report: RUN cannot be written: Is a directory"),
         ("", ["--lm-weight", "1"], "error: --lm-weight: has no effect without --lm"),
+        ("", ["--tune"], "error: --tune: has no effect without --lm"),
+        (
+            "",
+            ["--tune", "--lm", "a.arpa", "--word-bonus", "1"],
+            "error: --word-bonus: has no effect with --tune, which",
+        ),
         pytest.param(
             *("", ["--device", "cuda"], "error: --device: is cuda, but this machine has no CUDA device"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
@@ -263,3 +270,62 @@ def test_batch_size_is_positive(run_dir, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate.main([str(run_dir), "--batch-size", "0"])
     assert "--batch-size: must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def arpa(tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text is not installed")
+    words = [*"abcdefg", "it"]
+    return write_arpa(tmp_path / "lm.arpa", {(w,): (-1.0, 0.0) for w in (*words, "<unk>", "<s>", "</s>")})
+
+
+def test_weights_are_tuned_on_the_dev_set_and_are_those_of_transcribe(run_dir, corpus, arpa, tmp_path, capsys):
+    tuned = measured(capsys, tmp_path / "out.json", run_dir, "--tune", "--lm", arpa, "--beam-size", "5")
+    printed = capsys.readouterr().out.splitlines()
+    assert tuned["manifest"] == str(corpus / "dev.json")
+    assert tuned["tuning"]["set"] == "the dev set of the run"
+    best, trials = tuned["tuning"]["best"], tuned["tuning"]["trials"]
+    assert best == min(trials, key=lambda trial: (trial["wer"], trial["cer"]))
+    assert (best["wer"], best["cer"]) == (tuned["wer"], tuned["cer"])
+    assert printed[0] == "lm-weight  word-bonus      WER      CER"
+    assert [line.endswith("best") for line in printed[1 : 1 + len(trials)]] == [trial == best for trial in trials]
+    assert printed[1 + len(trials)] == "tuned on    the dev set of the run; measure the weights on another set"
+    name, command = printed[2 + len(trials)].split("    ")
+    assert (name, command.split()[:4]) == (
+        "use them",
+        ["python", "recipes/asr/transcribe.py", str(run_dir), "FILE..."],
+    )
+    files = [u["audio_filepath"] for u in tuned["utterances"]]
+    assert transcribe.main([str(run_dir), "--device", "cpu", *command.split()[4:], *files]) == 0
+    texts = [line.partition("\t")[2] for line in capsys.readouterr().out.splitlines()]
+    assert texts == [u["hypothesis"] for u in tuned["utterances"]]
+
+
+def test_weights_are_not_tuned_on_the_test_set(run_dir, corpus, arpa, tmp_path, capsys):
+    (tmp_path / "link.json").symlink_to(corpus / "test.json")
+    for name in (corpus / "test.json", tmp_path / "link.json"):
+        assert evaluate.main([str(run_dir), "--tune", "--lm", str(arpa), "--manifest", str(name)]) == 1
+        assert f"error: --manifest: {name} is the test set of {run_dir}" in capsys.readouterr().err
+    other = shutil.copy(corpus / "train.json", corpus / "other.json")
+    tuned = measured(capsys, tmp_path / "out.json", run_dir, "--tune", "--lm", arpa, "--manifest", other)
+    assert (tuned["tuning"]["set"], tuned["manifest"]) == ("--manifest", str(other))
+    bare = run_dir / "checkpoints" / "last.ckpt"
+    assert evaluate.main([str(bare), "--tune", "--lm", str(arpa)]) == 1
+    assert "error: --manifest: is needed" in capsys.readouterr().err
+
+
+def test_texts_of_a_bare_checkpoint_in_the_case_and_form_of_its_alphabet(run_dir, corpus, tmp_path, capsys):
+    rows = [json.loads(line) for line in (corpus / "dev.json").read_text().splitlines()]
+    shouted = write_manifest(corpus / "shouted.json", [{**row, "text": row["text"].upper()} for row in rows])
+    bare = run_dir / "checkpoints" / "last.ckpt"
+    arguments = ["--device", "cpu", "--downmix", "--manifest"]
+    assert evaluate.main([str(bare), *arguments, str(shouted)]) == 1
+    assert "not in the alphabet" in capsys.readouterr().err
+    lowered = measured(
+        capsys, tmp_path / "a.json", bare, "--downmix", "--manifest", shouted, "--case", "lower", "--unicode", "NFC"
+    )
+    plain = measured(capsys, tmp_path / "b.json", bare, "--downmix", "--manifest", corpus / "dev.json")
+    assert [u["reference"] for u in lowered["utterances"]] == [row["text"] for row in rows]
+    assert lowered["wer"] == plain["wer"]
+    of_run = measured(capsys, tmp_path / "c.json", run_dir, "--manifest", shouted, "--case", "lower")
+    assert [u["reference"] for u in of_run["utterances"]] == [row["text"] for row in rows]

@@ -18,10 +18,6 @@ from lightning_novograd.recipes.asr import evaluate, transcribe
 from lightning_novograd.recipes.asr.recognition import transcription
 
 
-def test_the_smallest_batch_is_one():
-    assert evaluate._positive("1") == 1
-
-
 @pytest.mark.parametrize(
     ("given", "eval_batch_size", "expected"), [(["--batch-size", "2"], 4, 2), ([], 4, 4), ([], None, 3)]
 )
@@ -109,21 +105,6 @@ def test_the_file_that_is_written(tmp_path):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert os.read(reader, 1000).decode() == expected
     os.close(reader)
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("lost/a.json", "the folder of NAME does not exist"),
-        (".", "NAME cannot be written: Is a directory"),
-        ("a" * 300, "NAME cannot be written: File name too long"),
-    ],
-)
-def test_places_that_cannot_be_written_are_found_before_any_work(tmp_path, name, problem):
-    with pytest.raises(ConfigError) as error:
-        evaluate.check_out(tmp_path / name)
-    assert (error.value.path, error.value.problem) == ("--out", problem.replace("NAME", str(tmp_path / name)))
-    evaluate.check_out(tmp_path / "a.json")
 
 
 COMMON = {

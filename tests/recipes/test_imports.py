@@ -13,6 +13,7 @@ MODULES = sorted(path.relative_to(RECIPE).with_suffix("").as_posix() for path in
 
 GROUND = {"section", "text"}
 ROOMS = {
+    "allocator": set(),
     "section": set(),
     "text": set(),
     "data": GROUND,
@@ -20,6 +21,7 @@ ROOMS = {
     "weights": GROUND | {"model"},
     "training": GROUND | {"data", "model", "weights"},
     "recognition": GROUND | {"data", "model", "weights", "training"},
+    "arguments": GROUND | {"recognition"},
 }
 ENTRY_POINTS = {"train", "evaluate", "transcribe", "prepare", "export"}
 

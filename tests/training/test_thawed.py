@@ -172,3 +172,59 @@ def test_a_part_that_stays_frozen_changes_nothing():
 def test_a_module_that_is_frozen_as_a_whole_is_refused_still():
     with pytest.raises(ConfigError, match="has no trainable parameters"):
         fit(Thaws(BLOCK, ("backbone", "layer")))
+
+
+BOUND = {
+    "OneCycleLR": {"name": "OneCycleLR", "max_lr": 0.1},
+    "CyclicLR": {"name": "CyclicLR", "base_lr": 0.001, "max_lr": 0.1},
+    "CosineAnnealingWarmRestarts": {"name": "CosineAnnealingWarmRestarts", "T_0": 4, "interval": "step"},
+    "StepLR in a SequentialLR": {
+        "name": "SequentialLR",
+        "schedulers": [{"name": "cosine", "max_steps": 6}, {"name": "StepLR", "step_size": 2}],
+        "milestones": [6],
+        "interval": "step",
+    },
+}
+FREE = {
+    "cosine": {"name": "cosine"},
+    "CosineAnnealingLR": {"name": "CosineAnnealingLR", "interval": "step"},
+    "StepLR": {"name": "StepLR", "step_size": 3, "interval": "step"},
+    "ExponentialLR": {"name": "ExponentialLR", "gamma": 0.9, "interval": "step"},
+    "PolynomialLR": {"name": "PolynomialLR", "interval": "step"},
+    "LinearLR": {"name": "LinearLR", "interval": "step"},
+    "MultiStepLR": {"name": "MultiStepLR", "milestones": [3], "interval": "step"},
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_a_schedule_that_cannot_drive_a_group_that_joins_says_so_before_it_joins(name):
+    net = Thaws({"name": "sgd", "lr": 0.01, "momentum": 0.9, "sched": BOUND[name]}, ())
+    with pytest.raises(ConfigError, match=rf"optim\.sched: {name} drives .* CosineAnnealing and all others"):
+        fit(net, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1)])
+    assert len(net.trainer.optimizers[0].param_groups) == 1
+
+
+@pytest.mark.parametrize("sched", FREE.values(), ids=FREE)
+@pytest.mark.filterwarnings("ignore:param group 1 was added")
+def test_those_that_the_message_names_drive_it(sched):
+    net = Thaws({"name": "sgd", "lr": 0.01, "momentum": 0.9, "sched": sched}, ())
+    run = fit(net, epochs=3, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1)])
+    assert [len(group["params"]) for group in run.optimizers[0].param_groups] == [2, 4]
+
+
+def test_one_cycle_drives_a_group_that_brings_its_lrs():
+    net = Thaws({"name": "sgd", "lr": 0.01, "sched": {**BOUND["OneCycleLR"], "cycle_momentum": False}}, ())
+    run = fit(net)
+    run.optimizers[0].add_param_group(
+        {"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1, "initial_lr": 0.1, "max_lr": 0.2, "min_lr": 0.0}
+    )
+    assert run.optimizers[0].param_groups[1]["max_lr"] == 0.2
+
+
+def test_a_schedule_that_cannot_drive_what_joins_another_part_is_no_hindrance():
+    rule = {"match": "backbone.*", "sched": {"name": "WarmupAnnealing", "max_steps": 16}}
+    sched = {**BOUND["OneCycleLR"], "cycle_momentum": False}
+    net = Thaws({"name": "sgd", "lr": 0.1, "sched": sched, "param_groups": [rule]}, ("backbone",))
+    assert {name: place[0] for name, place in places(fit(net), net).items()} == {
+        name: "SGD#1" if name.startswith("backbone") else "SGD#0" for name, _ in net.named_parameters()
+    }

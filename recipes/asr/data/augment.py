@@ -1,6 +1,5 @@
 """Augmentation of the training set's waveforms: speed, and noise."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.audio import change_speed, load_audio, read_header
+from lightning_novograd.recipes.asr.data.manifest import parse_row, read_rows
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
 
 SLOWEST, FASTEST = 0.5, 2.0
@@ -161,12 +161,15 @@ class NoiseRecordings:
 
     def __init__(self, manifest: Path, sample_rate: int) -> None:
         self.sample_rate = sample_rate
-        try:
-            lines = manifest.read_text(encoding="utf-8").split("\n")  # not at U+2028, as splitlines would
-            names = [os.path.expanduser(json.loads(line)["audio_filepath"]) for line in lines if line.strip()]
-            paths = [manifest.parent / name for name in names]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"manifest of noise {manifest} cannot be read: {error}") from None
+        paths = []
+        for line, row in read_rows(manifest, "manifest of noise"):
+            try:
+                name = parse_row(row).get("audio_filepath")
+                if not isinstance(name, str) or not name:
+                    raise DataError(f"'audio_filepath' must be a path, not {name!r}")
+            except DataError as error:
+                raise DataError(f"manifest of noise {manifest} cannot be read: {error} in line {line}") from None
+            paths.append(manifest.parent / os.path.expanduser(name))
         if not paths:
             raise DataError(f"manifest of noise {manifest} is empty")
         self.recordings = [(path, read_header(path).seconds) for path in paths]

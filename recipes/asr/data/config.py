@@ -1,10 +1,12 @@
 """The data group of the config: which corpus, how it is read, how its texts are changed."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lightning_novograd.errors import ConfigError, choices
+from lightning_novograd.errors import ConfigError, DataError, choices
 from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
 from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
@@ -38,7 +40,8 @@ class LoadingConfig(Section):
         batch_seconds: s, of audio in a training batch, instead of `batch_size`; padding comes on top.
         eval_batch_size: most utterances per batch of the development and test sets; null is `batch_size`.
         bucket_steps: optimizer steps whose utterances are sorted by duration together, for less padding; 1: none.
-        num_workers: processes that load ahead; 0 loads in the training process.
+        num_workers: processes that load ahead; 0 loads in the training process, null is its share of the cores, 8 at
+            most.
         cache_audio: decode all audio once, into a file in `cache_dir` that all processes of a machine map into memory
             (115 MB per hour).
         min_duration: s; shorter utterances are left out of the training set and counted in the others; null: none.
@@ -51,7 +54,7 @@ class LoadingConfig(Section):
     batch_seconds: float | None = key(None, above=0.0)
     eval_batch_size: int | None = key(None, low=1)
     bucket_steps: int = key(10, low=1)
-    num_workers: int = key(0, low=0)
+    num_workers: int | None = key(0, low=0)
     cache_audio: bool = key(False)
     min_duration: float | None = key(None, low=0.0)
     max_duration: float | None = key(None, above=0.0)
@@ -72,6 +75,18 @@ class DataConfig:
     loading: LoadingConfig
     augment: AugmentConfig
     normalize: NormalizeConfig = dataclasses.field(default_factory=NormalizeConfig)
+
+    def check_given(self) -> None:
+        """See at once, without reading any, whether the manifests that the config names are there.
+
+        Raises:
+            DataError: one is not.
+        """
+        given = get_corpus(self.name).given(self.corpus)
+        noise = self.augment.noise and self.augment.noise.manifest
+        for path in [*given, *([Path(os.path.expanduser(noise))] if noise else [])]:
+            if not os.path.exists(path):
+                raise DataError(f"manifest {path} does not exist")
 
     @classmethod
     def from_mapping(cls, cfg: Any, path: str = "data") -> "DataConfig":

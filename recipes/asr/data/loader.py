@@ -7,7 +7,21 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_novograd.errors import LightningNovoGradError
+from lightning_novograd.recipes.asr.data.corpora.base import workers
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+
+MOST_WORKERS = 8
+
+
+def fitting_workers(devices: int = 1) -> int:
+    """Worker processes of a loader that fit the machine: this process's share of the cores it may use, from 1 to 8.
+
+    More than there are cores slow each other down, of which torch warns.
+
+    Args:
+        devices: processes that train on this machine, each with workers of its own.
+    """
+    return max(1, min(MOST_WORKERS, workers() // devices))
 
 
 class _Keys(list[tuple[int, int]]):
@@ -63,7 +77,8 @@ class BatchLoader:
         dataset: its items are looked up by ``(epoch, index)``.
         sampler: gives the batches.
         collate: list of items to batch.
-        num_workers: processes that load ahead; 0 loads in this one.
+        num_workers: processes that load ahead; 0 loads in this one, None is :func:`fitting_workers`. Batches do not
+            depend on it.
         pin_memory: put batches into page-locked memory.
 
     Raises:
@@ -76,9 +91,11 @@ class BatchLoader:
         sampler: GlobalBatchSampler | EvalBatchSampler,
         collate: Callable[[list[Any]], Any],
         *,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         pin_memory: bool = False,
     ) -> None:
+        if num_workers is None:
+            num_workers = fitting_workers()
         self._new_loader = partial(
             DataLoader,
             _Batches(dataset, collate),

@@ -121,26 +121,34 @@ def read_manifest(
     return utterances
 
 
-def _parse(path: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> tuple[list[Utterance], dict[int, str]]:
-    """Utterances of the good lines, and what is wrong with the others by line number."""
+def read_rows(path: Path, what: str = "manifest") -> list[tuple[int, str]]:
+    """The lines of a manifest that are not blank, with their numbers from 1 on.
+
+    Args:
+        path: the file.
+        what: how messages call it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"manifest {path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, or a zero byte in the name
-        raise DataError(f"manifest {path} cannot be read: {error}") from error
-    utterances, bad = [], {}
-    for line, row in enumerate(content.split("\n"), start=1):
-        if not row.strip():
-            continue
-        try:
-            utterances.append(_parse_line(row, line, path, alphabet, normalize))
-        except DataError as error:
-            bad[line] = str(error)
-    return utterances, bad
+        raise DataError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    # not splitlines, which would cut a text at U+2028
+    return [(line, row) for line, row in enumerate(content.split("\n"), start=1) if row.strip()]
 
 
-def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> Utterance:
+def parse_row(row: str) -> dict[str, Any]:
+    """The object in a line of a manifest.
+
+    Raises:
+        DataError: there is none.
+
+    Example:
+        >>> parse_row('{"text": "one"}')
+        {'text': 'one'}
+    """
     try:
         entry = json.loads(row)
     except json.JSONDecodeError as error:
@@ -151,6 +159,24 @@ def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet, normali
         raise DataError(f"is nested too deeply: {row.strip()[:QUOTED]}") from None
     if not isinstance(entry, dict):
         raise DataError(f"is not a JSON object but {row.strip()[:QUOTED]}")
+    return entry
+
+
+def _parse(path: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> tuple[list[Utterance], dict[int, str]]:
+    """Utterances of the good lines, and what is wrong with the others by line number."""
+    if not os.path.exists(path):
+        raise DataError(f"manifest {path} does not exist")
+    utterances, bad = [], {}
+    for line, row in read_rows(path):
+        try:
+            utterances.append(_parse_line(row, line, path, alphabet, normalize))
+        except DataError as error:
+            bad[line] = str(error)
+    return utterances, bad
+
+
+def _parse_line(row: str, line: int, manifest: Path, alphabet: Alphabet, normalize: Callable[[str], str]) -> Utterance:
+    entry = parse_row(row)
     for key in REQUIRED:
         if key not in entry:
             raise DataError(f"lacks the key {key!r}; it has {', '.join(map(repr, entry)) or 'no keys'}")

@@ -22,7 +22,7 @@ from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import Weighted
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
-from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
+from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader, fitting_workers
 from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
 from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
@@ -294,4 +294,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.config.loading.num_workers, "pin_memory": cuda}
+        num_workers = self.config.loading.num_workers
+        if num_workers is None:
+            num_workers = fitting_workers(1 if self.trainer is None else self.trainer.num_devices)
+        return {"num_workers": num_workers, "pin_memory": cuda}

@@ -1,6 +1,5 @@
 """The texts of the training set, before anything else of it is read."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
+from lightning_novograd.recipes.asr.data.manifest import parse_row, read_rows
 
 
 def training_texts(config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -28,14 +28,10 @@ def training_texts(config: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def _texts(manifest: Path, config: DataConfig) -> Iterator[tuple[str, str]]:
-    try:
-        content = manifest.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"manifest {manifest} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for line, row in enumerate(content.split("\n"), start=1):
+    for line, row in read_rows(manifest):
         try:
-            entry = json.loads(row)
-        except (ValueError, RecursionError):
+            text = parse_row(row).get("text")
+        except DataError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-            yield f"{manifest}:{line}", config.normalize(entry["text"])
+        if isinstance(text, str):
+            yield f"{manifest}:{line}", config.normalize(text)

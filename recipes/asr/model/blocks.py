@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
 from lightning_novograd.recipes.asr.model.convolution import (
     Frames,
     GroupShuffle,
@@ -238,8 +239,8 @@ def _apply(module: nn.Module, x_BCT: Tensor, frames: Frames) -> tuple[Tensor, Fr
     return y_BCT, frames.behind(conv, y_BCT)
 
 
-def _batch_norm(channels: int) -> nn.BatchNorm1d:
-    return nn.BatchNorm1d(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+def _batch_norm(channels: int) -> BatchNorm:
+    return BatchNorm(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
 
 
 def _activation(name: str, dropout: float) -> Iterable[nn.Module]:

@@ -1,9 +1,10 @@
 """Beam search with a language model."""
 
-import argparse
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -58,10 +59,7 @@ class BeamDecoder:
     ) -> None:
         if beam_size < 1:
             raise ConfigError("--beam-size", f"must be at least 1, not {beam_size}")
-        if not 0 <= lm_weight < math.inf:
-            raise ConfigError("--lm-weight", f"must be a number from 0, not {lm_weight}")
-        if word_bonus is not None and not math.isfinite(word_bonus):
-            raise ConfigError("--word-bonus", f"must be a number, not {word_bonus}")
+        _check_weights(lm_weight, word_bonus)
         self.alphabet, self.lm = alphabet, lm
         self.beam_size, self.lm_weight, self.word_bonus = beam_size, lm_weight, word_bonus
         words = [] if lm is None else read_words(lm)
@@ -71,15 +69,28 @@ class BeamDecoder:
         if self._of_words and word_bonus is None:
             self.word_bonus = WORD_BONUS
         try:
-            self._decoder = self._lexicon_decoder(words) if self._of_words else self._free_decoder(words)
+            self._weighted = self._lexicon_decoder(words) if self._of_words else self._free_decoder(words)
         except ImportError:
             raise ConfigError("--lm" if lm else "--beam-size", _MISSING) from None
+        self._decoder = self._weighted(self.lm_weight, self.word_bonus)
+
+    def with_weights(self, lm_weight: float, word_bonus: float | None = None) -> Self:
+        """The same decoder with other weights; the language model is not read again.
+
+        Raises:
+            ConfigError: a weight is out of range.
+        """
+        _check_weights(lm_weight, word_bonus)
+        other = copy.copy(self)
+        other.lm_weight, other.word_bonus = lm_weight, word_bonus
+        other._decoder = self._weighted(lm_weight, word_bonus)
+        return other
 
     def __call__(self, log_probs_BTV: Tensor, lens_B: Tensor) -> list[CTCPath]:
         """The path of the best text, for each utterance; it has one space between words, and none around them."""
         check_classes(log_probs_BTV, self.alphabet)
         scores_BTV = log_probs_BTV.float().cpu().numpy()
-        return [self._decode(scores[:n]) for scores, n in zip(scores_BTV, lens_B.tolist(), strict=True)]
+        return [self.path(scores[:n]) for scores, n in zip(scores_BTV, lens_B.tolist(), strict=True)]
 
     def describe(self) -> str:
         """In words, for a report."""
@@ -88,7 +99,8 @@ class BeamDecoder:
         bonus = "" if self.word_bonus is None else f", word bonus {self.word_bonus:g}"
         return f"beam search, {self.beam_size} hypotheses, {self.lm.name} with weight {self.lm_weight:g}{bonus}"
 
-    def _decode(self, scores_TV: np.ndarray) -> CTCPath:
+    def path(self, scores_TV: np.ndarray) -> CTCPath:
+        """The path of the best text of one utterance, of its log-probabilities in float32."""
         frames, classes = scores_TV.shape
         if not frames:
             return CTCPath(np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -122,7 +134,7 @@ class BeamDecoder:
                 between[at[1:]] = blank
         return ids_T
 
-    def _lexicon_decoder(self, words: list[str]) -> Any:
+    def _lexicon_decoder(self, words: list[str]) -> Callable[[float, float | None], Any]:
         from flashlight.lib.text import decoder as flashlight
 
         if " " not in self.alphabet.labels:
@@ -136,37 +148,45 @@ class BeamDecoder:
         for index, ids in enumerate(spelt.values()):
             trie.insert([*ids, space], index, lm.score(start, index)[1])
         trie.smear(flashlight.SmearingMode.MAX)
-        options = flashlight.LexiconDecoderOptions(
-            self.beam_size,
-            self.alphabet.blank + 1,
-            _THRESHOLD,
-            self.lm_weight * math.log(10),  # KenLM's logarithms are decimal
-            self.word_bonus,
-            -math.inf,  # words outside the model
-            0.0,
-            True,  # sum over paths
-            flashlight.CriterionType.CTC,
-        )
-        return flashlight.LexiconDecoder(options, trie, lm, space, self.alphabet.blank, -1, [], False)
 
-    def _free_decoder(self, units: list[str]) -> Any:
+        def weighted(lm_weight: float, word_bonus: float | None) -> Any:
+            options = flashlight.LexiconDecoderOptions(
+                self.beam_size,
+                self.alphabet.blank + 1,
+                _THRESHOLD,
+                lm_weight * math.log(10),  # KenLM's logarithms are decimal
+                word_bonus,
+                -math.inf,  # words outside the model
+                0.0,
+                True,  # sum over paths
+                flashlight.CriterionType.CTC,
+            )
+            return flashlight.LexiconDecoder(options, trie, lm, space, self.alphabet.blank, -1, [], False)
+
+        return weighted
+
+    def _free_decoder(self, units: list[str]) -> Callable[[float, float | None], Any]:
         from flashlight.lib.text import decoder as flashlight
 
         lm = flashlight.ZeroLM()
         if self.lm is not None:
             space = next((symbol for symbol in SPACES if symbol in units), " ")
             lm = self._language_model([space if label == " " else label for label in self.alphabet.labels])
-        options = flashlight.LexiconFreeDecoderOptions(
-            self.beam_size,
-            self.alphabet.blank + 1,
-            _THRESHOLD,
-            self.lm_weight * math.log(10),
-            0.0,
-            True,
-            flashlight.CriterionType.CTC,
-        )
-        # it begins as if its "silence" had been heard: that is the blank
-        return flashlight.LexiconFreeDecoder(options, lm, self.alphabet.blank, self.alphabet.blank, [])
+
+        def weighted(lm_weight: float, _: float | None) -> Any:
+            options = flashlight.LexiconFreeDecoderOptions(
+                self.beam_size,
+                self.alphabet.blank + 1,
+                _THRESHOLD,
+                lm_weight * math.log(10),
+                0.0,
+                True,
+                flashlight.CriterionType.CTC,
+            )
+            # it begins as if its "silence" had been heard: that is the blank
+            return flashlight.LexiconFreeDecoder(options, lm, self.alphabet.blank, self.alphabet.blank, [])
+
+        return weighted
 
     def _language_model(self, units: list[str]) -> Any:
         from flashlight.lib.text.decoder.kenlm import KenLM
@@ -179,38 +199,8 @@ class BeamDecoder:
             raise DataError(f"language model {self.lm} cannot be read: {reason}") from None
 
 
-def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that decodes."""
-    group = parser.add_argument_group("decoding", "greedy, unless --lm or --beam-size is given")
-    group.add_argument("--lm", metavar="FILE.arpa|FILE.bin", type=Path, help="beam search with this KenLM n-gram model")
-    group.add_argument(
-        "--beam-size", metavar="N", type=int, help=f"hypotheses of the beam search; default: {BEAM_SIZE}"
-    )
-    group.add_argument(
-        "--lm-weight", metavar="W", type=float, help=f"weight of the language model; default: {LM_WEIGHT}"
-    )
-    group.add_argument(
-        "--word-bonus", metavar="B", type=float, help=f"added to the score for each word; default: {WORD_BONUS}"
-    )
-
-
-def make_decoder(arguments: argparse.Namespace, alphabet: Alphabet) -> BeamDecoder | None:
-    """The decoder that the arguments ask for; None for greedy.
-
-    Raises:
-        ConfigError: an argument is out of range or has no effect; the package is missing.
-        DataError: the language model cannot be read.
-    """
-    if arguments.lm is None:
-        for name in ("lm_weight", "word_bonus"):
-            if getattr(arguments, name) is not None:
-                raise ConfigError(f"--{name.replace('_', '-')}", "has no effect without --lm")
-        if arguments.beam_size is None:
-            return None
-    return BeamDecoder(
-        alphabet,
-        arguments.lm,
-        beam_size=BEAM_SIZE if arguments.beam_size is None else arguments.beam_size,
-        lm_weight=LM_WEIGHT if arguments.lm_weight is None else arguments.lm_weight,
-        word_bonus=arguments.word_bonus,
-    )
+def _check_weights(lm_weight: float, word_bonus: float | None) -> None:
+    if not 0 <= lm_weight < math.inf:
+        raise ConfigError("--lm-weight", f"must be a number from 0, not {lm_weight}")
+    if word_bonus is not None and not math.isfinite(word_bonus):
+        raise ConfigError("--word-bonus", f"must be a number, not {word_bonus}")

@@ -1,13 +1,17 @@
 """A trained model on a set of utterances: what it hears, and its errors."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
-from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
+from lightning_novograd.recipes.asr.data.dataset import Batch, SpeechDataset, collate
 from lightning_novograd.recipes.asr.data.loader import BatchLoader
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler
@@ -27,9 +31,9 @@ def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = No
             time: the model is measured on them all the same.
     """
     config = run.data
-    if manifest is None and not run.data.name:
-        raise ConfigError("--manifest", f"is needed: {run.folder} is a model without a run, which would have sets")
-    if manifest is not None:
+    if manifest is None:
+        _check_has_sets(run)
+    else:
         path = str(manifest)
         config = dataclasses.replace(config, name="manifest", corpus=ManifestOptions(train=path, dev=path, test=path))
     data = SpeechDataModule(config, recognizer.alphabet, sample_rate=recognizer.sample_rate)
@@ -38,16 +42,62 @@ def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = No
     return data.datasets[split]
 
 
-def transcribe_set(recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int = 0) -> list[str]:
+def read_tuning_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = None) -> SpeechDataset:
+    """The utterances of a manifest; without one those of the run's dev set, never of its test set.
+
+    Raises:
+        ConfigError: there is no manifest, and no run that has sets; or the manifest is the run's test set.
+        DataError: as of :func:`read_set`.
+    """
+    if manifest is not None:
+        test = run.data.corpus.test if isinstance(run.data.corpus, ManifestOptions) else None
+        if test and os.path.realpath(os.path.expanduser(test)) == os.path.realpath(manifest):
+            problem = f"{manifest} is the test set of {run.folder}: what is tuned on it is not measured by it any more"
+            raise ConfigError("--manifest", problem)
+        return read_set(run, recognizer, manifest)
+    _check_has_sets(run)
+    data = SpeechDataModule(run.data, recognizer.alphabet, sample_rate=recognizer.sample_rate)
+    data.setup("validate")
+    return data.datasets["dev"]
+
+
+def _check_has_sets(run: TrainedRun) -> None:
+    if not run.data.name:
+        raise ConfigError("--manifest", f"is needed: {run.folder} is a model without a run, which would have sets")
+
+
+def transcribe_set(
+    recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int | None = 0
+) -> list[str]:
     """One text per utterance, in the order of the set."""
     hypotheses = [""] * len(dataset)
-    sampler = EvalBatchSampler(dataset.durations, batch_size)
-    loader = BatchLoader(dataset, sampler, collate, num_workers=num_workers)
-    for indices, batch in zip(sampler, loader, strict=True):
+    for indices, batch in _batches(dataset, batch_size, num_workers):
         for index, text in zip(indices, recognizer(batch.wave_BS, batch.wave_lens_B), strict=True):
             hypotheses[index] = text
-    loader.close()
     return hypotheses
+
+
+def log_probs_of(
+    recognizer: Recognizer, dataset: SpeechDataset, batch_size: int, num_workers: int | None = 0
+) -> list[Tensor]:
+    """Log-probabilities of each utterance, float32 of shape (frames, classes), in the order of the set.
+
+    An hour has about 20 MB with 28 letters and 50 frames per second.
+    """
+    found = [torch.empty(0)] * len(dataset)
+    for indices, batch in _batches(dataset, batch_size, num_workers):
+        log_probs_BTV, lens_B = recognizer.log_probs(batch.wave_BS, batch.wave_lens_B)
+        for index, scores_TV, n in zip(indices, log_probs_BTV.float().cpu(), lens_B.tolist(), strict=True):
+            found[index] = scores_TV[:n].clone()
+    return found
+
+
+def _batches(dataset: SpeechDataset, batch_size: int, num_workers: int | None) -> Iterator[tuple[Sequence[int], Batch]]:
+    """All utterances once, each batch with its indices."""
+    sampler = EvalBatchSampler(dataset.durations, batch_size)
+    loader = BatchLoader(dataset, sampler, collate, num_workers=num_workers)
+    yield from zip(sampler, loader, strict=True)
+    loader.close()
 
 
 def count_errors(dataset: SpeechDataset, hypotheses: Sequence[str]) -> dict[str, Any]:

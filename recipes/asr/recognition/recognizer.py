@@ -59,7 +59,7 @@ class Recognizer:
             wave_BS: waveforms ``(batch, samples)`` at `sample_rate`, within [-1, 1].
             wave_lens_B: valid samples of each.
         """
-        log_probs_BTV, lens_B = self._log_probs(wave_BS, wave_lens_B)
+        log_probs_BTV, lens_B = self.log_probs(wave_BS, wave_lens_B)
         if self.decoder is None:
             return greedy(log_probs_BTV, lens_B, self.alphabet)
         return [self.text(path) for path in self.decoder(log_probs_BTV, lens_B)]
@@ -67,10 +67,16 @@ class Recognizer:
     @torch.inference_mode()
     def paths(self, wave_BS: Tensor, wave_lens_B: Tensor) -> list[CTCPath]:
         """One path per waveform, whose `text` is what calling the recognizer gives."""
-        log_probs_BTV, lens_B = self._log_probs(wave_BS, wave_lens_B)
+        log_probs_BTV, lens_B = self.log_probs(wave_BS, wave_lens_B)
         if self.decoder is None:
             return best_paths(log_probs_BTV, lens_B, self.alphabet)
         return self.decoder(log_probs_BTV, lens_B)
+
+    @torch.inference_mode()
+    def log_probs(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities ``(batch, frames, classes)`` and valid frames of waveforms."""
+        with self._autocast:
+            return self._model(wave_BS.to(self._device, self._dtype), wave_lens_B.to(self._device))
 
     def text(self, path: CTCPath) -> str:
         """What a path collapses to."""
@@ -87,7 +93,3 @@ class Recognizer:
     def num_parameters(self) -> int:
         """Of the model, buffers not counted."""
         return sum(parameter.numel() for parameter in self._model.parameters())
-
-    def _log_probs(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast:
-            return self._model(wave_BS.to(self._device, self._dtype), wave_lens_B.to(self._device))

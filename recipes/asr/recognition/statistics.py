@@ -1,6 +1,5 @@
 """What the errors on a set are made of, and how sure their rate is."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_novograd.recipes.asr.data.manifest import Utterance
+from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.manifest import Utterance, parse_row, read_rows
 from lightning_novograd.recipes.asr.text.alignment import Edit, EditCounts, align, count_edits
 
 SAMPLES = 2000  # of the bootstrap
@@ -75,17 +75,17 @@ def score(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> list[Sc
 
 def read_speakers(utterances: Sequence[Utterance]) -> list[str | None]:
     """The `speaker` of each line of the manifests, a text or a number; None where there is none."""
-    lines = {}
+    rows = {}
     for manifest in {u.manifest for u in utterances}:
         try:
-            lines[manifest] = manifest.read_text(encoding="utf-8").split("\n")
-        except OSError:  # it was there when the utterances were read
-            lines[manifest] = []
-    return [_speaker(lines[u.manifest][u.line - 1]) if lines[u.manifest] else None for u in utterances]
+            rows[manifest] = dict(read_rows(manifest))
+        except DataError:  # it was there when the utterances were read
+            rows[manifest] = {}
+    return [_speaker(rows[u.manifest][u.line]) if rows[u.manifest] else None for u in utterances]
 
 
-def _speaker(line: str) -> str | None:
-    speaker = json.loads(line).get("speaker")
+def _speaker(row: str) -> str | None:
+    speaker = parse_row(row).get("speaker")
     return str(speaker) if isinstance(speaker, str | int) and not isinstance(speaker, bool) else None
 
 

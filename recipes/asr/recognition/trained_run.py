@@ -1,6 +1,5 @@
 """A run of ``train.py`` afterwards: its settings, its checkpoints, and the model in one of them."""
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,36 +16,6 @@ from lightning_novograd.recipes.asr.weights.checkpoint import load_model as load
 from lightning_novograd.recipes.asr.weights.checkpoint import longest_utterance
 from lightning_novograd.recipes.asr.weights.run_folder import config_of, measured_checkpoint
 from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, is_model_file, load_average, load_file
-
-
-def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments of every command that works with a trained model.
-
-    Args:
-        prog: the command's name.
-        doc: its module's docstring, for ``--help``.
-    """
-    summary, _, details = (doc or "").replace("``", "").partition("\n")
-    parser = argparse.ArgumentParser(prog=prog, description=summary, epilog=details)
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        type=Path,
-        help="the run folder of train.py (its hydra.run.dir), or a model without one: a .nemo or .ckpt file",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="best|last|PATH",
-        help="weights of the best epoch by dev WER, of the last one, or in a checkpoint file; default: those that "
-        "results.json was measured with (checkpoint.test of the run)",
-    )
-    parser.add_argument(
-        "--downmix", action="store_true", help="average the channels of a recording, as data.downmix=true of a run does"
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto, a GPU if there is one"
-    )
-    return parser
 
 
 @dataclass(frozen=True)
@@ -84,6 +53,12 @@ class TrainedRun:
         """The run as if it had had ``data.downmix=true``."""
         loading = dataclasses.replace(self.data.loading, downmix=True)
         return dataclasses.replace(self, data=dataclasses.replace(self.data, loading=loading))
+
+    def normalized(self, case: str | None = None, unicode: str | None = None) -> Self:
+        """The run as if it had had this ``data.normalize``; None leaves its own."""
+        given = {name: value for name, value in (("case", case), ("unicode", unicode)) if value is not None}
+        texts = dataclasses.replace(self.data.normalize, **given)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, normalize=texts))
 
     def checkpoint(self, which: str | None = None) -> Path:
         """The file of a checkpoint.

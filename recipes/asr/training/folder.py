@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.log import launched_rank
 
 try:
     import fcntl
@@ -34,14 +35,7 @@ _held: dict[Path, IO[str]] = {}
 
 def process_rank() -> int:
     """Which of the processes of a run this is, before they know each other."""
-    local, node = _number("LOCAL_RANK"), _number("NODE_RANK")
-    if "RANK" in os.environ:
-        return _number("RANK")
-    # Lightning's own launcher begins with one process on each node, which has no LOCAL_RANK
-    if "LOCAL_RANK" in os.environ or node:
-        return local or node
-    # may be set without SLURM starting the processes, so it comes last
-    return _number("SLURM_PROCID")
+    return launched_rank() or 0
 
 
 def is_one_of_many() -> bool:
@@ -167,11 +161,6 @@ def _lock(folder: Path) -> IO[str]:
             file.flush()
             return file
         file.close()
-
-
-def _number(name: str) -> int:
-    said = os.environ.get(name, "")
-    return int(said) if said.isdecimal() else 0
 
 
 def _is_below(path: str | None, folder: Path) -> bool:

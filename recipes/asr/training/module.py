@@ -29,7 +29,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
     ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions.
     Those of dev and test are of all ranks' utterances, ``train_loss`` and ``train_wer`` of the micro-batch at hand, on
     the first rank. Losses are means over utterances, or with ``model.ctc_reduction=mean_volume`` over characters. A
-    loss of an evaluation that is not finite is a :class:`DivergenceError`.
+    loss of an evaluation that is not finite is a :class:`DivergenceError`; where `guard` skips steps, it is a warning,
+    and the mean is over the other utterances (error rates are over all of them).
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.
@@ -56,6 +57,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
         # over utterances: Lightning's own mean over ranks truncates their number
         self.dev_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._lossless: list[str] = []  # utterances of an evaluation whose loss is not finite
+        self._finite = 0  # and how many have one that is
 
     def forward(self, wave_BS: Tensor, wave_lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``(batch, frames, classes)`` and valid frames of waveforms ``(batch, samples)``."""
@@ -82,11 +84,11 @@ class CTCModule(OptimMixin, pl.LightningModule):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse losses that are not finite."""
+        """Refuse losses that are not finite, or say whose they are."""
         self._check_losses("dev")
 
     def on_test_epoch_end(self) -> None:
-        """Refuse losses that are not finite."""
+        """Refuse losses that are not finite, or say whose they are."""
         self._check_losses("test")
 
     def optimizer_step(
@@ -122,9 +124,10 @@ class CTCModule(OptimMixin, pl.LightningModule):
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
         is_finite_B = torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
         self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]
+        self._finite += sum(is_finite_B)
         if self.reduction == "mean_volume":  # MeanMetric forgets weights where it leaves NaN alone (torchmetrics 1.9)
             losses_B = (losses_B / batch.target_lens_B).repeat_interleave(batch.target_lens_B)
-        loss.update(losses_B)
+        loss.update(losses_B[torch.isfinite(losses_B)])
         wer.update(hypotheses, batch.texts)
         cer.update(hypotheses, batch.texts)
         size = len(batch.texts)
@@ -133,10 +136,18 @@ class CTCModule(OptimMixin, pl.LightningModule):
         return hypotheses
 
     def _check_losses(self, split: str) -> None:
-        """Raise on all ranks if one has seen a loss that is not finite."""
-        places, self._lossless = merge(self.trainer, self._lossless), []
-        if places:
-            raise DivergenceError(f"{split} set: the loss of {shown(places)} is not finite (NaN or infinity)")
+        """Raise on all ranks if one has seen a loss that is not finite; warn where bad steps are skipped."""
+        of_ranks = merge(self.trainer, [(self._lossless, self._finite)])
+        self._lossless, self._finite = [], 0
+        if not (places := [place for of_rank, _ in of_ranks for place in of_rank]):
+            return
+        problem = f"{split} set: the loss of {shown(places)} is not finite (NaN or infinity)"
+        if self.guard is None or self.guard.action == "raise":
+            raise DivergenceError(problem)
+        if not (finite := sum(count for _, count in of_ranks)):
+            raise DivergenceError(f"{problem}, and no other is there")
+        if self.trainer.is_global_zero:
+            log.warning("%s; %s_loss is the mean over the other %d", problem, split, finite)
 
     @rank_zero_only
     def _show_samples(self, hypotheses: list[str], references: list[str]) -> None:

@@ -81,6 +81,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     # before any manifest is read; and Lightning's own message would be a stack trace
     checkpoint = None if resumed is None else read_resumed(resumed)
     data_config = DataConfig.from_mapping(settings.data)
+    data_config.check_given()
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))

@@ -94,7 +94,7 @@ class NonFiniteSettings(Section):
 
     Args:
         action: ``"raise"`` ends the run at a loss, gradient or sample that is not finite; ``"skip"`` leaves out the
-            optimizer step.
+            optimizer step, and of an evaluation's mean loss the utterance.
         max_consecutive: steps in a row that may be left out; 20 more where a GradScaler skips them, whatever `action`.
     """
 

@@ -20,7 +20,7 @@ from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
         ),
         pytest.param({"batchsize": 2}, "data.batchsize: unknown key; did you mean 'batch_size'?", id="misspelt"),
         pytest.param({"batch_size": 0}, "data.batch_size: must be at least 1, not 0", id="range"),
-        pytest.param({"num_workers": "two"}, "data.num_workers: must be a whole number, not 'two'", id="type"),
+        pytest.param({"num_workers": "two"}, "data.num_workers: must be a whole number or null, not 'two'", id="type"),
         pytest.param(
             {"augment": {"speeds": [1]}}, "data.augment.speeds: unknown key; did you mean 'speed'?", id="augment"
         ),

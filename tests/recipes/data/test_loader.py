@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightning_novograd.recipes.asr.data import loader as loader_file
 from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
@@ -30,6 +31,18 @@ def test_options_are_torchs(options, expected):
     loader.close()
     assert loader._loader is not inner
     assert (loader._loader.num_workers, loader._loader.pin_memory, loader._loader.persistent_workers) == expected
+
+
+@pytest.mark.parametrize(("cores", "devices", "expected"), [(1, 1, 1), (2, 1, 2), (2, 4, 1), (64, 8, 8), (96, 1, 8)])
+def test_as_many_workers_as_fit_the_machine(monkeypatch, cores, devices, expected):
+    monkeypatch.setattr(loader_file, "workers", lambda: cores)
+    assert loader_file.fitting_workers(devices) == expected
+
+
+def test_torch_does_not_warn_of_what_fits(recwarn):
+    loader = BatchLoader(Keys(), EvalBatchSampler(DURATIONS, 2), list, num_workers=None)
+    assert loader._loader.num_workers == loader_file.fitting_workers()
+    assert not [w for w in recwarn.list if "worker" in str(w.message)]
 
 
 def test_items_are_looked_up_by_epoch_and_index():

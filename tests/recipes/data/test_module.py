@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.large_batch import solve_batch_ramp
+from lightning_novograd.recipes.asr.data import module as module_file
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora.manifest import OwnManifests
 from lightning_novograd.recipes.asr.data.dataset import Batch
@@ -132,6 +133,34 @@ def test_an_epoch_iterated_to_its_end_is_followed_by_the_next(make_data):
     again = data.train_dataloader()
     again.sampler.set_epoch(1)
     assert [batch.texts for batch in again] == second
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(make_data):
+    heard = []
+    for num_workers in (0, 1, 2):
+        noise = {"noise": {"prob": 0.7}, "speed": {"min": 0.8, "max": 1.2}}
+        data = make_data(seed=3, batch_size=2, augment=noise, num_workers=num_workers)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        heard.append([batch.wave_BS for _ in range(2) for batch in loader])  # two epochs
+        data.teardown()
+    first, *others = heard
+    assert all(len(waves) == len(first) for waves in others)
+    assert all(torch.equal(a, b) for waves in others for a, b in zip(first, waves, strict=True))
+
+
+def test_a_number_of_workers_that_is_not_said_is_shared_by_the_devices(make_data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module_file, "fitting_workers", lambda devices: asked.append(devices) or 0)
+    data = make_data(num_workers=None)
+    data.setup("fit")
+    data.train_dataloader()
+    data.trainer = SimpleNamespace(
+        **{"num_devices": 4, "world_size": 1, "global_rank": 0},
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    data.val_dataloader()
+    assert asked == [1, 4]
 
 
 @pytest.mark.parametrize("where", ["cache", "worker"])

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_novograd.errors import ConfigError
+from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
 from lightning_novograd.recipes.asr.model.blocks import ACTIVATIONS, BlockConfig, JasperBlock
 from lightning_novograd.recipes.asr.model.convolution import Frames, GroupShuffle, MaskedConv1d
 
@@ -172,8 +173,8 @@ def test_activation_and_dropout_stand_behind_every_sub_block(name, kind):
     block = JasperBlock(config, 4, (4,), activation=name)
     activations = [block.mconv[2], block.mout[0]]
     assert [type(module) for module in block.mconv] == [
-        *(MaskedConv1d, nn.BatchNorm1d, kind, nn.Dropout),
-        *(MaskedConv1d, nn.BatchNorm1d),
+        *(MaskedConv1d, BatchNorm, kind, nn.Dropout),
+        *(MaskedConv1d, BatchNorm),
     ]
     assert [type(module) for module in activations] == [kind, kind]
     assert {getattr(module, "inplace", None) for module in activations} == (

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
-from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, make_parser, shown
+from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, shown
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model, read_checkpoint
 
@@ -212,18 +212,6 @@ def test_weights_that_do_not_fit_are_said_in_one_short_line(tmp_path):
 
 def test_names_are_shown_with_bytes_escaped():
     assert [shown("é"), shown("a\udce9"), shown(Path("b"))] == ["é", "a\\udce9", "b"]
-
-
-def test_the_arguments_of_every_command():
-    parser = make_parser("listen", "Listen to ``x``.\n\nAt ``length``.\n")
-    assert (parser.prog, parser.description, parser.epilog) == ("listen", "Listen to x.", "\nAt length.\n")
-    assert make_parser("listen", None).description == ""
-    arguments = parser.parse_args(["a"])
-    assert vars(arguments) == {"run": Path("a"), "checkpoint": None, "downmix": False, "device": "auto"}
-    for device in ("auto", "cpu", "cuda"):
-        assert parser.parse_args(["a", "--device", device]).device == device
-    with pytest.raises(SystemExit):
-        parser.parse_args(["a", "--device", "tpu"])
 
 
 @pytest.mark.parametrize(

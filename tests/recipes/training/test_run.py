@@ -148,6 +148,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
         "check_resumed": None,
     }.items():
         monkeypatch.setattr(run_file, name, stands_for(name, result))
+    monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     monkeypatch.setattr(run_file.pl, "seed_everything", stands_for("seed", 0))
     monkeypatch.setattr(run_file.UtteranceRate, "mean", 3.14159)
     if resume is not None:
@@ -205,6 +206,7 @@ def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp
     monkeypatch.setattr(run_file, "build_trainer", lambda *args: seen.extend(args[3]) or trainer)
     monkeypatch.setattr(run_file, "measure", lambda *args: {})
     monkeypatch.setattr(run_file, "SpeechDataModule", lambda *args, **options: None)
+    monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     block = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
     cfg = {name: {} for name in ("logger", "checkpoint", "large_batch")}
     cfg |= {"trainer": {"accelerator": "cpu", "devices": 1}, "optim": {"name": "novograd", "lr": 0.1}}
@@ -299,7 +301,37 @@ def run_with(tmp_path, monkeypatch, fit, world_size=1, procs=()):
     monkeypatch.setattr(run_file, "build_trainer", lambda *args: trainer)
     monkeypatch.setattr(run_file, "measure", lambda *args: {})
     monkeypatch.setattr(run_file, "SpeechDataModule", lambda *args, **options: None)
+    monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     cfg = {name: {} for name in ("logger", "checkpoint", "large_batch")}
     cfg |= {"trainer": {"accelerator": "cpu", "devices": 1}, "optim": {"name": "novograd", "lr": 0.1}}
     cfg |= {"model": MODEL, "data": {"name": "manifest", "train": "a", "dev": "b"}}
     return run_file.run(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["train", "dev", "test", "noise"])
+def test_a_manifest_that_is_missing_is_found_before_the_folder_changes(tmp_path, monkeypatch, lost):
+    paths = {name: tmp_path / f"{name}.json" for name in ("train", "more", "dev", "test", "noise")}
+    for name, path in paths.items():
+        if name != lost:
+            path.touch()
+    data = {
+        "name": "manifest",
+        "train": [str(paths["more"]), {"manifest_filepath": str(paths["train"]), "weight": 0.5}],
+        "augment": {"noise": {"manifest": str(paths["noise"])}},
+        **{split: str(paths[split]) for split in ("dev", "test")},
+    }
+    monkeypatch.setattr(run_file, "save_config", lambda *args: pytest.fail("written"))
+    with pytest.raises(DataError, match=rf"^manifest .*/{lost}\.json does not exist$"):
+        run_file.run(
+            {
+                **{"model": MODEL, "data": data, "optim": {"name": "novograd", "lr": 0.01}},
+                **{
+                    "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 1},
+                    "logger": {},
+                    "checkpoint": {},
+                    "large_batch": {},
+                },
+            },
+            tmp_path / "run",
+        )
+    assert not list((tmp_path / "run").iterdir())

@@ -15,6 +15,11 @@ ABANDONED = 3600.0  # s; a partial file that nobody has written to for so long i
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` to write to, which takes its place when all is written.
 
+    Not the `whole_file` of commands, which is for a file that a user has named: it goes through links and into pipes,
+    and its errors are the user's. Here an error is an OSError, since there is another place to try, the folder is made,
+    and what killed processes left in it is cleared away. Nor does it wait for the disk, as checkpoints do, which nobody
+    can make again.
+
     Raises:
         OSError: it cannot be written; nothing is left behind then.
     """

@@ -1,9 +1,11 @@
 """Decoded samples of a whole set in one file, which all processes of a machine map into memory."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ from lightning_novograd.recipes.asr.data.cache.files import whole_file
 log = rank_zero_logger(__name__)
 
 VERSION = 2  # of the samples: of how they are resampled and rounded
+UNUSED = 30 * 86400.0  # s without a use after which a set makes room for a new one
 AT_ONCE = 256  # recordings decoded before they are written
 
 
@@ -50,6 +53,8 @@ class SampleFile:
                 first = file.tell()
             if not np.array_equal(key, self.key) or os.path.getsize(self.path) != first + 2 * int(ends[-1]):
                 return None
+            with contextlib.suppress(OSError):  # somebody else's
+                os.utime(self.path)  # it is in use
             # copied where it is written to, which nobody does: torch wants memory that could be
             return Samples(ends, np.memmap(self.path, np.int16, "c", first, (int(ends[-1]),)))
         except (OSError, ValueError, EOFError, IndexError):
@@ -93,10 +98,29 @@ class SampleFile:
             if free < 2 * size:
                 raise OSError(f"{2 * size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
             self.write(load, count)
+            _make_room(self.path.parent)
         except OSError as error:
             reason = printable(error)
             log.warning("decoded audio is kept in the memory of each process: %s: %s", printable(self.path), reason)
         return self.read()
+
+
+def _make_room(folder: Path) -> None:
+    """Remove sets that were not used for long: those of settings, or of a manifest, that are no more.
+
+    A process that has mapped one keeps it until it ends.
+    """
+    removed, size = 0, 0
+    for path in folder.glob("*.samples"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if time.time() - status.st_mtime > UNUSED:
+                path.unlink()
+                removed, size = removed + 1, size + status.st_size
+    if removed:
+        said = f"{removed} file{'s' * (removed > 1)}, {size / 1e9:.1f} GB"
+        days = round(UNUSED / 86400)
+        log.info("%s: decoded audio that was not used for %d days is removed: %s", printable(folder), days, said)
 
 
 def decoded(load: Callable[[int], np.ndarray], count: int) -> Iterable[np.ndarray]:

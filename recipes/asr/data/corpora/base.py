@@ -50,6 +50,10 @@ class Corpus(ABC):
     name: ClassVar[str]
     options: ClassVar[type[Section]]
 
+    def given(self, options: Any) -> list[Path]:
+        """Files that have to be there before anything is made."""
+        return []
+
     @abstractmethod
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Manifests of the corpus, with all audio in place; it is made if it is not there."""

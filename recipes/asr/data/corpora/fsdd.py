@@ -29,6 +29,7 @@ import soundfile
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus, workers
 from lightning_novograd.recipes.asr.data.corpora.rng import randint, seed_of, shuffled
+from lightning_novograd.recipes.asr.data.manifest import parse_row, read_rows
 from lightning_novograd.recipes.asr.section import Section, key
 
 DATASET = "https://github.com/Jakobovski/free-spoken-digit-dataset"
@@ -98,7 +99,7 @@ class Fsdd(GeneratedCorpus):
         given = _given_manifests(options)
         for split in SPLITS:
             if split in given:
-                entries = [json.loads(line) for line in given[split].read_text(encoding="utf-8").splitlines()]
+                entries = [parse_row(row) for _, row in read_rows(given[split])]
             else:
                 entries = list(make_entries(split, recordings, options.seed, getattr(options, f"{split}_size")))
             (folder / "audio" / split).mkdir(parents=True)

@@ -66,6 +66,11 @@ class OwnManifests(Corpus):
 
     options = ManifestOptions
 
+    def given(self, options: ManifestOptions) -> list[Path]:
+        """The manifests."""
+        paths = [*(source.manifest_filepath for source in options.sources), options.dev, options.test]
+        return [_expanded(path) for path in paths if path]
+
     def prepare(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
         """The manifests as they were given, the first one of several for training."""
         test = _expanded(options.test) if options.test else None

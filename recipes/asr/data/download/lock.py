@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 def locked(file: Path) -> Iterator[None]:
     """Hold the lock `file`, waiting for a process that has it.
 
+    Not the lock of a run folder, which never waits, names its owner, and is kept for the whole life of a process.
+
     Raises:
         DataError: there can be no such file.
     """

@@ -11,7 +11,7 @@ import pytest
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.data.cache import files
-from lightning_novograd.recipes.asr.data.cache.samples import AT_ONCE, SampleFile
+from lightning_novograd.recipes.asr.data.cache.samples import AT_ONCE, UNUSED, SampleFile
 
 WAVES = [np.arange(n, dtype=np.int16) - n for n in (5, 1, 9)]
 
@@ -106,6 +106,23 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with files.whole_file(tmp_path / "a") as file:
         file.write(b"x")
     assert sorted(os.listdir(tmp_path)) == [".partial-new", "a"]
+
+
+def test_sets_that_nobody_has_used_for_long_make_room_for_a_new_one(tmp_path, caplog):
+    kept, old, used = (SampleFile(tmp_path / f"{name}.samples", [name], writable=True) for name in ("a", "b", "c"))
+    for file in (kept, old, used):
+        assert file.ensure(lambda i: WAVES[i], 3, 15) is not None
+    (tmp_path / "other.txt").write_text("")
+    past = os.stat(tmp_path).st_mtime - UNUSED - 60
+    _, samples = old.read()
+    for name in ("b.samples", "c.samples", "other.txt"):
+        os.utime(tmp_path / name, (past, past))
+    assert used.read() is not None  # which is a use
+    with caplog.at_level("INFO", logger="lightning_novograd"):
+        assert SampleFile(tmp_path / "d.samples", "d", writable=True).ensure(lambda i: WAVES[i], 3, 15) is not None
+    assert sorted(os.listdir(tmp_path)) == ["a.samples", "c.samples", "d.samples", "other.txt"]
+    assert caplog.messages == [f"{tmp_path}: decoded audio that was not used for 30 days is removed: 1 file, 0.0 GB"]
+    assert samples.tolist() == np.concatenate(WAVES).tolist()  # whoever maps it keeps it
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

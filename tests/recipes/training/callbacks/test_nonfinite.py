@@ -216,6 +216,29 @@ def test_an_evaluations_loss(split):
     assert str(error.value) == f"{split} set: the loss of m.json:21 is not finite (NaN or infinity)"
 
 
+def one_of(batch, index):
+    """One utterance of a batch."""
+    kept = slice(index, index + 1)
+    return batch._replace(
+        **{name: value[kept] for name, value in batch._asdict().items() if isinstance(value, torch.Tensor | list)}
+    )
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_where_steps_are_skipped_an_evaluation_has_the_mean_of_the_others(split, caplog):
+    made, model = trainer(), module(NonFiniteGuard("skip"))
+    measure = made.validate if split == "dev" else made.test
+    expected = measure(model, loader([batch(1), one_of(batch(2, value=1e30), 0)]), verbose=False)[0][f"{split}_loss"]
+    found = measure(model, loader([batch(1), batch(2, value=1e30)]), verbose=False)[0][f"{split}_loss"]
+    assert found == pytest.approx(expected)
+    assert (
+        f"{split} set: the loss of m.json:21 is not finite (NaN or infinity); {split}_loss is the mean over the other 3"
+        in caplog.messages
+    )
+    with pytest.raises(DivergenceError, match=f"{split} set: the loss of m.json:21 is not finite .*, and no other"):
+        measure(model, loader([one_of(batch(2, value=1e30), 1)]), verbose=False)
+
+
 def test_what_another_rank_has_seen_counts(monkeypatch):
     """Both ranks are asked; a rank that has seen nothing bad names what the others have."""
     guard = NonFiniteGuard("skip")
