@@ -48,12 +48,10 @@ class Listener(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.heard: list[list[str]] = []
-        self.batches: list[Batch] = []
         self.evaluated: list[str] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.heard.append(list(batch.texts))
-        self.batches.append(batch)
         return self.weight * batch.wave_BS.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -229,54 +227,6 @@ def test_overfitting_repeats_the_same_batches(make_data, tmp_path):
 def test_too_few_utterances_for_a_global_batch(make_data, tmp_path):
     with pytest.raises(DataError, match=r"14 utterances, fewer than one global batch of 24 .*8 x 1 ranks x accum.* 3"):
         fit(make_data(batch_size=8), tmp_path, accumulate_grad_batches=3)
-
-
-def test_a_shorter_last_step_is_kept_where_it_is_wanted(make_data, tmp_path):
-    data = make_data(batch_size=2)
-    data.last = "keep"
-    weights = [batch.weight for batch in fit(data, tmp_path, accumulate_grad_batches=3, limit_val_batches=0).batches]
-    # an epoch of 14: 2 x 2 x 3 utterances, and 2 that are a third of what Lightning divides by
-    assert weights == ([1.0] * 6 + [3.0]) * (len(weights) // 7)
-
-
-@pytest.mark.parametrize(
-    ("reduction", "total"), [("mean_batch", 1.0), ("mean_volume", 1.0), ("sum", 4.0)]
-)  # fmt: skip
-def test_micro_batches_count_as_the_reduction_says(make_data, tmp_path, reduction, total):
-    data = make_data(batch_size=2)
-    data.reduction = reduction
-    batches = fit(data, tmp_path, accumulate_grad_batches=2, limit_val_batches=0, max_epochs=1).batches
-    for step in (batches[:2], batches[2:4]):
-        assert sum(batch.weight for batch in step) / 2 == pytest.approx(total)
-        counts = [2.0, 2.0] if reduction != "mean_volume" else [float(batch.target_lens_B.sum()) for batch in step]
-        share = [count / sum(counts) for count in counts]
-        assert [batch.weight for batch in step] == pytest.approx([2 * total * part for part in share])
-
-
-@pytest.mark.parametrize(
-    ("limit", "message"),
-    [
-        (3, "3 takes 3 of 6 batches, and a global batch has 2; nearest that work: 2 and 4"),
-        (0.2, "0.2 takes 1 of 6 batches, and a global batch has 2; nearest that work: 2"),
-        (2, None),
-        (0.4, None),
-        (99, None),
-        (1.0, None),
-    ],
-)
-def test_a_limit_cuts_no_global_batch(make_data, tmp_path, limit, message):
-    """Lightning would make a step of the rest, of a loss that is too small."""
-    options = {"accumulate_grad_batches": 2, "limit_train_batches": limit, "limit_val_batches": 0, "max_epochs": 1}
-    if message is None:
-        assert len(fit(make_data(batch_size=2), tmp_path, **options).heard) % 2 == 0
-        return
-    with pytest.raises(ConfigError) as error:
-        fit(make_data(batch_size=2), tmp_path, **options)
-    assert (error.value.path, error.value.problem) == ("trainer.limit_train_batches", message)
-
-
-def test_a_trial_of_one_batch_is_none_of_a_step(make_data, tmp_path):
-    assert len(fit(make_data(batch_size=2), tmp_path, accumulate_grad_batches=2, fast_dev_run=1).heard) == 1
 
 
 def test_a_changing_accumulation_is_refused(make_data, tmp_path):
