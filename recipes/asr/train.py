@@ -1,7 +1,8 @@
 """Train a Jasper or QuartzNet speech model: ``python recipes/asr/train.py data=fsdd optim.lr=0.02``.
 
 Everything of the run goes to Hydra's run folder: the config, the log, metrics.csv, TensorBoard events, checkpoints,
-curves.png and results.json. ``conf/asr.yaml`` lists what can be set.
+curves.png and results.json. ``conf/asr.yaml`` lists what can be set. With ``--plan`` nothing is trained: it prints how
+the global batch is split, the learning rate, the steps, and the memory of the optimizer's state.
 """
 
 import gc
@@ -9,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -21,11 +23,15 @@ from omegaconf import DictConfig
 import lightning_novograd.conf
 from lightning_novograd.errors import ConfigError, LightningNovoGradError, closest
 from lightning_novograd.recipes.asr.allocator import keep_freed_memory
+from lightning_novograd.recipes.asr.training.batches.plan import describe_run
 from lightning_novograd.recipes.asr.training.console import fail, one_line, outlive_readers, set_up_console, stop
 from lightning_novograd.recipes.asr.training.folder import claim_folder, release_folder
 from lightning_novograd.recipes.asr.training.run import run
 
 log = logging.getLogger(__name__)
+
+PLAN = "--plan"
+QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
 class JobFailed(CompactHydraException):
@@ -60,6 +66,24 @@ def main(cfg: DictConfig) -> float | None:
         fail(error, run_dir)
     finally:
         release_folder(run_dir)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="asr")
+def show_plan(cfg: DictConfig) -> None:
+    """Print what the run would be."""
+    try:
+        print(describe_run(cfg))
+    except LightningNovoGradError as error:
+        problem = one_line(error)
+        raise (JobFailed if HydraConfig.get().mode == RunMode.MULTIRUN else SystemExit)(problem) from None
+
+
+def plan() -> None:
+    """`show_plan` by the command line, ``--plan`` in it, with nothing left where Hydra would write."""
+    command = [argument for argument in sys.argv if argument != PLAN]
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv = [*command, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", *QUIET]
+        show_plan()
 
 
 def nearest(error: BaseException | None) -> str | None:
@@ -100,7 +124,7 @@ def thread_names() -> list[str]:
 if __name__ == "__main__":
     outlive_readers()
     try:
-        main()
+        plan() if PLAN in sys.argv else main()
     except SystemExit as end:
         if best := nearest(end.__context__):  # Hydra has said what is wrong
             print(f"Did you mean {best}?", file=sys.stderr)

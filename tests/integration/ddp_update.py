@@ -1,6 +1,6 @@
 """Train a tiny model for a few optimizer steps and save its weights; run by test_ddp_update.py, alone or per rank.
 
-usage: ddp_update.py MANIFEST OUT BATCH_SIZE ACCUMULATE WORLD_SIZE
+usage: ddp_update.py MANIFEST OUT BATCH_SIZE ACCUMULATE WORLD_SIZE [REDUCTION LAST]
 """
 
 import sys
@@ -45,13 +45,21 @@ class FrozenBatchNorm(pl.Callback):
                 module.eval()
 
 
-def main(manifest: str, out: str, batch_size: str, accumulate: str, world_size: str) -> None:
-    """Three epochs of one optimizer step each."""
+def main(
+    manifest: str,
+    out: str,
+    batch_size: str,
+    accumulate: str,
+    world_size: str,
+    reduction: str = "mean_batch",
+    last: str = "drop",
+) -> None:
+    """Three epochs of a few optimizer steps each."""
     torch.set_num_threads(1)
     pl.seed_everything(1, verbose=False)
-    module = CTCModule(MODEL, OPTIM)
+    module = CTCModule({**MODEL, "ctc_reduction": reduction}, OPTIM)
     config = DataConfig.from_mapping({"name": "manifest", "train": manifest, "dev": manifest})
-    data = SpeechDataModule(config, module.alphabet, batch_size=int(batch_size))
+    data = SpeechDataModule(config, module.alphabet, batch_size=int(batch_size), last=last, reduction=reduction)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=int(world_size),

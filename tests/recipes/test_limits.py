@@ -15,6 +15,7 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
 from lightning_novograd.recipes.asr.section import Section, _checked
+from lightning_novograd.recipes.asr.training.batches.settings import ReferenceSettings
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings, PowerSgdSettings
 from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
 
@@ -102,6 +103,11 @@ KEYS = {
     },
     "LargeBatchSettings": {
         "global_batch_size": (None, {"low": 1}),
+        "max_per_device_batch_size": (None, {"low": 1}),
+        "reference": (ReferenceSettings(), {}),
+        "lr_scaling": (None, {"allowed": ["linear", "sqrt", "none", None]}),
+        "warmup_ratio": (None, {"low": 0.0, "high": 1.0}),
+        "last": ("drop", {"allowed": ["drop", "keep"]}),
     },
     "LibriSpeechOptions": {
         "root": (None, {}),
@@ -170,6 +176,10 @@ KEYS = {
     "PublishedSettings": {
         "source": (REQUIRED, {}),
         "wer": (REQUIRED, {}),
+    },
+    "ReferenceSettings": {
+        "global_batch_size": (None, {"low": 1}),
+        "lr": (None, {"above": 0.0}),
     },
     "RunSettings": {
         "model": (REQUIRED, {}),

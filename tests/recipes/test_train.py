@@ -64,6 +64,34 @@ def test_nothing_is_written_into_the_folder_of_another_run(monkeypatch, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_a_plan_leaves_nothing_behind(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.sys, "argv", ["train.py", "--plan", "data=fsdd", "hydra.run.dir=RUN"])
+    monkeypatch.setattr(train, "show_plan", lambda: seen.extend(train.sys.argv))
+    train.plan()
+    assert seen[:3] == ["train.py", "data=fsdd", "hydra.run.dir=RUN"]
+    run_dir, sweep_dir, *quiet = seen[3:]  # later ones count
+    folder = run_dir.removeprefix("hydra.run.dir=")
+    assert sweep_dir == f"hydra.sweep.dir={folder}"
+    assert not Path(folder).exists()
+    assert quiet == ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+
+
+@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, train.JobFailed)])
+def test_a_plan_is_printed_or_refused_in_a_line(monkeypatch, capsys, mode, error):
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(mode=mode))
+    monkeypatch.setattr(train, "describe_run", lambda cfg: f"the plan of {cfg}")
+    train.show_plan.__wrapped__("it")
+    assert capsys.readouterr().out == "the plan of it\n"
+
+    def refuse(cfg):
+        raise ConfigError("large_batch.global_batch_size", "is bad")
+
+    monkeypatch.setattr(train, "describe_run", refuse)
+    with pytest.raises(error, match=r"^ConfigError: large_batch\.global_batch_size: is bad$"):
+        train.show_plan.__wrapped__("it")
+
+
 def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
     """Hydra goes on with the others after an exception, not after SystemExit, and prints such a one in a line."""
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.MULTIRUN)

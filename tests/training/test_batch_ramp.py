@@ -60,11 +60,12 @@ def test_each_step_has_its_batch_wherever_in_an_epoch():
     assert net.lrs[-1] == pytest.approx(0.1 / 13)  # WarmupAnnealing is linear, and 13 steps long
 
 
-def test_a_gradient_is_the_mean_over_its_batch():
+@pytest.mark.parametrize("samples", [26, 28])  # 28: the last step of the epoch has 1 batch of 2
+def test_a_gradient_is_the_mean_over_its_batch(samples):
     torch.manual_seed(0)
     layer, net = torch.nn.Linear(3, 2), Watched({"name": "sgd", "lr": 0.001})
     net.layer.load_state_dict(layer.state_dict())
-    fitted(net, 26, max_epochs=1)
+    fitted(net, samples, max_epochs=1)
     for samples, grad in zip(net.steps, net.grads, strict=True):
         x = torch.stack([torch.full((3,), float(sample)) for sample in samples])
         layer.zero_grad()
@@ -81,6 +82,28 @@ def test_the_schedule_is_as_long_as_the_fit(samples, end):
     net = Watched(LINEAR)
     run = fitted(net, samples, **end)
     assert run.lr_scheduler_configs[0].scheduler.arguments["max_steps"] == run.global_step == len(net.lrs)
+
+
+@pytest.mark.parametrize("limit", [1.0, 7, 0.5])
+def test_the_last_step_of_an_epoch_is_the_mean_over_what_it_has(limit):
+    """Lightning divides by the whole accumulation, however few batches have accumulated."""
+
+    class Sizes(pl.Callback):
+        def __init__(self):
+            self.said = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.said.append((batch_idx, int(trainer.accumulate_grad_batches)))
+            if batch_idx + 1 == trainer.num_training_batches:
+                assert trainer.callback_metrics["global_batch_size"] == 2 * self.said[-1][1]
+
+    net, sizes = Watched(LINEAR), Sizes()
+    fitted(net, 28, BatchRampScheduler(ramp([[0, 8]])), callbacks=[sizes], max_epochs=2, limit_train_batches=limit)
+    batches = {1.0: 14, 7: 7, 0.5: 7}[limit]
+    left = batches % 4
+    expected = [(index, left if index >= batches - left else 4) for index in range(batches)]
+    assert sizes.said == expected * 2
+    assert [len(step) for step in net.steps] == ([8] * (batches // 4) + [2 * left]) * 2
 
 
 def test_an_accumulation_counts_from_its_first_batch():

@@ -43,8 +43,9 @@ class BatchRampScheduler(pl.Callback):
 
     Each optimizer step has the global batch of its stage, wherever in an epoch the stage begins; at an epoch's end
     Lightning makes a step of whatever has accumulated, as it always does (a loader that deals whole global batches
-    leaves nothing). Schedules of an optim block are as long as the run with this accumulation. A resumed run goes on
-    in the stage of its step.
+    leaves nothing). That step's loss is the mean over its batches, where Lightning would divide by the accumulation of
+    a whole one; its LR is that of the stage. Schedules of an optim block are as long as the run with this
+    accumulation. A resumed run goes on in the stage of its step.
 
     With an LR rule the optimizer sees the schedule's LR times `ramp.lr_factor(step)`. It is multiplied in for the
     duration of `optimizer.step` and taken out again: schedules, closed forms or not, and checkpoints never have it, so
@@ -130,7 +131,8 @@ class BatchRampScheduler(pl.Callback):
         """Log what the step had."""
         if trainer.global_step != self._step:
             plan = self.ramp.plan_at(self._step)
-            pl_module.log("global_batch_size", float(plan.global_batch_size), batch_size=1)
+            size = plan.per_device_batch_size * plan.world_size * int(trainer.accumulate_grad_batches)
+            pl_module.log("global_batch_size", float(size), batch_size=1)
             if self.lr_scaling != "none":
                 pl_module.log("lr_factor", self.ramp.lr_factor(self._step, self.lr_scaling), batch_size=1)
 
@@ -153,7 +155,9 @@ class BatchRampScheduler(pl.Callback):
 
     def _set(self, trainer: pl.Trainer) -> None:
         plan = self.ramp.plan_at(max(0, self._step))
-        trainer.accumulate_grad_batches = Accumulation(plan.accumulate_grad_batches, self._first_batch)
+        left = trainer.num_training_batches - self._first_batch  # infinite for a stream
+        batches = min(plan.accumulate_grad_batches, max(1, left))
+        trainer.accumulate_grad_batches = Accumulation(int(batches), self._first_batch)
 
     def _scale(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         factor = self.ramp.lr_factor(self._step, self.lr_scaling)

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """Utterances padded with zeros to the longest.
 
     `wave_BS` is float32, `targets_BU` holds class ids; both `lens` are int64 and count samples and characters. `weight`
-    times the mean loss of the batch, averaged over the micro-batches of a step, is the mean over all its utterances.
+    times the mean loss of the batch, averaged over the micro-batches of a step on all ranks, is the loss of the step.
     `places` are the utterances' ``manifest:line``, for messages.
     """
 
@@ -125,6 +125,11 @@ class SpeechDataset(Dataset[Item]):
     def durations(self) -> list[float]:
         """s, of all utterances."""
         return [u.duration for u in self.utterances]
+
+    @property
+    def target_lens(self) -> list[int]:
+        """Characters of all utterances, a class id each."""
+        return [len(u.text) for u in self.utterances]
 
     def lengths(self, epoch: int, entries: np.ndarray) -> np.ndarray:
         """s, of entries as they are heard in an epoch, shape (N,)."""

@@ -26,6 +26,7 @@ from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoa
 from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
 from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.asr.data.steps import limited
 from lightning_novograd.recipes.asr.data.summary import summarize
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
@@ -56,6 +57,8 @@ class SpeechDataModule(LightningDataModule):
         sample_rate: Hz, of the model.
         seed: of batches and augmentation.
         batch_size: instead of `config.loading.batch_size`, for a global batch that was solved.
+        last: ``"drop"`` or ``"keep"`` the utterances that do not fill a global batch; see `GlobalBatchSampler`.
+        reduction: of the losses of a step, which weighs micro-batches (``model.ctc_reduction``).
 
     Raises:
         DataError: in `setup`, for anything in a manifest or its audio that cannot be used.
@@ -76,10 +79,13 @@ class SpeechDataModule(LightningDataModule):
         sample_rate: int = 16000,
         seed: int = 0,
         batch_size: int | None = None,
+        last: str = "drop",
+        reduction: str = "mean_batch",
     ) -> None:
         super().__init__()
         self.config, self.alphabet, self.sample_rate, self.seed = config, alphabet, sample_rate, seed
         self.samples_to_frames = samples_to_frames
+        self.last, self.reduction = last, reduction
         self.batch_size = batch_size or config.loading.batch_size
         self.eval_batch_size = config.loading.eval_batch_size or self.batch_size
         self.datasets: dict[str, SpeechDataset] = {}
@@ -234,8 +240,13 @@ class SpeechDataModule(LightningDataModule):
             bucket_steps=self.config.loading.bucket_steps,
             mixture=self._mixture,
             lengths=dataset.lengths,
+            last=self.last,
+            counts=dataset.target_lens if self.reduction == "mean_volume" else None,
+            sums=self.reduction == "sum",
             **self._place(),
         )
+        if not getattr(trainer, "fast_dev_run", False):
+            limited(len(sampler), accumulate, getattr(trainer, "limit_train_batches", None))
         if sampler.rank == 0:
             log.info("%.1f %% of the samples of an epoch's batches are padding", 100 * sampler.padding())
         loader = ResumableLoader(dataset, sampler, collate, **self._loading())

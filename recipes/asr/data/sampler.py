@@ -10,7 +10,14 @@ from torch.utils.data import Sampler
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.log import rank_zero_logger
 from lightning_novograd.recipes.asr.data.mixture import Mixture
-from lightning_novograd.recipes.asr.data.steps import balanced, pooled_steps
+from lightning_novograd.recipes.asr.data.steps import (
+    LAST,
+    EpochSteps,
+    balanced,
+    epoch_steps,
+    epoch_steps_of_seconds,
+    pooled_steps,
+)
 
 log = rank_zero_logger(__name__)
 
@@ -20,7 +27,8 @@ class MicroBatch(list[int]):
 
     Args:
         indices: the utterances.
-        weight: of their mean loss in the mean over the micro-batches of the step, so that it is that over utterances.
+        weight: of their mean loss in the mean over the micro-batches of the step, so that it is that over all the
+            utterances of the step, or over their characters; 0: they fill in for a rank that has none left.
     """
 
     def __init__(self, indices: Iterable[int], weight: float = 1.0) -> None:
@@ -39,11 +47,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
     same time, and their order is drawn at random, so that no rank and no micro-batch (BatchNorm's statistics are those
     of rank 0 and favour the last) always has the long ones.
 
-    The ``n % G`` entries that do not fill a step are left out of an epoch, other ones in every epoch.
+    The ``n % G`` entries that do not fill a step are left out of an epoch, other ones in every epoch; or, with
+    ``last="keep"``, they are its last step, in as few micro-batches of equal size as there is room for, equally many on
+    each rank. A rank for which none is left hears one again, with the weight 0.
 
     With `batch_seconds` a step has ``batch_seconds * world_size * accumulate`` seconds of audio, to within an
-    utterance, whatever the number of utterances; it is cut into micro-batches of about equal padded seconds. Their
-    weights make the mean over micro-batches that over the utterances of the step.
+    utterance, whatever the number of utterances; it is cut into micro-batches of about equal padded seconds.
+
+    The weights of micro-batches make the mean over those of all ranks and rounds of accumulation, as Lightning and DDP
+    take it, the mean over all utterances of the step (by `counts`, or their sum), however unequal the micro-batches
+    are. Every rank knows the whole step, so none asks another for it.
 
     The position can be saved and restored: `delivered` counts this rank's batches of the epoch that have reached the
     training loop (`ResumableLoader` keeps it), and iteration begins there.
@@ -64,6 +77,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
         mixture: how often which utterances are heard in an epoch; None: each once. Index ``k * n + i`` is the
             utterance `i` of `n`, heard once more.
         lengths: s, of entries (int64) in an epoch, where these are not `durations` (speed perturbation).
+        last: what becomes of the entries that do not fill a step: ``"drop"`` or ``"keep"``.
+        counts: what each utterance counts in the mean loss of a step, such as its characters; None: all the same.
+        sums: a step's loss is the sum of its utterances', not their mean.
 
     Raises:
         DataError: fewer utterances than one global batch needs, or one too long for `batch_seconds`.
@@ -89,15 +105,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
         bucket_steps: int = 1,
         mixture: Mixture | None = None,
         lengths: Callable[[int, np.ndarray], np.ndarray] | None = None,
+        last: str = "drop",
+        counts: Sequence[int] | None = None,
+        sums: bool = False,
     ) -> None:
         _check_geometry(batch_size, world_size, rank)
         for name, value in (("accumulate", accumulate), ("bucket_steps", bucket_steps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if last not in LAST:
+            raise ValueError(f"last must be one of {', '.join(LAST)}, not {last!r}")
+        if last == "keep" and batch_seconds is not None:
+            raise ValueError("last='keep' is for batches of utterances; those of batch_seconds have no remainder")
         self.durations = np.asarray(durations, dtype=np.float64)
         self.batch_size, self.world_size, self.rank, self.accumulate = batch_size, world_size, rank, accumulate
         self.seed, self.shuffle, self.bucket_steps, self.batch_seconds = seed, shuffle, bucket_steps, batch_seconds
         self.mixture, self._lengths = mixture, lengths
+        self.sums = sums
+        self._counts = np.ones(len(self.durations)) if counts is None else np.asarray(counts, dtype=np.float64)
+        self._short = 0  # micro-batches of each rank in a last step that is shorter; 0: there is none
         self.epoch = 0
         self.delivered = 0
         self.global_batch_size = batch_size * world_size * accumulate
@@ -108,12 +134,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             self.steps = self._count_steps(batch_seconds)
             return
         entries = len(self.durations) if mixture is None else mixture.size
-        if entries < self.global_batch_size:
-            raise DataError(
-                f"the training set has {entries} utterances, fewer than one global batch of "
-                f"{self.global_batch_size} (batch size {batch_size} x {world_size} ranks x accumulation {accumulate})"
-            )
-        self.steps, left_out = divmod(entries, self.global_batch_size)
+        self.steps, self._short, left_out = epoch_steps(entries, batch_size, world_size, accumulate, last)
         if left_out and rank == 0:
             log.info(
                 "%d of %d utterances do not fill a global batch of %d and are left out of each epoch, other ones in "
@@ -122,6 +143,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 entries,
                 self.global_batch_size,
             )
+        if self._short and rank == 0:
+            kept = entries % self.global_batch_size
+            log.info("the last step of each epoch has %d utterances, the others have %d", kept, self.global_batch_size)
 
     def _count_steps(self, batch_seconds: float) -> int:
         """Steps of so many seconds in an epoch, which is equally long every time."""
@@ -131,17 +155,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 f"data.batch_seconds is {batch_seconds:g}, but must be at least twice the longest utterance of the "
                 f"training set, which has {longest:g} s; data.max_duration leaves long ones out"
             )
-        steps = int(self._seconds / (batch_seconds * self.world_size * self.accumulate))
-        if steps < 1:
-            raise DataError(
-                f"the training set has {self._seconds:g} s of audio, fewer than one global batch of "
-                f"{batch_seconds:g} s x {self.world_size} ranks x accumulation {self.accumulate}"
-            )
-        return steps
+        return epoch_steps_of_seconds(self._seconds, batch_seconds, self.world_size, self.accumulate).steps
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, wherever iteration begins."""
-        return self.steps * self.accumulate
+        return EpochSteps(self.steps, self._short).batches(self.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         first_step, skipped = divmod(self.delivered, self.accumulate)
@@ -150,15 +168,27 @@ class GlobalBatchSampler(Sampler[list[int]]):
             entries, lengths = plan[step]
             batches = self._deal(lengths, step)[self.rank]
             for batch in batches[skipped if step == first_step else 0 :]:
-                weight = len(batch) * self.world_size * self.accumulate / len(entries)
-                yield MicroBatch(entries[batch].tolist(), weight)
+                if len(batch):
+                    yield MicroBatch(entries[batch].tolist(), self._weight(entries, batch))
+                else:
+                    yield MicroBatch([int(entries[lengths.argmin()])], 0.0)
+
+    def _weight(self, entries: np.ndarray, batch: np.ndarray) -> float:
+        """What the mean loss of a micro-batch of a step is multiplied by.
+
+        Lightning divides by `accumulate` and DDP by `world_size`, in a shorter step too.
+        """
+        counts = self._counts[entries % len(self._counts)]
+        whole = 1.0 if self.sums else float(counts.sum())
+        return float(counts[batch].sum()) * self.world_size * self.accumulate / whole
 
     def padding(self) -> float:
         """The share of padding in the samples of this epoch's batches, over all ranks."""
         heard = padded = 0.0
         for step, (_, lengths) in enumerate(self._plan()):
             heard += lengths.sum()
-            padded += sum(len(batch) * lengths[batch].max() for rank in self._deal(lengths, step) for batch in rank)
+            batches = (batch for rank in self._deal(lengths, step) for batch in rank)
+            padded += sum(len(batch) * lengths[batch].max() for batch in batches if len(batch))
         return 1.0 - heard / padded
 
     def _plan(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -172,8 +202,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
         entries = np.arange(n) if self.mixture is None else self.mixture.entries(self.seed, self.epoch)
         rng = np.random.default_rng((self.seed, self.epoch))
         order = entries[rng.permutation(len(entries))] if self.shuffle else entries
+        whole_steps, rest = self.steps - bool(self._short), order[:0]
         if self.batch_seconds is None:
-            order = order[: self.steps * self.global_batch_size]
+            end = whole_steps * self.global_batch_size
+            order, rest = order[:end], order[end:] if self._short else rest
             costs = np.ones(len(order))
         else:
             costs = self.durations[order % n]
@@ -181,19 +213,30 @@ class GlobalBatchSampler(Sampler[list[int]]):
             wanted = self.steps * self.batch_seconds * self.world_size * self.accumulate * costs.sum() / self._seconds
             kept = int(np.searchsorted(np.cumsum(costs) - costs / 2, wanted))
             order, costs = order[:kept], costs[:kept]
-        lengths = self.durations[order % n] if self._lengths is None else self._lengths(self.epoch, order)
-        pool = max(1, min(self._bucket_steps(), self.steps // 4)) if self.shuffle else 1
-        steps = pooled_steps(lengths, costs, self.steps, pool, rng)
-        return [(order[step], lengths[step]) for step in steps]
+        lengths = self._heard(order)
+        pool = max(1, min(self._bucket_steps(), whole_steps // 4)) if self.shuffle else 1
+        plan = [(order[step], lengths[step]) for step in pooled_steps(lengths, costs, whole_steps, pool, rng)]
+        return [*plan, (rest, self._heard(rest))] if len(rest) else plan
+
+    def _heard(self, entries: np.ndarray) -> np.ndarray:
+        """How long entries are in this epoch, s."""
+        if self._lengths is None:
+            return self.durations[entries % len(self.durations)]
+        return self._lengths(self.epoch, entries)
 
     def _bucket_steps(self) -> int:
         """Of this epoch."""
         return self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else self.bucket_steps
 
     def _deal(self, lengths: np.ndarray, step: int) -> list[list[np.ndarray]]:
-        """Micro-batches of every rank in one step whose utterances are so long."""
+        """Micro-batches of every rank in one step whose utterances are so long; empty where none is left for a rank."""
         longest_first = np.argsort(-lengths, kind="stable")
-        if self.batch_seconds is None:
+        rounds = self.accumulate
+        if self._short and step == self.steps - 1:
+            rounds = self._short
+            batches = np.array_split(longest_first, rounds * self.world_size)
+            works = np.array([len(batch) * lengths[batch].max(initial=0.0) for batch in batches])
+        elif self.batch_seconds is None:
             batches = list(longest_first.reshape(-1, self.batch_size))
             works = lengths[longest_first[:: self.batch_size]]
         else:
@@ -210,7 +253,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             load[ranks] += works[first : first + self.world_size]
             for rank, batch in zip(ranks, batches[first : first + self.world_size], strict=True):
                 dealt[rank].append(batch)
-        order = rng.permutation(self.accumulate)
+        order = rng.permutation(rounds)
         return [[batches[i] for i in order] for batches in dealt]
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,6 +1,94 @@
 """From an epoch's utterances to the steps of it, and from a step to micro-batches."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+from lightning_novograd.errors import ConfigError, DataError
+
+# what becomes of the utterances of an epoch that do not fill a step
+LAST = ("drop", "keep")
+
+
+class EpochSteps(NamedTuple):
+    """How long an epoch is.
+
+    `steps` counts a shorter last one too, which has `short` micro-batches on each rank; 0: there is none. `left_out`
+    counts utterances.
+    """
+
+    steps: int
+    short: int = 0
+    left_out: int = 0
+
+    def batches(self, accumulate: int) -> int:
+        """Micro-batches of each rank."""
+        return (self.steps - bool(self.short)) * accumulate + self.short
+
+
+def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop") -> EpochSteps:
+    """The steps of an epoch of so many utterances.
+
+    Args:
+        entries: that an epoch hears.
+        batch_size: utterances of one micro-batch on one rank.
+        world_size: number of ranks.
+        accumulate: micro-batches per optimizer step.
+        last: what becomes of the utterances that do not fill a step, one of `LAST`.
+
+    Raises:
+        DataError: they do not fill one.
+
+    Example:
+        >>> epoch_steps(100, 4, 2, 4), epoch_steps(100, 4, 2, 4, "keep")
+        (EpochSteps(steps=3, short=0, left_out=4), EpochSteps(steps=4, short=1, left_out=0))
+    """
+    size = batch_size * world_size * accumulate
+    if entries < size:
+        raise DataError(
+            f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size "
+            f"{batch_size} x {world_size} ranks x accumulation {accumulate})"
+        )
+    steps, left_out = divmod(entries, size)
+    if left_out and last == "keep":
+        return EpochSteps(steps + 1, -(-left_out // (batch_size * world_size)))
+    return EpochSteps(steps, 0, left_out)
+
+
+def epoch_steps_of_seconds(seconds: float, batch_seconds: float, world_size: int, accumulate: int) -> EpochSteps:
+    """The steps of an epoch of so much audio, where batches are by seconds.
+
+    Raises:
+        DataError: it does not fill one.
+    """
+    steps = int(seconds / (batch_seconds * world_size * accumulate))
+    if steps < 1:
+        raise DataError(
+            f"the training set has {seconds:g} s of audio, fewer than one global batch of "
+            f"{batch_seconds:g} s x {world_size} ranks x accumulation {accumulate}"
+        )
+    return EpochSteps(steps)
+
+
+def limited(batches: int, accumulate: int, limit: float | None) -> int:
+    """Micro-batches that ``trainer.limit_train_batches`` leaves of an epoch.
+
+    Args:
+        batches: of each rank.
+        accumulate: that make a step.
+        limit: a number of them, or a share (a float); None: all.
+
+    Raises:
+        ConfigError: it cuts a step in two, of which Lightning would make one whose loss is too small; the limits that
+            work nearby are named.
+    """
+    taken = min(limit, batches) if isinstance(limit, int) else batches if limit is None else int(batches * limit)
+    if taken == batches or taken % accumulate == 0:
+        return taken
+    below = taken - taken % accumulate
+    nearest = " and ".join(str(size) for size in (below, min(below + accumulate, batches)) if size)
+    problem = f"{limit:g} takes {taken} of {batches} batches, and a global batch has {accumulate}"
+    raise ConfigError("trainer.limit_train_batches", f"{problem}; nearest that work: {nearest}")
 
 
 def cut(costs: np.ndarray, parts: int) -> np.ndarray:

@@ -14,10 +14,13 @@ from lightning_novograd.recipes.asr.model.spec_augment import SpecAugment, SpecA
 from lightning_novograd.recipes.asr.section import join, plain_mapping
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
 
+# of the losses of a step: the mean over its utterances, that over the characters of their texts, their sum
+REDUCTIONS = ("mean_batch", "mean_volume", "sum")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The checked config of a :class:`JasperCTC`."""
+    """The checked config of a :class:`JasperCTC`; `ctc_reduction` is for whoever trains it."""
 
     alphabet: Alphabet
     preprocessor: MelConfig
@@ -25,6 +28,7 @@ class ModelConfig:
     decoder: DecoderConfig
     spec_augment: SpecAugmentConfig
     layers: tuple[Layer, ...]
+    ctc_reduction: str = "mean_batch"
 
     @classmethod
     def read(cls, cfg: Any, path: str = "model") -> Self:
@@ -34,7 +38,7 @@ class ModelConfig:
             ConfigError: names the key or keys at fault.
         """
         mapping = plain_mapping(cfg, path)
-        allowed = ("labels", "sample_rate", "preprocessor", "spec_augment", "encoder", "decoder")
+        allowed = ("labels", "sample_rate", "ctc_reduction", "preprocessor", "spec_augment", "encoder", "decoder")
         for name in mapping:
             if name not in allowed:
                 raise ConfigError(join(path, name), f"unknown key{choices(name, allowed)}")
@@ -50,6 +54,9 @@ class ModelConfig:
                 join(path, "sample_rate"),
                 f"{mapping['sample_rate']!r} is not preprocessor.sample_rate ({preprocessor.sample_rate})",
             )
+        reduction = mapping.get("ctc_reduction", "mean_batch")
+        if reduction not in REDUCTIONS:
+            raise ConfigError(join(path, "ctc_reduction"), f"{reduction!r} is unknown{choices(reduction, REDUCTIONS)}")
         alphabet = _read_labels(mapping["labels"], path)
         if encoder.feat_in not in (None, preprocessor.features):
             raise ConfigError(
@@ -61,7 +68,7 @@ class ModelConfig:
         except ConfigError as error:
             raise ConfigError(join(join(path, "encoder"), error.path), error.problem) from None
         _check_decoder(decoder, encoder, alphabet, path)
-        return cls(alphabet, preprocessor, encoder, decoder, augment, layers)
+        return cls(alphabet, preprocessor, encoder, decoder, augment, layers, reduction)
 
 
 def _read_labels(labels: Any, path: str) -> Alphabet:
@@ -127,7 +134,7 @@ class JasperCTC(nn.Module):
 
         Args:
             cfg: ``{labels: [...], preprocessor: {...}, encoder: {jasper: [...]}, decoder: {...}}`` with NeMo's key
-                names, and optionally ``spec_augment`` and ``sample_rate``; see :class:`MelConfig`,
+                names, and optionally ``spec_augment``, ``sample_rate`` and ``ctc_reduction``; see :class:`MelConfig`,
                 :class:`EncoderConfig`, :class:`BlockConfig`, :class:`DecoderConfig`, :class:`SpecAugmentConfig`.
             path: where `cfg` stands in the whole config, for error messages.
 

@@ -7,8 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def ctc_loss(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_lens_B: Tensor, blank: int) -> Tensor:
-    """Mean over the batch of :func:`ctc_losses` (NeMo's ``mean_batch``).
+def ctc_loss(
+    log_probs_BTV: Tensor,
+    lens_B: Tensor,
+    targets_BU: Tensor,
+    target_lens_B: Tensor,
+    blank: int,
+    reduction: str = "mean_batch",
+) -> Tensor:
+    """Mean over the batch of :func:`ctc_losses`.
 
     Args:
         log_probs_BTV: log-probabilities, ``(batch, frames, classes)``.
@@ -16,15 +23,18 @@ def ctc_loss(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_l
         targets_BU: class indices, ``(batch, characters)``; entries beyond ``target_lens_B`` are ignored.
         target_lens_B: characters of each text.
         blank: index of the blank class.
+        reduction: NeMo's ``"mean_volume"`` is the mean over the characters of the texts, any other that over the
+            utterances. The loss of a step is the mean of these, each times the weight of its micro-batch, which is
+            where ``"sum"`` comes in (`GlobalBatchSampler`).
     """
-    return ctc_losses(log_probs_BTV, lens_B, targets_BU, target_lens_B, blank).mean()
+    losses_B = ctc_losses(log_probs_BTV, lens_B, targets_BU, target_lens_B, blank)
+    return losses_B.sum() / target_lens_B.sum() if reduction == "mean_volume" else losses_B.mean()
 
 
 def ctc_losses(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target_lens_B: Tensor, blank: int) -> Tensor:
-    """CTC loss of each utterance, in float32.
+    """CTC loss of each utterance, in float32 at least.
 
-    Every utterance weighs the same, however long its text, so that the mean over equal micro-batches and ranks is
-    the mean over the global batch. An utterance too short for its text has an infinite loss; the data module refuses
+    An utterance too short for its text has an infinite loss; the data module refuses
     such utterances when it reads the manifest, so here infinity stays visible instead of being zeroed.
 
     Args:
@@ -35,16 +45,17 @@ def ctc_losses(log_probs_BTV: Tensor, lens_B: Tensor, targets_BU: Tensor, target
         blank: index of the blank class.
     """
     # the CTC recursion loses too much in half precision
-    log_probs_TBV = log_probs_BTV.float().transpose(0, 1)
+    log_probs_TBV = log_probs_BTV.to(torch.promote_types(log_probs_BTV.dtype, torch.float32)).transpose(0, 1)
     return F.ctc_loss(log_probs_TBV, targets_BU, lens_B, target_lens_B, blank=blank, reduction="none")
 
 
 class MeanLoss:
-    """The mean loss over the utterances of some micro-batches of this rank: ``sum(weight * loss) / sum(weight)``.
+    """The mean loss over some micro-batches of this rank: ``sum(weight * loss) / sum(weight)``.
 
-    What a training step returns is ``weight * loss``, the weight in proportion to the utterances of the micro-batch,
-    and Lightning divides it by the number of micro-batches in an optimizer step. On one rank the mean over a whole step
-    is what the step minimizes; on several that is the mean of theirs, weighted by their utterances.
+    What a training step returns is ``weight * loss``, the weight in proportion to the utterances of the micro-batch
+    (with ``mean_volume`` to their characters), and Lightning divides it by the number of micro-batches in an optimizer
+    step. On one rank the mean over a whole step is what the step minimizes, or with ``sum`` that by its number of
+    utterances; on several that is the mean of theirs, weighted likewise.
 
     Args:
         finite_only: leave out micro-batches whose loss is not finite.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,8 +28,9 @@ class CTCModule(OptimMixin, pl.LightningModule):
     The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
     ``train_wer``, ``dev_loss``, ``dev_wer``, ``dev_cer``, ``test_wer`` and ``test_cer``, error rates as fractions.
     Those of dev and test are of all ranks' utterances, ``train_loss`` and ``train_wer`` of the micro-batch at hand, on
-    the first rank. A loss of an evaluation that is not finite is a :class:`DivergenceError`; where `guard` skips steps,
-    it is a warning, and the mean is over the other utterances (error rates are over all of them).
+    the first rank. Losses are means over utterances, or with ``model.ctc_reduction=mean_volume`` over characters. A
+    loss of an evaluation that is not finite is a :class:`DivergenceError`; where `guard` skips steps, it is a warning,
+    and the mean is over the other utterances (error rates are over all of them).
 
     Args:
         model: the model's config, see :meth:`JasperCTC.from_config`.
@@ -48,7 +50,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
         if optim is not None:
             self.optim_config = optim
         self.num_samples = num_samples
-        self.alphabet = self.model.alphabet
+        self.alphabet, self.reduction = self.model.alphabet, self.model.config.ctc_reduction
         self.train_wer = ErrorRate("word")
         self.dev_wer, self.dev_cer = ErrorRate("word"), ErrorRate("char")
         self.test_wer, self.test_cer = ErrorRate("word"), ErrorRate("char")
@@ -63,7 +65,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss of one micro-batch."""
-        log_probs_BTV, lens_B, loss = self._loss(batch, ctc_loss)
+        log_probs_BTV, lens_B, loss = self._loss(batch, partial(ctc_loss, reduction=self.reduction))
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.texts))
         every_n_steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the Trainer's connector
         if batch_idx == 0 or (self.global_step + 1) % every_n_steps == 0:
@@ -122,8 +124,10 @@ class CTCModule(OptimMixin, pl.LightningModule):
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
         is_finite_B = torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
         self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]
-        loss.update(losses_B[torch.isfinite(losses_B)])
         self._finite += sum(is_finite_B)
+        if self.reduction == "mean_volume":  # MeanMetric forgets weights where it leaves NaN alone (torchmetrics 1.9)
+            losses_B = (losses_B / batch.target_lens_B).repeat_interleave(batch.target_lens_B)
+        loss.update(losses_B[torch.isfinite(losses_B)])
         wer.update(hypotheses, batch.texts)
         cer.update(hypotheses, batch.texts)
         size = len(batch.texts)

@@ -15,6 +15,8 @@ from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.labels import write_labels
+from lightning_novograd.recipes.asr.training.batches.log import PlanLog
+from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
 from lightning_novograd.recipes.asr.training.callbacks import (
     BatchSeed,
     CurveRecorder,
@@ -85,11 +87,13 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))
+    optim, lr = planned_optim(settings, plan)
+    log.info("%s", lr)
     trained = None if settings.init_from is None else load(settings.init_from)
     model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
-    module = kind(model_config, settings.optim, num_samples=settings.num_samples)
+    module = kind(model_config, optim, num_samples=settings.num_samples)
     if trained is not None:
         start_from(module.model, trained, str(settings.init_from))
     if settings.freeze:
@@ -107,6 +111,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         sample_rate=module.model.config.preprocessor.sample_rate,
         seed=settings.seed,
         batch_size=plan.per_device_batch_size,
+        last=settings.large_batch.last,
+        reduction=module.reduction,
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
     checkpoints = build_checkpoints(settings, run_dir)
@@ -181,7 +187,7 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
             "plugins": plugins,
         },
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=[*callbacks, PlanLog(settings.trainer)],
         default_root_dir=run_dir,
         use_distributed_sampler=False,
     )

@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
 from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
+from lightning_novograd.recipes.asr.training.batches.settings import LargeBatchSettings
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
 
 # the name in the config -> the class in lightning.pytorch.loggers
@@ -52,18 +53,6 @@ class CheckpointSettings(Section):
             raise ConfigError("save_top_k", "must not be 0 where checkpoint.test is 'best'")
         if self.test == "best" and self.average is not None and 0 <= self.save_top_k < self.average:
             raise ConfigError("save_top_k", f"{self.save_top_k} keeps fewer than checkpoint.average={self.average}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LargeBatchSettings(Section):
-    """The ``large_batch`` block.
-
-    Args:
-        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to. A
-            list of stages is refused by :func:`plan_batches`.
-    """
-
-    global_batch_size: int | list | None = key(None, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +236,7 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
 
     Args:
         settings: whose ``large_batch`` and ``trainer`` blocks count.
-        per_device_batch_size: utterances of one micro-batch.
+        per_device_batch_size: utterances of one micro-batch, unless ``large_batch.max_per_device_batch_size`` is given.
 
     Raises:
         ConfigError: it does not divide (the message names sizes that do), it is a list of stages, or it or the
@@ -255,10 +244,10 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
     """
     accumulate = settings.trainer.get("accumulate_grad_batches", 1)
     devices, nodes = count_devices(settings.trainer), settings.trainer.get("num_nodes", 1)
-    size = settings.large_batch.global_batch_size
-    if size is not None and settings.data.get("batch_seconds") is not None:
-        problem = f"is {size} utterances, but data.batch_seconds counts seconds; give one of them"
-        raise ConfigError("large_batch.global_batch_size", problem)
+    large_batch = settings.large_batch
+    size = large_batch.global_batch_size
+    if settings.data.get("batch_seconds") is not None:
+        _check_seconds(settings)
     if isinstance(size, list):
         # the number of batches in an epoch would change, and Lightning asks for it once
         problem = "the recipe's epochs consist of whole global batches, equally many in each, so its batch cannot grow"
@@ -274,7 +263,22 @@ def plan_batches(settings: RunSettings, per_device_batch_size: int) -> BatchPlan
             f"is {accumulate}, but large_batch.global_batch_size={size} decides the accumulation; give one of them"
         )
         raise ConfigError("trainer.accumulate_grad_batches", problem)
+    if (most := large_batch.max_per_device_batch_size) is not None:
+        return solve_batch_plan(size, devices=devices, num_nodes=nodes, max_per_device_batch_size=most)
     return solve_batch_plan(size, devices=devices, num_nodes=nodes, per_device_batch_size=per_device_batch_size)
+
+
+def _check_seconds(settings: RunSettings) -> None:
+    """Refuse what counts utterances where batches are by seconds."""
+    large_batch = settings.large_batch
+    problem = "utterances, but data.batch_seconds counts seconds; give one of them"
+    if (size := large_batch.global_batch_size) is not None:
+        raise ConfigError("large_batch.global_batch_size", f"is {size} {problem}")
+    if (size := large_batch.reference.global_batch_size) is not None:
+        raise ConfigError("large_batch.reference.global_batch_size", f"is {size} {problem}")
+    if large_batch.last == "keep":
+        problem = "is of utterances that do not fill a global batch, and batches of data.batch_seconds leave none over"
+        raise ConfigError("large_batch.last", f"'keep' {problem}; take drop")
 
 
 def count_devices(trainer: Mapping[str, Any]) -> int:

@@ -46,6 +46,7 @@ def nemo_config(config: ModelConfig) -> dict[str, Any]:
         "target": "nemo.collections.asr.models.ctc_models.EncDecCTCModel",
         "sample_rate": config.preprocessor.sample_rate,
         "labels": config.alphabet.labels,
+        "ctc_reduction": config.ctc_reduction,
         "preprocessor": _section("preprocessor", _mel(config.preprocessor)),
         "spec_augment": _section("spec_augment", dataclasses.asdict(config.spec_augment)),
         "encoder": _section(

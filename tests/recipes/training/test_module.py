@@ -7,9 +7,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.training import module as module_file
-from lightning_novograd.recipes.asr.training.loss import ctc_loss
+from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
@@ -53,6 +54,29 @@ def test_a_batch_weighs_what_it_says(logged):
     assert torch.equal(logged[0][1], loss), "the log has the mean of the batch"
     module._evaluate(BATCH._replace(weight=0.5), "dev")
     torch.testing.assert_close(logged[1][1].compute(), loss.detach())
+
+
+def test_by_volume_losses_are_means_over_characters(logged):
+    """So that those of training and of dev can be compared, however long the texts."""
+    module = module_at()
+    batch = BATCH._replace(targets_BU=torch.tensor([[0, 1], [1, 9]]), target_lens_B=torch.tensor([2, 1]), weight=0.5)
+    module.reduction = "mean_volume"
+    log_probs, lens = module(batch.wave_BS, batch.wave_lens_B)
+    losses = ctc_losses(log_probs, lens, batch.targets_BU, batch.target_lens_B, 2)
+    assert torch.equal(module.training_step(batch, 1), 0.5 * (losses.sum() / 3))
+    assert torch.equal(logged[0][1], losses.sum() / 3)
+    for _ in range(2):  # batches
+        module._evaluate(batch, "dev")
+    torch.testing.assert_close(logged[1][1].compute(), losses.sum().detach() / 3)
+
+
+def test_the_reduction_is_the_models():
+    assert CTCModule(MODEL).reduction == "mean_batch"
+    assert CTCModule({**MODEL, "ctc_reduction": "sum"}).reduction == "sum"
+    with pytest.raises(
+        ConfigError, match=r"^model\.ctc_reduction: 'mean_volum' is unknown; did you mean 'mean_volume'"
+    ):
+        CTCModule({**MODEL, "ctc_reduction": "mean_volum"})
 
 
 @pytest.mark.parametrize(

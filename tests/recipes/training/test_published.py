@@ -13,6 +13,7 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora.librispeech import TRAIN
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
+from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
 from lightning_novograd.recipes.asr.training.run import report
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
 
@@ -33,7 +34,7 @@ PUBLISHED = {
         (3.20, 9.78, 3.41, 9.71),
     ),
     **{
-        f"paper/jasper_{batch}": (
+        f"jasper10x5dr_b{batch}": (
             ("jasper_10x5dr", f"paper/jasper_{batch}"),
             (400, 64, accumulation),
             ((0, 20, 0, 75), DISCRETE, None),
@@ -48,6 +49,14 @@ PUBLISHED = {
         ]
     },
 }
+# global batch, accumulation; LR, warmup and EMA: nobody's numbers, by the rule in the files
+UNPUBLISHED = {
+    "quartznet15x5_b512": (512, 1, 0.0066667, 0.00769231, 0.99956),
+    "quartznet15x5_b4k": (4096, 8, 0.0188562, 0.05, 0.99645),
+    "quartznet15x5_b8k": (8192, 16, 0.0266667, 0.05, 0.99291),
+    "quartznet15x5_b16k": (16384, 32, 0.0377124, 0.05, 0.98587),
+    "quartznet15x5_b32k": (32768, 64, 0.0533333, 0.08, 0.97194),
+}
 SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
 
 
@@ -61,7 +70,7 @@ def composed():
 def test_every_experiment_on_librispeech_is_in_the_table():
     folder = ROOT / "conf" / "experiment"
     names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")}
-    assert names - {"fsdd_novograd"} == set(PUBLISHED)
+    assert names - {"fsdd_novograd"} == set(PUBLISHED) | set(UNPUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,7 +109,26 @@ def test_numbers_are_the_published_ones(composed, name):
 
     assert settings.published.wer == pytest.approx({part: value / 100 for part, value in zip(SETS, wer, strict=True)})
     assert published_results(settings)["published"]["test_wer"] == pytest.approx(wer[2] / 100)
-    assert settings.checkpoint.test == ("last" if name.startswith("paper") else "best")
+    assert settings.checkpoint.test == ("last" if "_b" in name else "best")
+
+
+@pytest.mark.parametrize("name", UNPUBLISHED)
+def test_other_batches_are_the_published_recipe_but_for_what_the_batch_changes(composed, name):
+    size, accumulation, lr, warmup, ema = UNPUBLISHED[name]
+    cfg, published = composed(f"experiment={name}"), composed("experiment=quartznet15x5_librispeech")
+    settings = RunSettings.read(cfg, "")
+    plan = plan_batches(settings, settings.data["batch_size"])
+    assert (plan.global_batch_size, plan.per_device_batch_size, plan.devices) == (size, 64, 8)
+    assert plan.accumulate_grad_batches == accumulation
+    block, planned = planned_optim(settings, plan)
+    assert planned.lr == pytest.approx(lr, rel=1e-5)
+    assert parse_optim(block).sched is not None
+    assert block["sched"]["warmup_ratio"] == warmup
+    assert block["ema"] == ema == pytest.approx(0.999 ** (size / 1152), abs=1e-5)
+    block["sched"]["warmup_ratio"] = published.optim.sched.warmup_ratio
+    assert {**block, "lr": 0.01, "ema": 0.999} == published.optim
+    assert (cfg.model, cfg.data, cfg.trainer) == (published.model, published.data, published.trainer)
+    assert settings.published is None
 
 
 def test_a_run_shows_the_published_wer_of_the_sets_that_it_measured(composed, tmp_path, caplog):

@@ -135,7 +135,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
         config=SimpleNamespace(preprocessor=SimpleNamespace(sample_rate=8000)),
         parameters=lambda: [],
     )
-    module, data = SimpleNamespace(alphabet="ab", model=model), object()
+    module, data = SimpleNamespace(alphabet="ab", model=model, reduction="sum"), object()
     trainer = SimpleNamespace(fit=stands_for("fit", None), current_epoch=2, global_step=8, is_global_zero=True)
     checkpoints = [SimpleNamespace(best_model_path="best.ckpt"), SimpleNamespace()]
     for name, result in {
@@ -161,7 +161,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
         "trainer": {"accelerator": "cpu", "devices": 1},
         "logger": {},
         "checkpoint": {"test": test},
-        "large_batch": {"global_batch_size": 12},
+        "large_batch": {"global_batch_size": 12, "last": "keep"},
         "seed": 7,
         "num_samples": 5,
         "layer_monitor": 9,
@@ -173,7 +173,8 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert asked["CTCModule"] == (({"a": 1}, {"name": "novograd"}), {"num_samples": 5})
     (config, alphabet), options = asked["SpeechDataModule"]
     assert (config.loading.batch_size, alphabet) == (4, "ab")
-    assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, "batch_size": 4}
+    batches = {"batch_size": 4, "last": "keep", "reduction": "sum"}
+    assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, **batches}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
     seed, rate, curves, guard, progress, memory, *kept, monitor = callbacks

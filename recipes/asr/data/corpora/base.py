@@ -58,6 +58,14 @@ class Corpus(ABC):
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Manifests of the corpus, with all audio in place; it is made if it is not there."""
 
+    def find(self, options: Any, cache_dir: Path) -> Manifests | None:
+        """What `prepare` would return without making anything; None where there is something to make."""
+        return None
+
+    def training_size(self, options: Any) -> int | None:
+        """Utterances of the training set, where the options alone say that."""
+        return None
+
     def training(self, options: Any, manifests: Manifests) -> tuple[Weighted, ...]:
         """Those of the training set, where it has several."""
         return (Weighted(manifests.train),)
@@ -94,6 +102,12 @@ class GeneratedCorpus(PreparedCorpus):
     def prepare(self, options: Any, cache_dir: Path) -> Manifests:
         """Make the corpus in its folder under `cache_dir` unless it is there."""
         return self.prepare_in(options, cache_folder(cache_dir, self.name, self.fingerprint(options)))
+
+    def find(self, options: Any, cache_dir: Path) -> Manifests | None:
+        """Those in its folder under `cache_dir`."""
+        fingerprint = self.fingerprint(options)
+        folder = cache_folder(cache_dir, self.name, fingerprint)
+        return _manifests_in(folder) if _holds(folder, json.dumps(fingerprint, sort_keys=True)) else None
 
     def prepare_in(self, options: Any, folder: Path) -> Manifests:
         """Make it in `folder`, which is complete or not there."""
@@ -154,6 +168,10 @@ def _prepare_in(folder: Path, stamp: str, build: Callable[[Path], None]) -> Mani
         with locked(_lock_of(folder)):
             if not _holds(folder, stamp):
                 _make(folder, stamp, build)
+    return _manifests_in(folder)
+
+
+def _manifests_in(folder: Path) -> Manifests:
     return Manifests(*(folder / f"{split}.json" for split in ("train", "dev", "test")))
 
 

@@ -89,6 +89,10 @@ class Fsdd(GeneratedCorpus):
         source = hashlib.sha256("\n".join(files + manifests).encode()).hexdigest()
         return {"corpus": "fsdd", "version": VERSION, "source": source, **asdict(options), "root": None}
 
+    def training_size(self, options: FsddOptions) -> int:
+        """As many as are made."""
+        return options.train_size
+
     def build(self, options: FsddOptions, folder: Path) -> None:
         """Write manifests and 16 kHz FLAC files."""
         recordings = Recordings(options.folder)

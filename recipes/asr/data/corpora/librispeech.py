@@ -113,12 +113,27 @@ class LibriSpeech(PreparedCorpus):
         absent = [part for part, folder in folders.items() if folder is None]
         if absent:
             raise DataError(f"LibriSpeech in {root} lacks {', '.join(absent)} (looked for {root / AUDIO / absent[0]})")
-        digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-        store = cache_dir / self.name / digest
+        store = self._store(root, cache_dir)
         for part, folder in folders.items():
             if folder is not None:
                 _write_part(store, part, folder)
         return _join(store, options)
+
+    def find(self, options: LibriSpeechOptions, cache_dir: Path) -> Manifests | None:
+        """Those that `prepare.py` or an earlier training has written."""
+        if not options.root:
+            return None
+        root = Path(os.path.expanduser(options.root))
+        found = (_manifests(folder, options) for folder in (root, self._store(root, cache_dir)))
+        return next((manifests for manifests in found if manifests.train.is_file()), None)
+
+    def training_size(self, options: LibriSpeechOptions) -> int:
+        """As many as its parts have."""
+        return sum(PARTS[part].utterances for part in options.train)
+
+    def _store(self, root: Path, cache_dir: Path) -> Path:
+        """Where manifests go of parts in a folder that is not ours."""
+        return cache_dir / self.name / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
 
     def prepare_in(self, options: LibriSpeechOptions, folder: Path) -> Manifests:
         """Download, check, unpack and list what is missing: several parts at once, each whole or not there."""

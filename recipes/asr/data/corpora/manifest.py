@@ -76,6 +76,10 @@ class OwnManifests(Corpus):
         test = _expanded(options.test) if options.test else None
         return Manifests(_expanded(options.sources[0].manifest_filepath), _expanded(options.dev or ""), test)
 
+    def find(self, options: ManifestOptions, cache_dir: Path) -> Manifests:
+        """There is nothing to make."""
+        return self.prepare(options, cache_dir)
+
     def training(self, options: ManifestOptions, manifests: Manifests) -> tuple[Weighted, ...]:
         """All of them."""
         return tuple(Weighted(_expanded(source.manifest_filepath), source.weight) for source in options.sources)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import threading
@@ -12,7 +13,7 @@ import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, base, get_corpus, prepare_corpus
-from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, cache_folder, prepare_in, workers
+from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, STAMP, cache_folder, prepare_in, workers
 from lightning_novograd.recipes.asr.section import Section
 
 FINGERPRINT = {"corpus": "toy", "version": 1}
@@ -222,3 +223,28 @@ def test_a_disk_that_gets_full(tmp_path, error):
 def test_workers():
     assert workers(3) == 3
     assert workers() == len(os.sched_getaffinity(0))
+
+
+def test_a_corpus_is_found_without_being_made(tmp_path):
+    espeak = get_corpus("espeak_digits")
+    options = espeak.options(train_size=7)
+    assert espeak.find(options, tmp_path) is None
+    assert espeak.training_size(options) == 7
+    assert not list(tmp_path.iterdir())
+    folder = cache_folder(tmp_path, "espeak_digits", espeak.fingerprint(options))
+    folder.mkdir(parents=True)
+    (folder / STAMP).write_text(json.dumps(espeak.fingerprint(options), sort_keys=True))
+    assert espeak.find(options, tmp_path) == Manifests(
+        *(folder / f"{split}.json" for split in ("train", "dev", "test"))
+    )
+
+
+def test_the_size_of_librispeech_is_known(tmp_path):
+    corpus = get_corpus("librispeech")
+    options = corpus.options(root=str(tmp_path))
+    assert corpus.training_size(options) == 281241
+    assert corpus.training_size(corpus.options(train=["train-clean-100"])) == 28539
+    assert corpus.find(options, tmp_path) is corpus.find(corpus.options(), tmp_path) is None
+    (tmp_path / "train-clean-100+clean-360+other-500.json").write_text("")
+    assert corpus.find(options, tmp_path / "cache").train.parent == tmp_path
+    assert get_corpus("an4").training_size(get_corpus("an4").options()) is None

@@ -89,6 +89,10 @@ class EspeakDigits(GeneratedCorpus):
             ) from None
         return {"corpus": "espeak_digits", "version": VERSION, "espeakng-loader": version, **asdict(options)}
 
+    def training_size(self, options: EspeakOptions) -> int:
+        """As many as are spoken."""
+        return options.train_size
+
     def build(self, options: EspeakOptions, folder: Path, processes: int | None = None) -> None:
         """Write manifests and 16 kHz FLAC files."""
         splits = {split: make_jobs(split, options) for split in ("train", "dev", "test")}

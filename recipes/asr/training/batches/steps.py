@@ -1,0 +1,76 @@
+"""How many steps a run has, and how many of them warm up."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_novograd.config.schedules.composed import policies
+from lightning_novograd.large_batch.plan import BatchPlan
+from lightning_novograd.recipes.asr.data.steps import EpochSteps, limited
+
+
+def count_steps(epoch: EpochSteps | None, plan: BatchPlan, trainer: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Optimizer steps of an epoch and of a run, as the Trainer will make them; None where that is not known.
+
+    Args:
+        epoch: of the whole training set; None: unknown.
+        plan: of the batches.
+        trainer: the ``trainer`` block, whose limits count.
+
+    Raises:
+        ConfigError: ``trainer.limit_train_batches`` cuts a global batch in two.
+
+    Example:
+        >>> plan = BatchPlan(24, 4, 2, 1, 3)
+        >>> count_steps(EpochSteps(steps=10), plan, {"max_epochs": 3, "max_steps": 25})
+        (10, 25)
+    """
+    most = trainer.get("max_steps", -1)
+    steps = most if isinstance(most, int) and most >= 0 else None
+    if epoch is None:
+        return None, steps
+    accumulate = plan.accumulate_grad_batches
+    batches = limited(epoch.batches(accumulate), accumulate, trainer.get("limit_train_batches"))
+    per_epoch = math.ceil(batches / accumulate)
+    if (epochs := epochs_of(trainer)) is None:
+        return per_epoch, steps
+    return per_epoch, epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
+
+
+def epochs_of(trainer: Mapping[str, Any]) -> int | None:
+    """Most epochs of a run; None: no limit."""
+    epochs = trainer.get("max_epochs")
+    if epochs is None:
+        return 1000 if trainer.get("max_steps", -1) == -1 else None  # Lightning's default
+    return None if epochs == -1 else epochs
+
+
+def describe_steps(per_epoch: int | None, total: int | None, epochs: int | None, warmup: str | None) -> str:
+    """The length of a run in words.
+
+    Args:
+        per_epoch: optimizer steps of an epoch; None: unknown.
+        total: of the run; None: unknown, or without an end.
+        epochs: of the run, at most; None: no limit.
+        warmup: of the schedule; None: there is no schedule, or it has not been built.
+
+    Example:
+        >>> describe_steps(34, 8840, 260, "67 steps of warmup")
+        '34 steps per epoch, 8840 in all (at most 260 epochs), 67 steps of warmup'
+    """
+    each = "an unknown number of" if per_epoch is None else str(per_epoch)
+    said = "no known number" if total is None else str(total)
+    most = f" (at most {epochs} epochs)" if epochs is not None and epochs >= 0 else ""
+    return f"{each} steps per epoch, {said} in all{most}" + (f", {warmup}" if warmup else "")
+
+
+def describe_warmup(scheduler: Any, interval: str) -> str:
+    """The warmup of a schedule that was built, in words; of the first where rules have schedules of their own.
+
+    Args:
+        scheduler: ours, or one that ours are part of.
+        interval: what it counts, ``"step"`` or ``"epoch"``.
+    """
+    lengths = (policy.arguments.get("warmup_steps") for policy in policies(scheduler))
+    length = next((length for length in lengths if length), 0)
+    return f"{length} {interval}{'' if length == 1 else 's'} of warmup" if length else "no warmup"
