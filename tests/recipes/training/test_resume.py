@@ -227,6 +227,7 @@ def test_a_command_that_is_refused_leaves_the_run_as_it_was(saved, tmp_path, mon
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr(train, "set_up_console", lambda: None)
+    monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     (tmp_path / "results.json").write_text("{}")
     blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"model": MODEL, "optim": {"name": "sgd"}}
     data, cpu = {"name": "manifest", "train": "a", "dev": "b"}, {"accelerator": "cpu", "devices": 1}
