@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-chaos test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -21,10 +21,15 @@ demo: $(VENV)/.installed
 	$(BIN)/python recipes/asr/train.py $(DEMO_ARGS)
 
 test: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
 
 test-all: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not chaos"
+
+# Runs that are killed, stopped and starved of disk. One test at a time: they time what they wait for, and two ranks
+# take two cores.
+test-chaos: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
 
 # The wheel with the C++ kernels, checked for the platform that it claims; NOVOGRAD_KERNELS=0 python -m build makes a
 # pure one. cibuildwheel makes those for release (pyproject.toml).
@@ -44,7 +49,7 @@ NUMERIC := tests/optim/test_norms.py tests/optim/test_complex.py \
   tests/lr_scheduler/test_golden.py tests/recipes/model tests/test_before_rooms.py
 
 test-isa: $(VENV)/.installed
-	$(BIN)/python tests/isa.py -m "not slow and not gpu" $(NUMERIC)
+	$(BIN)/python tests/isa.py -m "not slow and not gpu and not chaos" $(NUMERIC)
 
 GOLDEN := tests/optim/novograd/test_golden.py tests/optim/larc/test_golden.py tests/lr_scheduler/test_golden.py \
   tests/recipes/model/test_features.py tests/recipes/model/test_jasper.py tests/test_before_rooms.py
@@ -52,7 +57,7 @@ GOLDEN := tests/optim/novograd/test_golden.py tests/optim/larc/test_golden.py te
 # What was computed once and kept, with torch's plainest instructions: other sums, other roundings
 test-golden: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=default NOVOGRAD_KERNEL_INSTRUCTIONS=portable OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	  -q -n $(JOBS) -m "not slow" $(GOLDEN)
+	  -q -n $(JOBS) -m "not slow and not chaos" $(GOLDEN)
 
 # With the oldest releases that pyproject.toml allows, and with the newest that there are: an environment each.
 # PYTHON chooses the interpreter. On Linux torch brings several GB of CUDA packages along.
@@ -74,10 +79,10 @@ $(NEWEST_VENV)/.installed: pyproject.toml setup.py
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
 
 test-newest: $(NEWEST_VENV)/.installed
-	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
 
 # Plants single defects and sees whether a test notices (CONTRIBUTING.md); not part of CI
 MUTANTS_ARGS ?=

@@ -263,7 +263,7 @@ def run_tests(tests: tuple[str, ...], limit: float, *, mutated: bool) -> int | N
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-m"]
-        os._exit(int(pytest.main([*options, "not slow and not gpu", *tests])))
+        os._exit(int(pytest.main([*options, "not slow and not gpu and not chaos", *tests])))
     end, done = time.monotonic() + limit, 0
     try:
         while time.monotonic() < end:
