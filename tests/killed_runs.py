@@ -23,6 +23,7 @@ from speech_runs import manifests
 from lightning_novograd.recipes.asr.training import checkpoints, loggers
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.console import set_up_console
+from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
 
 # three epochs of six steps of two micro-batches; everything on that draws random numbers or keeps counters
 EVERYTHING = [
@@ -185,7 +186,7 @@ class Attempt:
                 run_file.run(compose("asr", overrides=list(overrides)), self.run_dir)
             code = 0
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
+            code = exit_code(end) if isinstance(end, Stopped) else end.code if isinstance(end.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
@@ -266,7 +267,9 @@ def _comparable(value: Any, run_dir: Path) -> Any:
     if isinstance(value, torch.Tensor):
         return [str(value.dtype), list(value.shape), value.contiguous().reshape(-1).view(torch.uint8).tolist()]
     if isinstance(value, dict):
-        return {str(name).replace(str(run_dir), "RUN"): _comparable(item, run_dir) for name, item in value.items()}
+        # Lightning saves the score of ModelCheckpoint's last save, does not restore it, and never reads it
+        kept = {str(name).replace(str(run_dir), "RUN"): v for name, v in value.items() if name != "current_score"}
+        return {name: _comparable(item, run_dir) for name, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_comparable(item, run_dir) for item in value]
     return value.replace(str(run_dir), "RUN") if isinstance(value, str) else value

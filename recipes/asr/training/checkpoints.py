@@ -87,11 +87,6 @@ class StepCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The checkpoint of the epoch's end takes the place of one that was asked for."""
-        if not self._every_n_train_steps and trainer.is_global_zero:
-            self._remove_others("")
-
     def save_now(self, trainer: pl.Trainer) -> str:
         """Save between two optimizer steps, on all ranks together; the path."""
         candidates = self._monitor_candidates(trainer)
@@ -103,9 +98,10 @@ class StepCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
-            self._remove_others(Path(filepath).name)  # now that this one is on the disk
+            self.remove_others(Path(filepath).name)  # now that this one is on the disk
 
-    def _remove_others(self, name: str) -> None:
+    def remove_others(self, name: str | None) -> None:
+        """Delete all but the one of this name, also those that a killed run has left."""
         assert self.dirpath is not None
         for path in Path(self.dirpath).glob("step*.ckpt"):
             if path.name != name and _STEP.fullmatch(path.name):
@@ -149,4 +145,7 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
         )
         kept.append(recent)
     # behind the others of an epoch: what they have kept travels in it, and where it is, they are
-    return [*kept, last, StepCheckpoint(folder, settings.checkpoint.every_n_steps)]
+    kept.append(last)
+    if settings.checkpoint.every_n_steps is not None:
+        kept.append(StepCheckpoint(folder, settings.checkpoint.every_n_steps))
+    return kept

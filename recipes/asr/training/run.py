@@ -38,6 +38,7 @@ from lightning_novograd.recipes.asr.training.restart.newest import (
     set_torn_aside,
 )
 from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
+from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -74,18 +75,18 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         ConfigError: a key of the config is unknown, misspelt or impossible.
         DataError: a manifest or its audio cannot be used, or the checkpoint of `resume_from`.
         DivergenceError: loss, gradients or weights are NaN or infinite.
+        Stopped: a signal has asked for it.
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    with claimed_folder(run_dir, settings.resume_from, settings.resume):
+    with listening(INBOX), claimed_folder(run_dir, settings.resume_from, settings.resume):
         return _run(cfg, settings, run_dir, started)
 
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
     # before any manifest is read; and Lightning's own message would be a stack trace
-    found = _find_resumed(settings, run_dir)
-    resumed, checkpoint = (None, None) if found is None else (found.path, found.content)
-    if found is not None and settings.resume == "auto":
+    resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
+    if resumed is not None and settings.resume == "auto":
         check_same_run(run_dir, cfg)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
@@ -105,7 +106,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
         step = checkpoint["global_step"]
-        found.content.clear()
+        del checkpoint
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -121,8 +122,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
     memory = PeakMemory()
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, RestartPoint()]
-    callbacks += checkpoints
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, *checkpoints]
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     stopping = None
@@ -134,14 +134,17 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     save_config(run_dir, cfg)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
-    if found is not None:
-        set_torn_aside(found.torn)
+    if resumed is not None:
+        set_torn_aside(torn)
         if settings.resume != "auto" or length is None:
             set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
     try:
         trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
         measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
+    except Stopped as end:
+        end_peers(end, INBOX.peers)
+        raise
     except Exception as error:
         if trainer.world_size > 1:
             # Lightning takes WORLD_SIZE out of the environment when it ends
@@ -181,8 +184,9 @@ def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The Trainer of the ``trainer`` block, with the plan's accumulation and the run's loggers."""
+    """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
     loggers = build_loggers(settings, run_dir)
+    callbacks = [*callbacks, RestartPoint(), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []
