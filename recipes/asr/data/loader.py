@@ -1,5 +1,6 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -8,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+
+LAST_SECONDS = 60  # that a worker lives on after SIGTERM
 
 
 class _Keys(list[tuple[int, int]]):
@@ -54,6 +57,22 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def outlive_signals(worker: int) -> None:
+    """Have a worker process go on at a signal that ends the run: the training needs it up to its next step.
+
+    Ctrl-C, SLURM and others send signals to all processes of a run, and without its worker the run could save nothing.
+
+    Args:
+        worker: its number.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # which torch also sends to a worker that does not end by itself
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
+
+
 class BatchLoader:
     """Iterates over the batches of a sampler that deals to ranks itself.
 
@@ -85,6 +104,7 @@ class BatchLoader:
             batch_sampler=_WithEpoch(sampler),
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            worker_init_fn=outlive_signals if num_workers else None,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
