@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ _STEP = re.compile(r"step\d{7,}(-v\d+)?\.ckpt")
 
 
 def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpoint]:
-    """Top-k by dev WER, where there is one; if wanted, those to average; the last epoch's; the newest in an epoch.
+    """Top-k by dev WER, where there is one, and the last epoch's; if wanted, those to average, the newest in an epoch.
 
     No name has a ``=``, which Hydra would not take in ``resume_from=``. A run that was killed goes on from the last one
     and writes those of the same epoch again, so no name gets a ``-v1``.
@@ -120,7 +121,7 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
     folder = run_dir / "checkpoints"
     # not save_last=True, which copies the newest of the top k
     last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    kept: list[ModelCheckpoint] = []
+    kept: list[ModelCheckpoint] = [last]
     if settings.validates:
         by_epoch = ModelCheckpoint(
             dirpath=folder,
@@ -131,7 +132,7 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
             save_top_k=settings.checkpoint.save_top_k,
             enable_version_counter=False,
         )
-        kept.append(by_epoch)
+        kept = [by_epoch, last]
     if settings.checkpoint.average is not None and settings.checkpoint.test == "last":
         recent = ModelCheckpoint(
             dirpath=folder,
@@ -144,8 +145,14 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
             enable_version_counter=False,
         )
         kept.append(recent)
-    # behind the others of an epoch: what they have kept travels in it, and where it is, they are
-    kept.append(last)
     if settings.checkpoint.every_n_steps is not None:
         kept.append(StepCheckpoint(folder, settings.checkpoint.every_n_steps))
     return kept
+
+
+def last_behind(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
+    """The same, with the checkpoint of the last epoch behind the others: where it is, those of its epoch are.
+
+    What the others have kept travels in it.
+    """
+    return sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint) and callback.filename == "last")

@@ -24,7 +24,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 )
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
 from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
@@ -186,7 +186,7 @@ def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
     loggers = build_loggers(settings, run_dir)
-    callbacks = [*callbacks, RestartPoint(), StopAtSignal(INBOX, run_dir / "checkpoints")]
+    callbacks = [*last_behind(callbacks), RestartPoint(), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []

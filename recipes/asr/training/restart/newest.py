@@ -22,7 +22,7 @@ TORN = "{}.torn"
 _FIRST = ("last*.ckpt", "step*.ckpt")
 # with another one of these it is another run; the exceptions change how the same is computed, or where it is kept
 _IDENTITY = ("model", "data", "optim", "seed", "large_batch", "init_from", "freeze")
-_SAME_RUN = ("batch_size", "eval_batch_size", "num_workers", "cache_audio", "cache_dir")
+_SAME_RUN = ("batch_size", "batch_seconds", "eval_batch_size", "num_workers", "cache_audio", "cache_dir")
 # and a change of these is not worth a line
 _SILENT = ("resume", "resume_from", "console", "num_samples", "published", "logger")
 _SHOWN = 8
