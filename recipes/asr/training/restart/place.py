@@ -44,7 +44,7 @@ class RestartPoint(pl.Callback):
         checkpoint[LOGGED] = {"rows": _rows(trainer), "row": _next_row(trainer) if is_at_batch_end else None}
         validation = epoch_loop.val_loop.batch_progress
         if trainer.validating and validation.current.completed < validation.current.processed:
-            _set_pending(loops["epoch_loop.val_loop.batch_progress"])
+            _set_pending(loops["epoch_loop.val_loop.batch_progress"], validation.current.completed)
         if not is_at_batch_end:
             return
         progress = loops["epoch_loop.batch_progress"]
@@ -118,8 +118,9 @@ def compare_split(saved: Mapping[str, Any], trainer: pl.Trainer, loops: MutableM
         )
 
 
-def _set_pending(progress: MutableMapping[str, Any]) -> None:
-    earlier = progress["total"]["completed"] - progress["current"]["completed"]  # validations of this epoch
+def _set_pending(progress: MutableMapping[str, Any], begun: int = 0) -> None:
+    """Have a validation begin, or begin again of which some batches are done."""
+    earlier = progress["total"]["completed"] - begun  # of other validations in the same epoch
     progress["current"], progress["is_last_batch"] = dict(_PENDING), False
     progress["total"] = {name: count + earlier for name, count in _PENDING.items()}
 
