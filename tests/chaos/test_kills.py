@@ -83,8 +83,15 @@ def test_three_kills_at_any_time(whole, tmp_path, number):
     assert not differences(expected, outcome(tmp_path)), f"after {kills} kills"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-@pytest.mark.parametrize(("moment", "count"), [("batch", 15), ("validation batch", 6), ("epoch end", 1)])
+@pytest.mark.parametrize(
+    ("name", "moment", "count"),
+    [
+        ("SIGTERM", "batch", 15),
+        ("SIGINT", "batch end", 16),
+        ("SIGUSR1", "epoch end", 1),
+        ("SIGTERM", "validation batch", 6),
+    ],
+)
 def test_a_signal_ends_all_ranks_between_two_steps(whole, tmp_path, name, moment, count):
     """One rank alone gets it, the last one."""
     ranks, overrides, expected = whole

@@ -1,5 +1,6 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,8 +10,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
-
-LAST_SECONDS = 60  # that a worker lives on after SIGTERM
 
 
 class _Keys(list[tuple[int, int]]):
@@ -57,20 +56,20 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def outlive_signals(worker: int) -> None:
-    """Have a worker process go on at a signal that ends the run: the training needs it up to its next step.
+def stand_apart(worker: int) -> None:
+    """Keep a worker process out of the reach of signals to the whole run: the training needs it up to its next step.
 
-    Ctrl-C, SLURM and others send signals to all processes of a run, and without its worker the run could save nothing.
+    Ctrl-C and others go to a process group; without its workers the training could save nothing. SIGTERM is left to
+    torch, which ends a worker by it. A worker whose parent is gone ends by itself.
 
     Args:
         worker: its number.
     """
-    for name in ("SIGINT", "SIGUSR1"):
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    for name in ("SIGINT", "SIGUSR1"):  # and not the handlers of the run, which were inherited
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # which torch also sends to a worker that does not end by itself
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
 
 
 class BatchLoader:
@@ -104,7 +103,7 @@ class BatchLoader:
             batch_sampler=_WithEpoch(sampler),
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            worker_init_fn=outlive_signals if num_workers else None,
+            worker_init_fn=stand_apart if num_workers else None,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )

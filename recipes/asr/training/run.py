@@ -11,6 +11,7 @@ from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
+from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -146,6 +147,10 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         end_peers(end, INBOX.peers)
         raise
     except Exception as error:
+        if INBOX.number is not None and not isinstance(error, LightningNovoGradError):
+            # a loader's process or another rank has got the signal too, and did not wait for the next step
+            end_peers(end := Stopped(INBOX.number), INBOX.peers)
+            raise end from error
         if trainer.world_size > 1:
             # Lightning takes WORLD_SIZE out of the environment when it ends
             fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))

@@ -39,16 +39,17 @@ class RestartPoint(pl.Callback):
         if trainer.state.fn != "fit":
             return
         epoch_loop, loops = trainer.fit_loop.epoch_loop, checkpoint["loops"]["fit_loop"]
-        current = epoch_loop.batch_progress.current
+        current: Any = epoch_loop.batch_progress.current
         is_at_batch_end = trainer.training and current.processed == current.completed + 1
         checkpoint[LOGGED] = {"rows": _rows(trainer), "row": _next_row(trainer) if is_at_batch_end else None}
-        validation = epoch_loop.val_loop.batch_progress
-        if trainer.validating and validation.current.completed < validation.current.processed:
-            _set_pending(loops["epoch_loop.val_loop.batch_progress"], validation.current.completed)
+        validated: Any = epoch_loop.val_loop.batch_progress.current
+        if trainer.validating and validated.completed < validated.processed:
+            _set_pending(loops["epoch_loop.val_loop.batch_progress"], validated.completed)
         if not is_at_batch_end:
             return
         progress = loops["epoch_loop.batch_progress"]
-        validates = epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        validates = epoch_loop._should_check_val_fx(fetcher)
         if validates:
             _set_pending(loops["epoch_loop.val_loop.batch_progress"])
         elif progress["is_last_batch"]:

@@ -193,9 +193,9 @@ class StopAtSignal(Checkpoint):
         environment = trainer._accelerator_connector.cluster_environment
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         path = None
-        if requeues and number == environment.requeue_signal:
+        if requeues and number == getattr(environment, "requeue_signal", None):
             trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
-        elif not trainer.fast_dev_run:
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by the Trainer's set-up
             path = self._steps(trainer).save_now(trainer)
         raise Stopped(number, path, together=True)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from tiny_speech import batch, loader, module, trainer
 
-from lightning_novograd.recipes.asr.data import loader as loader_file
-from lightning_novograd.recipes.asr.data.loader import ResumableLoader, outlive_signals
+from lightning_novograd.recipes.asr.data.loader import ResumableLoader, stand_apart
 from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
 from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
@@ -196,17 +194,12 @@ def test_processes_that_were_started_end_too():
     assert peers[0].wait() == -signal.SIGKILL
 
 
-def test_a_loaders_process_lives_on_for_a_while(monkeypatch):
-    monkeypatch.setattr(loader_file, "LAST_SECONDS", 1)
-
+def test_signals_to_a_whole_run_do_not_reach_its_loaders():
     def act(say):
-        outlive_signals(0)
-        for number in ENDING:
-            signal.raise_signal(number)
-        say("alive")
-        time.sleep(30)
+        stand_apart(0)
+        signal.raise_signal(signal.SIGINT)
+        say("apart" if os.getpgid(0) == os.getpid() != os.getpgid(os.getppid()) else "together")
 
-    assert forked(act) == (-signal.SIGALRM, "alive")
-    assert (
-        ResumableLoader([], GlobalBatchSampler([1.0], 1), list, num_workers=1)._loader.worker_init_fn is outlive_signals
-    )
+    assert forked(act) == (0, "apart")
+    made = ResumableLoader([], GlobalBatchSampler([1.0], 1), list, num_workers=1)
+    assert made._loader.worker_init_fn is stand_apart
