@@ -234,13 +234,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.epoch, self.delivered = state["epoch"], len(self) if ended else state["delivered"]
         if not 0 < state["delivered"] < state["batches"]:
             return
-        split = {key: state[key] for key in _SPLIT} if _global_batch(state) == _global_batch(self._identity()) else {}
-        if split and state["accumulate"] != self.accumulate:  # an accumulation that was begun begins again
+        now = self._identity()
+        split = (
+            {key for key in _SPLIT if state.get(key) != now[key]} if _global_batch(state) == _global_batch(now) else ()
+        )
+        if split:  # an accumulation that was begun begins again
             self.delivered = state["delivered"] // state["accumulate"] * self.accumulate
         # a checkpoint of before there were any has none
         self._resumed, self._planned = (self.epoch, state.get("bucket_steps", 1)), None
         advice = "restore it, or resume from a checkpoint of the end of an epoch"
-        for key, value in self._identity().items():
+        for key, value in now.items():
             saved = state.get(key)
             if saved != value and key not in split:
                 problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
