@@ -99,7 +99,7 @@ def requeued_from(folder: Path) -> Path | None:
     """What a job goes on from that SLURM has requeued, and that is begun again by the command that began it.
 
     Lightning writes ``hpc_ckpt_N.ckpt`` at SLURM's signal. A run that has ended since is none that was requeued, and
-    one that the next signal did not reach may be further in its last.ckpt.
+    one that the next signal did not reach may be further in its last.ckpt, or in one inside an epoch.
 
     Args:
         folder: the run folder.
@@ -113,9 +113,8 @@ def requeued_from(folder: Path) -> Path | None:
     ended = max((path.stat().st_mtime_ns for path in folder.glob("results*.json")), default=-1)
     if max(written.values(), default=-1) <= ended:
         return None
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        written[last] = last.stat().st_mtime_ns
+    for pattern in ("last.ckpt", "step*.ckpt"):
+        written |= {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").glob(pattern)}
     return max(written, key=lambda path: written[path])
 
 

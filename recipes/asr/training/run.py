@@ -149,8 +149,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     except Exception as error:
         if INBOX.number is not None and not isinstance(error, LightningNovoGradError):
             # a loader's process or another rank has got the signal too, and did not wait for the next step
-            end_peers(end := Stopped(INBOX.number), INBOX.peers)
-            raise end from error
+            stopped = Stopped(INBOX.number)
+            end_peers(stopped, INBOX.peers)
+            raise stopped from error
         if trainer.world_size > 1:
             # Lightning takes WORLD_SIZE out of the environment when it ends
             fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))

@@ -102,12 +102,13 @@ def compare_split(saved: Mapping[str, Any], trainer: pl.Trainer, loops: MutableM
         loops: Lightning's counters, which are changed.
     """
     accumulate = trainer.accumulate_grad_batches
-    for counts in loops["epoch_loop.batch_progress"].values() if saved["accumulate"] != accumulate else ():
+    is_same = (saved["world_size"], saved["accumulate"]) == (trainer.world_size, accumulate)
+    for counts in () if is_same else loops["epoch_loop.batch_progress"].values():
         if isinstance(counts, dict):
             done, open_ones = counts["processed"], counts["processed"] - counts["completed"]
             batches = done // saved["accumulate"] * accumulate
             counts.update(ready=batches, started=batches, processed=batches, completed=max(batches - open_ones, 0))
-    if (saved["world_size"], saved["accumulate"]) != (trainer.world_size, accumulate):
+    if not is_same:
         log.warning(
             "the checkpoint is of %d ranks and %d accumulated micro-batches, and the run goes on with %d and %d: where "
             "the global batch is the same, so are its utterances and the learning rate, but not their order in it; the "
