@@ -192,7 +192,9 @@ def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
     loggers = build_loggers(settings, run_dir)
-    callbacks = [*last_behind(callbacks), RestartPoint(), StopAtSignal(INBOX, run_dir / "checkpoints")]
+    # the rows of a run that has ended stay, whatever is made of it
+    cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
+    callbacks = [*last_behind(callbacks), RestartPoint(cuts), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []

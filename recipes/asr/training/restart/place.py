@@ -27,9 +27,13 @@ class RestartPoint(pl.Callback):
       whose end the checkpoint was saved. The first are cut off, the second travels in the checkpoint.
     - A schedule that waits for a plateau misses the end of the epoch that a run goes on in.
     - Another number of ranks or another accumulation: Lightning counts micro-batches, and steps are what counts.
+
+    Args:
+        cuts: whether rows are cut off; one that has ended, and is continued from an earlier step, keeps them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: bool = True) -> None:
+        self.cuts = cuts
         self._row: Mapping[str, Any] | None = None  # that is to be logged first
 
     def on_save_checkpoint(
@@ -70,11 +74,12 @@ class RestartPoint(pl.Callback):
             compare_split(loaders[0], trainer, loops)
         if (logged := checkpoint.get(LOGGED)) is not None:
             self._row = logged["row"]
-            _cut(trainer, logged["rows"])
+            if self.cuts:
+                _cut(trainer, logged["rows"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that begins has no rows: those that there are were left by one that was killed before it saved."""
-        if not trainer.ckpt_path:
+        if self.cuts and not trainer.ckpt_path:
             _cut(trainer, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
