@@ -87,7 +87,9 @@ def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any]) -> None:
     kept = run_dir / ".hydra" / "config.yaml"
     if process_rank() or not os.path.isfile(kept):
         return
-    saved, ours = _flat(load_yaml(kept)), _flat(OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg)
+    # load_yaml fills interpolations in
+    saved = _flat(load_yaml(kept))
+    ours = _flat(OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg)
     names = [n for n in {**saved, **ours} if saved.get(n) != ours.get(n) and n.split(".")[0] not in _SILENT]
     said = {name: f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names}
     if other := [name for name in names if _is_identity(name)]:

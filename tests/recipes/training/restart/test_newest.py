@@ -107,6 +107,10 @@ def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
     OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
     check_same_run(tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}))
     assert not caplog.messages
+    OmegaConf.save(OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), tmp_path / ".hydra" / "config.yaml")
+    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}))
+    assert not caplog.messages, "what both refer to is the same"
+    OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
     check_same_run(tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}})
     assert caplog.messages == [
         "the run goes on with another config than it began with: data.batch_size was 4 and is 2; "
