@@ -1,5 +1,7 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -71,6 +73,22 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def stand_apart(worker: int) -> None:
+    """Keep a worker process out of the reach of signals to the whole run: the training needs it up to its next step.
+
+    Ctrl-C and others go to a process group; without its workers the training could save nothing. SIGTERM is left to
+    torch, which ends a worker by it. A worker whose parent is gone ends by itself.
+
+    Args:
+        worker: its number.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    for name in ("SIGINT", "SIGUSR1"):  # and not the handlers of the run, which were inherited
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 class BatchLoader:
     """Iterates over the batches of a sampler that deals to ranks itself.
 
@@ -105,6 +123,7 @@ class BatchLoader:
             batch_sampler=_WithEpoch(sampler),
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            worker_init_fn=stand_apart if num_workers else None,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )

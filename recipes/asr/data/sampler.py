@@ -1,7 +1,7 @@
 """Which utterances make a batch, on which rank, in which step."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -270,19 +270,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Go on from a saved position; the epoch under way ends with the `bucket_steps` that it began with.
 
         Raises:
-            ConfigError: the position is inside an epoch and data, seed or batch geometry are not those it was saved
-                with. Between epochs they may change.
+            ConfigError: the position is inside an epoch and data, seed or global batch are not those it was saved
+                with. Between epochs they may change; how ranks and accumulation split the global batch may always.
         """
         ended = state["delivered"] >= state["batches"]
         self.epoch, self.delivered = state["epoch"], len(self) if ended else state["delivered"]
         if not 0 < state["delivered"] < state["batches"]:
             return
+        now = self._identity()
+        split = (
+            {key for key in _SPLIT if state.get(key) != now[key]} if _global_batch(state) == _global_batch(now) else ()
+        )
+        if split:  # an accumulation that was begun begins again
+            self.delivered = state["delivered"] // state["accumulate"] * self.accumulate
         # a checkpoint of before there were any has none
         self._resumed, self._planned = (self.epoch, state.get("bucket_steps", 1)), None
         advice = "restore it, or resume from a checkpoint of the end of an epoch"
-        for key, value in self._identity().items():
+        for key, value in now.items():
             saved = state.get(key)
-            if saved != value:
+            if saved != value and key not in split:
                 problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
                 raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
         if state.get("order", self._order()) != self._order():
@@ -306,6 +312,19 @@ class GlobalBatchSampler(Sampler[list[int]]):
         for entries, lengths in self._plan():
             checksum = zlib.crc32(lengths.tobytes(), zlib.crc32(entries.tobytes(), checksum))
         return checksum
+
+
+# how a global batch is split; a step is the same utterances however it is
+_SPLIT = ("batch_size", "batch_seconds", "world_size", "accumulate", "batches")
+
+
+def _global_batch(state: Mapping[str, Any]) -> tuple[float, bool] | None:
+    """Utterances, or seconds, behind an optimizer step; None for a position of an older release."""
+    if any(key not in state for key in _SPLIT):
+        return None
+    by_seconds = state["batch_seconds"] is not None
+    size = state["batch_seconds"] if by_seconds else state["batch_size"]
+    return size * state["world_size"] * state["accumulate"], by_seconds
 
 
 class EvalBatchSampler(Sampler[list[int]]):

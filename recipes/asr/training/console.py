@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
+from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
@@ -184,6 +185,10 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
         end: as Lightning raises it.
         run_dir: the run folder.
     """
+    if isinstance(end, Stopped):
+        if process_rank() == 0:
+            logging.getLogger(__name__).error("ended by %s; %s", signal.Signals(end.number).name, _way_on(end, run_dir))
+        raise SystemExit(exit_code(end)) from None
     if isinstance(end, SIGTERMException):
         name, number = "SIGTERM", signal.SIGTERM
     elif isinstance(end.__context__, KeyboardInterrupt):
@@ -191,10 +196,16 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
     else:
         raise end
     if process_rank() == 0:
-        last = run_dir / "checkpoints" / "last.ckpt"
-        way = f"resume_from={last} goes on after its last epoch" if last.exists() else "no checkpoint was written yet"
-        logging.getLogger(__name__).error("ended by %s; %s", name, way)
+        logging.getLogger(__name__).error("ended by %s; %s", name, _way_on(None, run_dir))
     raise SystemExit(128 + number) from None
+
+
+def _way_on(end: Stopped | None, run_dir: Path) -> str:
+    """How a run goes on that was told to end."""
+    if end is not None and end.checkpoint is not None:
+        return f"resume=auto goes on, from {end.checkpoint}"
+    last = run_dir / "checkpoints" / "last.ckpt"
+    return f"resume_from={last} goes on after its last epoch" if last.exists() else "no checkpoint was written yet"
 
 
 def write_to_log(line: str, run_dir: Path) -> None:

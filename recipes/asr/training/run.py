@@ -11,6 +11,7 @@ from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
+from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -26,7 +27,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 )
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
@@ -35,6 +36,14 @@ from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
+from lightning_novograd.recipes.asr.training.restart.newest import (
+    Found,
+    check_same_run,
+    newest_checkpoint,
+    set_torn_aside,
+)
+from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
+from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -71,17 +80,19 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         ConfigError: a key of the config is unknown, misspelt or impossible.
         DataError: a manifest or its audio cannot be used, or the checkpoint of `resume_from`.
         DivergenceError: loss, gradients or weights are NaN or infinite.
+        Stopped: a signal has asked for it.
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    with claimed_folder(run_dir, settings.resume_from):
+    with listening(INBOX), claimed_folder(run_dir, settings.resume_from, settings.resume):
         return _run(cfg, settings, run_dir, started)
 
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
-    resumed = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
     # before any manifest is read; and Lightning's own message would be a stack trace
-    checkpoint = None if resumed is None else read_resumed(resumed)
+    resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
+    if resumed is not None and settings.resume == "auto":
+        check_same_run(run_dir, cfg)
     data_config = DataConfig.from_mapping(settings.data)
     data_config.check_given()
     plan = plan_batches(settings, data_config.loading.batch_size)
@@ -89,13 +100,14 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     log.info("%s", describe_plan(plan, seconds))
     optim, lr = planned_optim(settings, plan)
     log.info("%s", lr)
-    trained = None if settings.init_from is None else load(settings.init_from)
+    begins_from = settings.init_from if resumed is None else None
+    trained = None if begins_from is None else load(begins_from)
     model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
     module = kind(model_config, optim, num_samples=settings.num_samples)
     if trained is not None:
-        start_from(module.model, trained, str(settings.init_from))
+        start_from(module.model, trained, str(begins_from))
     if settings.freeze:
         freeze(module, settings.freeze)
     if resumed is not None and checkpoint is not None:
@@ -134,12 +146,22 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
     if resumed is not None:
-        set_results_aside(run_dir)
+        set_torn_aside(torn)
+        if settings.resume != "auto" or length is None:
+            set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
     try:
         trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
         measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
+    except Stopped as end:
+        end_peers(end, INBOX.peers)
+        raise
     except Exception as error:
+        if INBOX.number is not None and not isinstance(error, LightningNovoGradError):
+            # a loader's process or another rank has got the signal too, and did not wait for the next step
+            stopped = Stopped(INBOX.number)
+            end_peers(stopped, INBOX.peers)
+            raise stopped from error
         if trainer.world_size > 1:
             # Lightning takes WORLD_SIZE out of the environment when it ends
             fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))
@@ -168,9 +190,21 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     return results
 
 
+def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
+    """What the run goes on from; None if it begins."""
+    if settings.resume == "auto" and (found := newest_checkpoint(run_dir)) is not None:
+        log.info("resume=auto goes on from %s", found.path)
+        return found
+    path = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
+    return None if path is None else Found(path, read_resumed(path))
+
+
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The Trainer of the ``trainer`` block, with the plan's accumulation and the run's loggers."""
+    """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
     loggers = build_loggers(settings, run_dir)
+    # the rows of a run that has ended stay, whatever is made of it
+    cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
+    callbacks = [*last_behind(callbacks), RestartPoint(cuts), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []

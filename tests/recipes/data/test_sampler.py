@@ -175,6 +175,28 @@ def test_other_batches_only_between_epochs(change, message):
     assert len(list(changed)) == len(changed)
 
 
+@pytest.mark.parametrize("delivered", [0, 4, 5, 8])
+@pytest.mark.parametrize("split", [(4, 2, 1), (2, 1, 4), (1, 4, 2)])
+def test_another_split_of_the_same_global_batch_goes_on_with_the_same_steps(delivered, split):
+    """An accumulation that was begun begins again: its gradients are in no checkpoint."""
+
+    def make(size, world_size, accumulate, rank=0):
+        return GlobalBatchSampler(DURATIONS, size, world_size=world_size, rank=rank, accumulate=accumulate, seed=3)
+
+    saved, (size, world_size, accumulate) = make(4, 1, 2), split
+    steps_of = [sorted(flat([list(saved)[2 * i], list(saved)[2 * i + 1]])) for i in range(saved.steps)]
+    saved.delivered = delivered
+    found = [[] for _ in steps_of[delivered // 2 :]]
+    for rank in range(world_size):
+        resumed = make(size, world_size, accumulate, rank)
+        resumed.load_state_dict(saved.state_dict())
+        batches = list(resumed)
+        assert len(batches) == len(found) * accumulate
+        for index, utterances in enumerate(batches):
+            found[index // accumulate] += utterances
+    assert [sorted(step) for step in found] == steps_of[delivered // 2 :]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.training import checkpoints as checkpoints_file
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")
@@ -117,3 +117,12 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_
         assert bool((values == values[0]).all())
         torn += (tmp_path / ".last.ckpt.partial").exists()
     assert torn, "no kill came while a file was written"
+
+
+def test_names_are_used_again_and_the_last_one_comes_behind_the_others(tmp_path):
+    """A run that was killed between two of them goes on before both, and writes both again."""
+    settings = RunSettings.read({**{name: {} for name in BLOCKS}, "checkpoint": {"average": 2, "every_n_steps": 3}}, "")
+    kept = build_checkpoints(settings, tmp_path)
+    assert not any(one._enable_version_counter for one in kept)
+    names = [one.filename.partition("{")[0] for one in last_behind(kept)]
+    assert names == ["epoch", "recent-", "step", "last"]

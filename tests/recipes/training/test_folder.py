@@ -111,6 +111,8 @@ def test_a_job_that_slurm_has_requeued_goes_on(tmp_path, monkeypatch):
     assert requeued_from(tmp_path) is None, "it was continued by hand"
     newest = written("hpc_ckpt_3.ckpt", 5)
     assert requeued_from(tmp_path) == newest
+    inside = written("checkpoints/step0000003.ckpt", 6)
+    assert requeued_from(tmp_path) == inside
 
 
 def test_a_command_that_was_refused_leaves_no_run(tmp_path):

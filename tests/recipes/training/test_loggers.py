@@ -49,3 +49,33 @@ def test_other_ranks_leave_the_file_alone(tmp_path, monkeypatch):
     settings = RunSettings.read({**{name: {} for name in BLOCKS}, "logger": {"csv": {}}}, "")
     [logger] = build_loggers(settings, tmp_path)
     assert logger._experiment is None
+
+
+def test_rows_are_counted_and_those_that_come_again_cut_off(tmp_path):
+    log(tmp_path, [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
+    settings = RunSettings.read({**{name: {} for name in BLOCKS}, "logger": {"csv": {}}}, "")
+    [logger] = build_loggers(settings, tmp_path)
+    writer = logger.experiment
+    assert writer.rows == 2
+    logger.log_metrics({"loss": 1.0}, 2)
+    logger.save()
+    logger.log_metrics({"loss": 0.0}, 3)
+    assert writer.rows == 3
+    writer.cut(9)  # as many as there are
+    assert writer.rows == 3
+    writer.cut(1)
+    assert writer.rows == 1
+    assert [row["loss"] for row in log(tmp_path, [(1, {"loss": 2.5})])] == ["3.0", "2.5"]
+
+
+def test_a_process_that_is_killed_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
+    log(tmp_path, [(0, {"loss": 3.0})])
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        log(tmp_path, [(1, {"wer": 0.5})])
+    monkeypatch.undo()
+    assert log(tmp_path, []) == [{"loss": "3.0", "step": "0"}]

@@ -260,6 +260,7 @@ def test_a_requeued_job_goes_on_from_slurms_checkpoint(saved, tmp_path, monkeypa
 
     fits = SimpleNamespace(is_global_zero=True, world_size=1, fit=fit)
     monkeypatch.setattr(run_file, "build_trainer", lambda *args: fits)
+    monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
     (tmp_path / "metrics.csv").touch()

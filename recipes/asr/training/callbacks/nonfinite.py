@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,18 @@ CALIBRATION = 20  # steps that a GradScaler may skip beyond: from 65536 to below
 
 class DivergenceError(LightningNovoGradError, ArithmeticError):
     """A training whose loss, gradients or weights are no longer finite."""
+
+
+class Inbox(Protocol):
+    """Signals that this process has got, and those that all ranks know of."""
+
+    def votes(self) -> list[float]:
+        """Numbers to be summed over the ranks."""
+        ...
+
+    def count(self, summed: Sequence[float]) -> None:
+        """Take the sums."""
+        ...
 
 
 class _Seen(NamedTuple):
@@ -54,6 +66,8 @@ class NonFiniteGuard(pl.Callback):
     A step that is skipped leaves weights, optimizer and schedule as they are (as a GradScaler's do), and BatchNorm's
     running statistics as they were before its first micro-batch. Lightning counts it in ``global_step`` all the same.
 
+    Signals that ask the run to end travel with that number (`inbox`): the ranks agree on them without a further sum.
+
     Args:
         action: ``"raise"``, or ``"skip"`` to leave bad steps out.
         max_consecutive: bad steps in a row that are skipped; one more is an error. 20 more of a GradScaler's, whatever
@@ -62,6 +76,7 @@ class NonFiniteGuard(pl.Callback):
 
     def __init__(self, action: str = "raise", max_consecutive: int = 10) -> None:
         self.action, self.max_consecutive = action, max_consecutive
+        self.inbox: Inbox | None = None
         self.skipped = 0
         self.consecutive = 0
         self._overflows = 0  # steps in a row that a GradScaler has skipped
@@ -109,7 +124,7 @@ class NonFiniteGuard(pl.Callback):
             numbers += gradient_sizes(pl_module)
         are_finite = [torch.isfinite(torch.stack(numbers)).all(), *(seen.waves_B.all() for seen in self._window)]
         is_bad = ~torch.stack(are_finite).all()
-        if not trainer.strategy.reduce(is_bad.float(), reduce_op="sum").item():
+        if not self._sum(trainer, is_bad):
             self.consecutive = 0
             return True
         self.consecutive += 1
@@ -126,6 +141,16 @@ class NonFiniteGuard(pl.Callback):
             kept.copy_(before)
         pl_module.zero_grad(set_to_none=True)
         return False
+
+    def _sum(self, trainer: pl.Trainer, is_bad: Tensor) -> float:
+        """How many ranks have a bad step."""
+        if self.inbox is None:
+            return trainer.strategy.reduce(is_bad.float(), reduce_op="sum").item()
+        votes = torch.tensor([0.0, *self.inbox.votes()], device=is_bad.device)
+        votes[0] = is_bad
+        bad, *votes_of_all = trainer.strategy.reduce(votes, reduce_op="sum").tolist()
+        self.inbox.count(votes_of_all)
+        return bad
 
     def note_scaled_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, has_stepped: bool) -> None:
         """Count the steps that a GradScaler skips; it finds the same gradients on all ranks.

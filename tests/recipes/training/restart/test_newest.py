@@ -1,0 +1,135 @@
+"""resume=auto: which checkpoint, and whether the config is that of the run."""
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.training import resume as resume_file
+from lightning_novograd.recipes.asr.training.folder import claimed_folder
+from lightning_novograd.recipes.asr.training.restart.newest import check_same_run, newest_checkpoint, set_torn_aside
+
+ELEMENTS = 10000
+
+
+def save(path, step, epochs=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {name: {} for name in resume_file._NEEDED} | {
+        "state_dict": {"weight": torch.full((ELEMENTS,), 1.0 * step)}
+    }
+    content |= {"global_step": step, "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    kept = tmp_path / "checkpoints"
+    save(kept / "last.ckpt", 12, 2)
+    save(kept / "epoch001-dev_wer0.5000.ckpt", 12, 2)
+    save(kept / "step0000016.ckpt", 16, 2)
+    save(kept / "epoch002-dev_wer0.4000.ckpt", 18, 3)  # of a process that was killed before it wrote last.ckpt
+    torch.save({"averaged": [], "global_step": 99}, kept / "average.ckpt")
+    return tmp_path
+
+
+def test_the_furthest_is_taken_behind_which_nothing_of_its_moment_is_missing(run_dir):
+    kept = run_dir / "checkpoints"
+    found = newest_checkpoint(run_dir)
+    assert (found.path.name, found.torn) == ("step0000016.ckpt", ())
+    assert found.content["state_dict"]["weight"][0] == 16
+    # the end of an epoch is behind a checkpoint of its last step
+    save(kept / "last.ckpt", 16, 3)
+    assert newest_checkpoint(run_dir).path.name == "last.ckpt"
+    save(run_dir / "hpc_ckpt_1.ckpt", 17, 3)
+    assert newest_checkpoint(run_dir).path.name == "hpc_ckpt_1.ckpt"
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    """A bit of the weights, which torch.load does not notice."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip])
+def test_damaged_ones_are_passed_over(run_dir, caplog, damage, monkeypatch):
+    kept = run_dir / "checkpoints"
+    for expected in ("last.ckpt", "epoch002-dev_wer0.4000.ckpt", "epoch001-dev_wer0.5000.ckpt"):
+        newest = newest_checkpoint(run_dir).path
+        damage(newest)
+        caplog.clear()
+        found = newest_checkpoint(run_dir)
+        assert found.path.name == expected
+        assert newest in found.torn
+        assert any(
+            str(newest) in line and line.endswith("the checkpoint before it is taken") for line in caplog.messages
+        )
+    with monkeypatch.context() as other_rank:
+        other_rank.setenv("RANK", "1")
+        set_torn_aside(found.torn)
+        assert (kept / "last.ckpt").exists()
+    set_torn_aside(found.torn)
+    assert (kept / "last.ckpt.torn").exists()
+    assert not (kept / "last.ckpt").exists()
+    damage(found.path)
+    with pytest.raises(DataError, match=r"no checkpoint in .* is whole \(epoch001-dev_wer0\.5000\.ckpt\); delete them"):
+        newest_checkpoint(run_dir)
+
+
+def test_a_checkpoint_that_is_named_is_compared_with_its_checksums_too(run_dir):
+    path = run_dir / "checkpoints" / "last.ckpt"
+    resume_file.read_resumed(path)
+    flip(path)
+    with pytest.raises(DataError, match=r"last\.ckpt is damaged: the checksum of .* does not fit$"):
+        resume_file.read_resumed(path)
+
+
+def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
+    began = {"model": {"filters": 8}, "seed": 1, "data": {"batch_size": 4}, "trainer": {"devices": 1}, "num_samples": 3}
+    check_same_run(tmp_path, {"seed": 2})  # nothing to compare with
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
+    check_same_run(tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}))
+    assert not caplog.messages
+    OmegaConf.save(OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), tmp_path / ".hydra" / "config.yaml")
+    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}))
+    assert not caplog.messages, "what both refer to is the same"
+    OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
+    check_same_run(tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}})
+    assert caplog.messages == [
+        "the run goes on with another config than it began with: data.batch_size was 4 and is 2; "
+        "trainer.devices was 1 and is 2"
+    ]
+    for changes, said in (
+        ({"seed": 2}, "seed was 1 and is 2"),
+        ({"model": {"filters": 16}}, r"model\.filters was 8 and is 16"),
+        ({"data": {"batch_size": 4, "train": "b"}}, r"data\.train was None and is 'b'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^resume: .* holds a run of another config: {said}; resume_from="):
+            check_same_run(tmp_path, {**began, **changes})
+    monkeypatch.setenv("RANK", "1")
+    check_same_run(tmp_path, {**began, "seed": 2})
+    assert not HydraConfig.initialized()
+
+
+def test_a_folder_with_a_run_is_claimed(run_dir):
+    with pytest.raises(ConfigError, match="holds a run already"), claimed_folder(run_dir, None):
+        pass
+    with claimed_folder(run_dir, None, "auto"):
+        pass
