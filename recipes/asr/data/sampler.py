@@ -278,9 +278,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         if not 0 < state["delivered"] < state["batches"]:
             return
         now = self._identity()
-        split = (
-            {key for key in _SPLIT if state.get(key) != now[key]} if _global_batch(state) == _global_batch(now) else ()
-        )
+        is_same_batch = _global_batch(state) == _global_batch(now)
+        split = {key for key in _SPLIT if state.get(key) != now[key]} if is_same_batch else ()
         if split:  # an accumulation that was begun begins again
             self.delivered = state["delivered"] // state["accumulate"] * self.accumulate
         # a checkpoint of before there were any has none
@@ -318,13 +317,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
 _SPLIT = ("batch_size", "batch_seconds", "world_size", "accumulate", "batches")
 
 
-def _global_batch(state: Mapping[str, Any]) -> tuple[float, bool] | None:
-    """Utterances, or seconds, behind an optimizer step; None for a position of an older release."""
+def _global_batch(state: Mapping[str, Any]) -> tuple[float, bool, int] | None:
+    """Utterances, or seconds, behind a step, and steps in an epoch; None for a position of an older release."""
     if any(key not in state for key in _SPLIT):
         return None
     by_seconds = state["batch_seconds"] is not None
     size = state["batch_seconds"] if by_seconds else state["batch_size"]
-    return size * state["world_size"] * state["accumulate"], by_seconds
+    return size * state["world_size"] * state["accumulate"], by_seconds, -(-state["batches"] // state["accumulate"])
 
 
 class EvalBatchSampler(Sampler[list[int]]):
