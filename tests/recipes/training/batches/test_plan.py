@@ -189,7 +189,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(corpus, tmp_path):
     assert done.stdout.splitlines()[0] == "global batch 8192 = 64 per device x 8 devices x 4 nodes x 4 accumulated"
     refused = command("large_batch.global_batch_size=100", "--plan")
     assert refused.returncode == 1
-    assert refused.stderr.strip().endswith("nearest that work: 96 and 128")
+    assert refused.stderr.strip().endswith("nearest that work: 96 and 112")
     sweep = command("-m", "--plan", *of_manifest(corpus), "data.batch_size=2,4")
     assert [line for line in sweep.stdout.splitlines() if line.startswith("global batch")] == [
         f"global batch {size} = {size} per device x 1 devices x 1 nodes x 1 accumulated" for size in (2, 4)
