@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import yaml
 
+from lightning_novograd.recipes.asr.allocator import keep_freed_memory
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the config of train.py")
     arguments = parser.parse_args()
     print(machine())
+    keep_freed_memory()  # as train.py does
     if arguments.corpus is not None:
         compare_runs(arguments)
         print_parts(arguments)
