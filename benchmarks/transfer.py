@@ -41,7 +41,8 @@ def main() -> None:
         parser.error("--fsdd or NOVOGRAD_TEST_DATA: where the recordings are")
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "first"
-        found = train(first, "data=espeak_digits", "data.batch_size=32", "data.letters=0", f"trainer.max_epochs={arguments.first_epochs}")
+        digits = ("data=espeak_digits", "data.batch_size=32", "data.letters=0")
+        found = train(first, *digits, f"trainer.max_epochs={arguments.first_epochs}")
         print(f"espeak_digits: {found['optimizer_steps']} steps, test WER {100 * found['test_wer']:.2f} %", flush=True)
         both = {"from scratch": (), "init_from": (f"init_from={first}",)}
         tuned = {"init_from, encoder at lr x 0.1": ("+optim.param_groups=[{match: 'model.encoder.*', lr_mult: 0.1}]",)}
