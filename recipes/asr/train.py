@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> float | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        claim_folder(run_dir, cfg.get("resume_from"))
+        claim_folder(run_dir, cfg.get("resume_from"), cfg.get("resume"))
     except ConfigError as error:  # whose log is another run's
         raise (JobFailed if in_sweep else SystemExit)(one_line(error)) from None
     try:

@@ -166,6 +166,7 @@ KEYS = {
         "nonfinite": (NonFiniteSettings(), {}),
         "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),
+        "resume": (None, {"allowed": ["auto", None]}),
         "resume_from": (None, {}),
         "init_from": (None, {}),
         "freeze": (None, {}),

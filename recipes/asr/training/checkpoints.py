@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -55,15 +57,74 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpoint]:
-    """Top-k by dev WER, where there is one, and the last epoch's; if wanted, those to average, the newest in an epoch.
+class StepCheckpoint(ModelCheckpoint):
+    """Keeps the newest checkpoint inside an epoch, between two optimizer steps.
 
-    No name has a ``=``, which Hydra would not take in ``resume_from=``.
+    Args:
+        folder: for ``stepNNNNNNN.ckpt``.
+        every_n_steps: optimizer steps between two; None: only those that are asked for (:meth:`save_now`).
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="step{step:07d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=every_n_steps or 0,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is kept, the folder says."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that goes on has saved its first step: again, it would be in the middle of the next one's window."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The checkpoint of the epoch's end takes the place of one that was asked for."""
+        if not self._every_n_train_steps and trainer.is_global_zero:
+            self._remove_others("")
+
+    def save_now(self, trainer: pl.Trainer) -> str:
+        """Save between two optimizer steps, on all ranks together; the path."""
+        candidates = self._monitor_candidates(trainer)
+        path = self.format_checkpoint_name(candidates)
+        if self._last_checkpoint_saved != path:
+            self._save_checkpoint(trainer, path)
+        return path
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            self._remove_others(Path(filepath).name)  # now that this one is on the disk
+
+    def _remove_others(self, name: str) -> None:
+        assert self.dirpath is not None
+        for path in Path(self.dirpath).glob("step*.ckpt"):
+            if path.name != name and _STEP.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+_STEP = re.compile(r"step\d{7,}(-v\d+)?\.ckpt")
+
+
+def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpoint]:
+    """Top-k by dev WER, where there is one; if wanted, those to average; the last epoch's; the newest in an epoch.
+
+    No name has a ``=``, which Hydra would not take in ``resume_from=``. A run that was killed goes on from the last one
+    and writes those of the same epoch again, so no name gets a ``-v1``.
     """
     folder = run_dir / "checkpoints"
     # not save_last=True, which copies the newest of the top k
     last = ModelCheckpoint(dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    kept = [last]
+    kept: list[ModelCheckpoint] = []
     if settings.validates:
         by_epoch = ModelCheckpoint(
             dirpath=folder,
@@ -72,8 +133,9 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
             monitor="dev_wer",
             mode="min",
             save_top_k=settings.checkpoint.save_top_k,
+            enable_version_counter=False,
         )
-        kept = [by_epoch, last]  # in this order: the best one's path travels in the last
+        kept.append(by_epoch)
     if settings.checkpoint.average is not None and settings.checkpoint.test == "last":
         recent = ModelCheckpoint(
             dirpath=folder,
@@ -83,15 +145,8 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
             mode="max",
             save_top_k=settings.checkpoint.average,
             save_on_train_epoch_end=True,
+            enable_version_counter=False,
         )
         kept.append(recent)
-    if settings.checkpoint.every_n_steps is not None:
-        by_step = ModelCheckpoint(
-            dirpath=folder,
-            filename="step{step:07d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=settings.checkpoint.every_n_steps,
-            save_top_k=1,
-        )
-        kept.append(by_step)
-    return kept
+    # behind the others of an epoch: what they have kept travels in it, and where it is, they are
+    return [*kept, last, StepCheckpoint(folder, settings.checkpoint.every_n_steps)]

@@ -50,16 +50,16 @@ def is_one_of_many() -> bool:
 
 
 @contextlib.contextmanager
-def claimed_folder(folder: Path, resume_from: str | None) -> Iterator[None]:
+def claimed_folder(folder: Path, resume_from: str | None, resume: str | None = None) -> Iterator[None]:
     """Hold the folder while the block runs, see :func:`claim_folder`."""
-    claim_folder(folder, resume_from)
+    claim_folder(folder, resume_from, resume)
     try:
         yield
     finally:
         release_folder(folder)
 
 
-def claim_folder(folder: Path, resume_from: str | None) -> None:
+def claim_folder(folder: Path, resume_from: str | None, resume: str | None = None) -> None:
     """Make a folder this run's own until :func:`release_folder`, or until the process ends, however it does.
 
     The lock is the system's (POSIX), which NFS passes on to its server; where a file system has none, two runs at once
@@ -68,6 +68,7 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
     Args:
         folder: the run folder; made if it is not there.
         resume_from: a checkpoint; one of this folder's own continues the run in it.
+        resume: ``"auto"``: whatever run is there is continued.
 
     Raises:
         ConfigError: another process is training there, or an earlier run has trained there and is neither continued
@@ -83,7 +84,7 @@ def claim_folder(folder: Path, resume_from: str | None) -> None:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
     (folder / FAILURE).unlink(missing_ok=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
-    if traces and not _is_below(resume_from, folder) and requeued_from(folder) is None:
+    if traces and resume != "auto" and not _is_below(resume_from, folder) and requeued_from(folder) is None:
         release_folder(folder)
         found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"
         last = folder / "checkpoints" / "last.ckpt"

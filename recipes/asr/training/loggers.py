@@ -7,12 +7,36 @@ from pathlib import Path
 from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lightning_novograd.commands.output import whole_file
 from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings
 
 
 class AppendingWriter(ExperimentWriter):
-    """Goes on in the ``metrics.csv`` of a run that is continued, which Lightning's deletes."""
+    """Goes on in the ``metrics.csv`` of a run that is continued, which Lightning's deletes; killed, it loses no row.
+
+    Attributes:
+        rows: in the file.
+    """
+
+    rows = 0
+
+    def save(self) -> None:
+        """Append the rows that were logged since."""
+        new = len(self.metrics)
+        super().save()
+        self.rows += new
+
+    def cut(self, rows: int) -> None:
+        """Keep the first rows alone.
+
+        Args:
+            rows: how many.
+        """
+        self.metrics.clear()
+        if rows < self.rows:
+            self._rewrite(self.metrics_keys, self._read()[:rows])
+            self.rows = rows
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -23,9 +47,24 @@ class AppendingWriter(ExperimentWriter):
             whole = content.rpartition(b"\n")[0]
             os.truncate(path, len(whole) + 1 if whole else 0)
         with path.open(newline="") as file:
-            self.metrics_keys = next(csv.reader(file), [])
+            reader = csv.reader(file)
+            self.metrics_keys = next(reader, [])
+            self.rows = sum(1 for _ in reader)
         if not self.metrics_keys:
             path.unlink()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._rewrite(fieldnames, self._read())
+
+    def _read(self) -> list[dict[str, str]]:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
+        with whole_file(Path(self.metrics_file_path)) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def build_loggers(settings: RunSettings, run_dir: Path) -> list[pl_loggers.Logger]:

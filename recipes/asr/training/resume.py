@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,28 @@ def read_resumed(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if missing := [name for name in _NEEDED if name not in checkpoint]:
         raise DataError(f"{path} is no checkpoint to go on from: it lacks {', '.join(missing)}")
+    check_whole(path)
     return checkpoint
+
+
+def check_whole(path: Path) -> None:
+    """Compare what torch.save has written with its checksums, which torch.load does not look at.
+
+    Args:
+        path: of a checkpoint that torch has read; one without checksums, of an old torch, passes.
+
+    Raises:
+        DataError: a part of it is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"checkpoint {path} is damaged: {error}") from None
+    if damaged is not None:
+        raise DataError(f"checkpoint {path} is damaged: the checksum of {damaged} does not fit")
 
 
 def check_resumed(path: Path, checkpoint: Mapping[str, Any], module: CTCModule) -> None:

@@ -31,6 +31,13 @@ from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
+from lightning_novograd.recipes.asr.training.restart.newest import (
+    Found,
+    check_same_run,
+    newest_checkpoint,
+    set_torn_aside,
+)
+from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -70,24 +77,27 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     settings = RunSettings.read(cfg, "")
-    with claimed_folder(run_dir, settings.resume_from):
+    with claimed_folder(run_dir, settings.resume_from, settings.resume):
         return _run(cfg, settings, run_dir, started)
 
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
-    resumed = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
     # before any manifest is read; and Lightning's own message would be a stack trace
-    checkpoint = None if resumed is None else read_resumed(resumed)
+    found = _find_resumed(settings, run_dir)
+    resumed, checkpoint = (None, None) if found is None else (found.path, found.content)
+    if found is not None and settings.resume == "auto":
+        check_same_run(run_dir, cfg)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))
-    trained = None if settings.init_from is None else load(settings.init_from)
+    begins_from = settings.init_from if resumed is None else None
+    trained = None if begins_from is None else load(begins_from)
     model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module = CTCModule(model_config, settings.optim, num_samples=settings.num_samples)
     if trained is not None:
-        start_from(module.model, trained, str(settings.init_from))
+        start_from(module.model, trained, str(begins_from))
     if settings.freeze:
         freeze(module, settings.freeze)
     if resumed is not None and checkpoint is not None:
@@ -95,7 +105,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
         step = checkpoint["global_step"]
-        del checkpoint
+        found.content.clear()
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -111,7 +121,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
     memory = PeakMemory()
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, *checkpoints]
+    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, RestartPoint()]
+    callbacks += checkpoints
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     stopping = None
@@ -123,8 +134,10 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     save_config(run_dir, cfg)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
-    if resumed is not None:
-        set_results_aside(run_dir)
+    if found is not None:
+        set_torn_aside(found.torn)
+        if settings.resume != "auto" or length is None:
+            set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
     try:
         trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
@@ -156,6 +169,15 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
             partial.write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir)
     return results
+
+
+def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
+    """What the run goes on from; None if it begins."""
+    if settings.resume == "auto" and (found := newest_checkpoint(run_dir)) is not None:
+        log.info("resume=auto goes on from %s", found.path)
+        return found
+    path = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
+    return None if path is None else Found(path, read_resumed(path))
 
 
 def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -139,6 +139,7 @@ class RunSettings(Section):
         nonfinite: see :class:`NonFiniteSettings`.
         console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
+        resume: ``"auto"`` goes on from the newest whole checkpoint of the run folder, where there is one.
         resume_from: checkpoint of a run to continue; ``~`` is the home directory.
         init_from: run folder, checkpoint or ``.nemo`` archive whose weights a new run begins with.
         freeze: parameters that are not trained, see :func:`freeze`.
@@ -158,6 +159,7 @@ class RunSettings(Section):
     nonfinite: NonFiniteSettings = key(NonFiniteSettings())
     console: ConsoleSettings = key(ConsoleSettings())
     seed: int = key(1, low=0)
+    resume: str | None = key(None, allowed=("auto", None))
     resume_from: str | None = key(None)
     init_from: str | None = key(None)
     freeze: list | None = key(None)

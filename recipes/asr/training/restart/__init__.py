@@ -1,0 +1,1 @@
+"""How a run ends before its time, and goes on as if it had not."""

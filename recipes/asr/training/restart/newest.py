@@ -1,0 +1,142 @@
+"""``resume=auto``: the newest whole checkpoint of the run folder, if it is of this very config."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_novograd.config.data import load_yaml
+from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.training.folder import process_rank
+from lightning_novograd.recipes.asr.training.resume import read_resumed
+from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
+
+log = logging.getLogger(__name__)
+
+TORN = "{}.torn"
+# what is written when nothing else of its moment is missing; the others are for the day when these are damaged
+_FIRST = ("last*.ckpt", "step*.ckpt")
+# with another one of these it is another run; the exceptions change how the same is computed, or where it is kept
+_IDENTITY = ("model", "data", "optim", "seed", "large_batch", "init_from", "freeze")
+_SAME_RUN = ("batch_size", "eval_batch_size", "num_workers", "cache_audio", "cache_dir")
+# and a change of these is not worth a line
+_SILENT = ("resume", "resume_from", "console", "num_samples", "published", "logger")
+_SHOWN = 8
+
+
+class Found(NamedTuple):
+    """What a run goes on from.
+
+    Args:
+        path: of the checkpoint.
+        content: of it.
+        torn: newer ones that are damaged.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    torn: tuple[Path, ...] = ()
+
+
+def newest_checkpoint(run_dir: Path) -> Found | None:
+    """The whole checkpoint of a run that is furthest in its training; None where none was written yet.
+
+    Args:
+        run_dir: the run folder.
+
+    Raises:
+        DataError: there are checkpoints, and all of them are damaged.
+    """
+    torn: list[Path] = []
+    for path in _furthest_first(run_dir, torn):
+        try:
+            content = read_resumed(path)
+        except DataError as error:
+            torn.append(path)
+            log.warning("%s; the checkpoint before it is taken", error)
+            continue
+        return Found(path, content, tuple(torn))
+    if torn:
+        names = ", ".join(sorted(path.name for path in torn))
+        raise DataError(f"no checkpoint in {run_dir} is whole ({names}); delete them to begin anew")
+    return None
+
+
+def set_torn_aside(torn: tuple[Path, ...]) -> None:
+    """Give damaged checkpoints names that nothing takes for checkpoints, on the first rank."""
+    if process_rank():
+        return
+    for path in torn:
+        path.replace(path.with_name(TORN.format(path.name)))
+
+
+def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Compare the config with that of the run in the folder; what does not matter to its numbers is a warning.
+
+    Args:
+        run_dir: of the run that is to go on; nothing is compared if it has kept no config.
+        cfg: the composed config.
+
+    Raises:
+        ConfigError: they are different trainings.
+    """
+    kept = run_dir / ".hydra" / "config.yaml"
+    if process_rank() or not os.path.isfile(kept):
+        return
+    saved, ours = _flat(load_yaml(kept)), _flat(OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg)
+    names = [n for n in {**saved, **ours} if saved.get(n) != ours.get(n) and n.split(".")[0] not in _SILENT]
+    said = {name: f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names}
+    if other := [name for name in names if _is_identity(name)]:
+        way = f"resume_from={run_dir / 'checkpoints' / 'last.ckpt'} goes on all the same"
+        problem = f"{run_dir} holds a run of another config: {_shown([said[name] for name in other])}"
+        raise ConfigError("resume", f"{problem}; {way}, or choose another folder")
+    if said:
+        log.warning("the run goes on with another config than it began with: %s", _shown([*said.values()]))
+
+
+def _furthest_first(run_dir: Path, torn: list[Path]) -> Iterator[Path]:
+    """Checkpoints that can be read at all, those first that end a moment; others are added to `torn`."""
+    folder = run_dir / "checkpoints"
+    first = [path for pattern in _FIRST for path in folder.glob(pattern)] + [*run_dir.glob("hpc_ckpt_*.ckpt")]
+    others = [path for path in folder.glob("*.ckpt") if path not in first and path.name != AVERAGE]
+    for paths in (first, others):
+        reached = {}
+        for path in sorted(paths):
+            try:
+                reached[path] = _progress(read_checkpoint(path, map_location="meta"))
+            except DataError as error:
+                log.warning("%s; the checkpoint before it is taken", error)
+                torn.append(path)
+        yield from sorted((path for path in reached if reached[path]), key=lambda path: reached[path], reverse=True)
+
+
+def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Optimizer steps and epochs behind a checkpoint; empty for what is none to go on from, as an average."""
+    try:
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return int(checkpoint["global_step"]), int(epochs)
+    except (KeyError, TypeError, ValueError):
+        return ()  # type: ignore[return-value]
+
+
+def _flat(mapping: Any, path: str = "") -> dict[str, Any]:
+    """Values by their full key paths; lists are values."""
+    if not isinstance(mapping, Mapping):
+        return {path: mapping}
+    return {
+        name: value for key, item in mapping.items() for name, value in _flat(item, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def _is_identity(name: str) -> bool:
+    block, _, rest = name.partition(".")
+    return block in _IDENTITY and not (block == "data" and rest.split(".")[0] in _SAME_RUN)
+
+
+def _shown(texts: list[str]) -> str:
+    more = f", and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + more
