@@ -15,7 +15,12 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
 from lightning_novograd.recipes.asr.section import Section, _checked
-from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
+from lightning_novograd.recipes.asr.training.settings import (
+    ConsoleSettings,
+    EarlyStoppingSettings,
+    NonFiniteSettings,
+    WatchdogSettings,
+)
 
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
@@ -119,6 +124,9 @@ KEYS = {
         "dev": (None, {}),
         "test": (None, {}),
     },
+    "WatchdogSettings": {
+        "timeout": (600.0, {"low": 1.0}),
+    },
     "WeightedManifest": {
         "manifest_filepath": (REQUIRED, {}),
         "weight": (1.0, {"above": 0.0, "high": 1000.0}),
@@ -164,6 +172,7 @@ KEYS = {
         "checkpoint": (REQUIRED, {}),
         "large_batch": (REQUIRED, {}),
         "nonfinite": (NonFiniteSettings(), {}),
+        "watchdog": (WatchdogSettings(), {}),
         "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),
         "resume": (None, {"allowed": ["auto", None]}),

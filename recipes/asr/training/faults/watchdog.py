@@ -20,7 +20,6 @@ from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, 
 from lightning_novograd.recipes.asr.training.faults.processes import (
     Process,
     is_orphan,
-    kill,
     launcher,
     state_of,
     this_process,
@@ -31,7 +30,9 @@ from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, proce
 
 log = logging.getLogger(__name__)
 
-PAUSE = (0.2, 5.0)  # s between two signs of life: a twentieth of the timeout, within these limits
+# s between two signs of life: a twentieth of the timeout, within these limits. Related processes are looked at as often
+# as the first says, as Lightning's own thread ends the first rank without a word when it finds that another has died
+PAUSE = (0.2, 5.0)
 # how an error begins or is called that says only that another rank is gone
 _OF_CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket|TCPStore")
 
@@ -46,9 +47,9 @@ class Watchdog:
         heartbeat: of this rank's loop.
         run_dir: the run folder.
         timeout: s without progress, or a sign of life, that are too many; None: only deaths are watched for.
-        children: ranks that this one has started; the list is Lightning's and fills up when it launches.
         per_node: ranks of a node.
-        end: ends the job with an error.
+        children: gives the ranks that this one has started, none before it does.
+        end: ends the job, with what is wrong and the process that has to be killed for it, if any.
         clock: s.
     """
 
@@ -58,9 +59,9 @@ class Watchdog:
         run_dir: Path,
         timeout: float | None,
         *,
-        children: Sequence[Popen] = (),
         per_node: int = 1,
-        end: Callable[[RankError], None],
+        children: Callable[[], Sequence[Popen]] = tuple,
+        end: Callable[[RankError, Process | None], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.heartbeat, self.run_dir, self.timeout = heartbeat, run_dir, timeout
@@ -98,33 +99,36 @@ class Watchdog:
             self._thread.join(4 * self.pause + 2)
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(self.pause, 1.0)):
+        while not self._ended.wait(PAUSE[0]):
             try:
                 self.look()
             except Exception:  # a watchdog that fails ends no job
                 log.debug("the watchdog has failed", exc_info=True)
 
     def look(self) -> None:
-        """Look once at everything there is to see."""
-        if (self.run_dir / FAILURE).exists():  # a rank has said what is wrong
-            return self.end(RankError("another rank has failed"))
+        """Look at the processes that are related, and at the other ranks when it is time."""
         self._look_at_relatives()
+        now = self.clock()
+        if now - self._looked < self.pause and not self._suspects:
+            return
+        self._looked = now
+        if (self.run_dir / FAILURE).exists():  # a rank has said what is wrong
+            self.end(RankError("another rank has failed"), None)
         if self._ranks is None and dist.is_available() and dist.is_initialized():
             self._ranks = self._watched()
-        now = self.clock()
-        if self._ranks is not None and now - self._looked >= self.pause:
-            self._looked = now
+        if self._ranks is not None:
             self._look_at_ranks(now)
 
     def _look_at_relatives(self) -> None:
         if is_orphan():
             name = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "rank 0"
-            self.end(RankError(f"{name} (process {launcher()} on {self._me.host}) has died; rank {process_rank()} ends"))
-        for number, child in enumerate(self.children, start=1):
+            problem = f"{name} (process {launcher()} on {self._me.host}) has died, so rank {process_rank()} ends"
+            self.end(RankError(problem), None)
+        for number, child in enumerate(self.children(), start=1):
             code = child.poll()
-            if code is not None and code and code < 128:  # those from 128 on say that it was told to end
-                rank = process_rank() + number
-                self.end(RankError(f"rank {rank} (process {child.pid} on {self._me.host}) has died: {_ending(code)}"))
+            if code and code < 128:  # those from 128 on say that it was told to end
+                name = f"rank {process_rank() + number} (process {child.pid} on {self._me.host})"
+                self.end(RankError(f"{name} has died: {_ending(code)}"), None)
 
     def _watched(self) -> range:
         rank, size = dist.get_rank(), dist.get_world_size()
@@ -147,3 +151,48 @@ class Watchdog:
             verdict = self.lookout.stuck(now)
         if verdict is not None:
             self.end(RankError(f"{verdict.culprit} {verdict.problem}"), verdict.culprit.process)
+
+
+@contextlib.contextmanager
+def watched(trainer: pl.Trainer, heartbeat: Heartbeat, timeout: float | None, run_dir: Path) -> Iterator[None]:
+    """Watch the ranks of a run while the block runs; an error in the block ends them all, and says whose it is.
+
+    Args:
+        trainer: with its strategy; nothing is done for one rank.
+        heartbeat: a callback of the trainer.
+        timeout: s, see :class:`Watchdog`.
+        run_dir: the run folder.
+    """
+    if trainer.world_size == 1:
+        yield
+        return
+
+    def children() -> Sequence[Popen]:
+        return getattr(trainer.strategy.launcher, "procs", ())
+
+    def end(error: Exception, culprit: Process | None = None) -> None:
+        # Lightning takes WORLD_SIZE out of the environment when it ends
+        fail(error, run_dir, many=True, peers=children(), culprit=culprit)
+
+    watchdog = Watchdog(heartbeat, run_dir, timeout, per_node=trainer.num_devices, children=children, end=end)
+    watchdog.start()
+    try:
+        yield
+    except Exception as error:
+        watchdog.suspect(error)
+        error.add_note(f"(rank {trainer.global_rank}, {this_process()})")
+        end(error)
+    finally:
+        watchdog.stop()
+
+
+def _ending(code: int) -> str:
+    """How a child has ended, in words."""
+    if code > 0:
+        return f"it has ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    by_whom = " (by hand, or by the system for want of memory)" if code == -signal.SIGKILL else ""
+    return f"it was ended by {name}{by_whom}"
