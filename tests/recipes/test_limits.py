@@ -17,7 +17,12 @@ from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
 from lightning_novograd.recipes.asr.section import Section, _checked
 from lightning_novograd.recipes.asr.training.batches.settings import ReferenceSettings
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings, PowerSgdSettings
-from lightning_novograd.recipes.asr.training.settings import ConsoleSettings, EarlyStoppingSettings, NonFiniteSettings
+from lightning_novograd.recipes.asr.training.settings import (
+    ConsoleSettings,
+    EarlyStoppingSettings,
+    NonFiniteSettings,
+    WatchdogSettings,
+)
 
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
@@ -135,6 +140,9 @@ KEYS = {
         "dev": (None, {}),
         "test": (None, {}),
     },
+    "WatchdogSettings": {
+        "timeout": (600.0, {"low": 1.0}),
+    },
     "WeightedManifest": {
         "manifest_filepath": (REQUIRED, {}),
         "weight": (1.0, {"above": 0.0, "high": 1000.0}),
@@ -191,6 +199,7 @@ KEYS = {
         "large_batch": (REQUIRED, {}),
         "distributed": (DistributedSettings(), {}),
         "nonfinite": (NonFiniteSettings(), {}),
+        "watchdog": (WatchdogSettings(), {}),
         "console": (ConsoleSettings(), {}),
         "seed": (1, {"low": 0}),
         "resume": (None, {"allowed": ["auto", None]}),

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -17,12 +18,14 @@ from typing import Any, NoReturn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import LightningNovoGradError
+from lightning_novograd.recipes.asr.training.faults.processes import Process, kill
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
 from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
 PATIENCE = 2.0  # s that a rank gives others to say what is wrong
+_speaking = threading.RLock()
 
 # what a normal run would show of others, and nobody can do anything about: message, module, why
 _WARNINGS = (
@@ -37,14 +40,14 @@ _WARNINGS = (
 
 
 class _Without(logging.Filter):
-    """Drops the records that begin so."""
+    """Drops the records whose beginning matches."""
 
     def __init__(self, beginning: str) -> None:
         super().__init__()
-        self.beginning = beginning
+        self.beginning = re.compile(beginning)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.beginning)
+        return self.beginning.match(record.getMessage()) is None
 
 
 _NO_ADVERTISEMENT = _Without("\N{ELECTRIC LIGHT BULB} Tip: ")
@@ -52,8 +55,8 @@ _NO_ADVERTISEMENT = _Without("\N{ELECTRIC LIGHT BULB} Tip: ")
 _LINES = (
     ("lightning.pytorch.utilities.rank_zero", _NO_ADVERTISEMENT),
     ("lightning.fabric.utilities.rank_zero", _NO_ADVERTISEMENT),
-    # the process that it speaks of has said why
-    ("lightning.fabric.strategies.launchers.subprocess_script", _Without("[rank: ")),
+    # the process that it speaks of has said why, unless a signal has ended it (a negative code)
+    ("lightning.fabric.strategies.launchers.subprocess_script", _Without(r"\[rank: .* with code \d")),
 )
 
 
@@ -151,7 +154,13 @@ def one_line(error: BaseException) -> str:
     return f"{kind}: {text.strip()}"
 
 
-def fail(error: Exception, run_dir: Path, many: bool | None = None, peers: Sequence[subprocess.Popen] = ()) -> NoReturn:
+def fail(
+    error: Exception,
+    run_dir: Path,
+    many: bool | None = None,
+    peers: Sequence[subprocess.Popen] = (),
+    culprit: Process | None = None,
+) -> NoReturn:
     """End a run: what is wrong is said once, in a line if the error is one of ours, and in ``train.log`` too.
 
     Of several ranks the first to fail speaks; what the others run into when it is gone is not said. They end at once:
@@ -162,14 +171,18 @@ def fail(error: Exception, run_dir: Path, many: bool | None = None, peers: Seque
         run_dir: the run folder.
         many: whether there are other ranks; None for what the launcher says.
         peers: processes of other ranks that this one has started.
+        culprit: a rank that will not end by itself.
     """
     ours, many = isinstance(error, LightningNovoGradError), is_one_of_many() if many is None else many
     if many and not _speaks(run_dir, patience=0.0 if ours else PATIENCE):
         _leave(run_dir, peers)
-    text = one_line(error) if ours else "".join(traceback.format_exception(error)).rstrip()
+    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    text = one_line(error) + notes if ours else "".join(traceback.format_exception(error)).rstrip()
     write_to_log(text, run_dir)
     if many:
         print(text, file=sys.stderr)
+        if culprit is not None:
+            kill(culprit)
         _leave(run_dir, peers)
     if ours:
         sys.exit(text)
@@ -220,10 +233,14 @@ def write_to_log(line: str, run_dir: Path) -> None:
 
 
 def _speaks(run_dir: Path, patience: float) -> bool:
-    """Whether no other rank has failed before, nor does within `patience` seconds; the file system decides."""
+    """Whether no other rank has failed before, nor does within `patience` seconds; the file system decides.
+
+    A thread of this rank that comes second waits until the first has spoken, and the process ends.
+    """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and not (run_dir / FAILURE).exists():
         time.sleep(0.05)
+    _speaking.acquire()
     try:
         os.close(os.open(run_dir / FAILURE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ except ImportError:  # Windows
 LOCK = ".lock"
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
 FAILURE = ".failed"
+# signs of life of the ranks, see training/faults
+RANKS = ".ranks"
 # what only a run leaves behind that has begun to train. A command that was refused, or failed on its data, is no run:
 # it leaves a log, a config and TensorBoard's empty file
 _TRACES = ("results.json", "metrics.csv", "checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")
@@ -77,6 +80,7 @@ def claim_folder(folder: Path, resume_from: str | None, resume: str | None = Non
     except OSError as error:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
     (folder / FAILURE).unlink(missing_ok=True)
+    shutil.rmtree(folder / RANKS, ignore_errors=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
     if traces and resume != "auto" and not _is_below(resume_from, folder) and requeued_from(folder) is None:
         release_folder(folder)

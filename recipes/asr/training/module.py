@@ -1,6 +1,7 @@
 """The Lightning module of the recipe: a batch through the acoustic model to its loss and error rates."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
 from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, NonFiniteGuard, merge, shown
+from lightning_novograd.recipes.asr.training.faults.blank import CAUSES, Progress, Seen, diagnose, look_at
 from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class CTCModule(OptimMixin, pl.LightningModule):
         self.test_wer, self.test_cer = ErrorRate("word"), ErrorRate("char")
         # over utterances: Lightning's own mean over ranks truncates their number
         self.dev_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self._seen, self._dev_losses, self._blank_causes = Seen(), list[float](), set[str]()
         self._lossless: list[str] = []  # utterances of an evaluation whose loss is not finite
         self._finite = 0  # and how many have one that is
 
@@ -84,8 +87,9 @@ class CTCModule(OptimMixin, pl.LightningModule):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse losses that are not finite, or say whose they are."""
+        """Refuse losses that are not finite, or say whose they are; warn of a model that says nothing."""
         self._check_losses("dev")
+        self._check_blank()
 
     def on_test_epoch_end(self) -> None:
         """Refuse losses that are not finite, or say whose they are."""
@@ -122,6 +126,8 @@ class CTCModule(OptimMixin, pl.LightningModule):
         loss, wer, cer = (getattr(self, f"{split}_{name}") for name in ("loss", "wer", "cer"))
         log_probs_BTV, lens_B, losses_B = self._loss(batch, ctc_losses)
         hypotheses = greedy(log_probs_BTV, lens_B, self.alphabet)
+        if split == "dev" and not self._seen.spoken:  # what is seen of a model that speaks, nobody asks
+            self._seen += look_at(log_probs_BTV, lens_B, hypotheses, batch, self.alphabet.blank)
         is_finite_B = torch.isfinite(losses_B).tolist()  # the decoder has waited for the device
         self._lossless += [place for place, is_finite in zip(batch.places, is_finite_B, strict=False) if not is_finite]
         self._finite += sum(is_finite_B)
@@ -148,6 +154,29 @@ class CTCModule(OptimMixin, pl.LightningModule):
             raise DivergenceError(f"{problem}, and no other is there")
         if self.trainer.is_global_zero:
             log.warning("%s; %s_loss is the mean over the other %d", problem, split, finite)
+
+    def _check_blank(self) -> None:
+        """Warn, once for each cause, where not one utterance of a validation has a transcript."""
+        seen, self._seen = merge(self.trainer, [self._seen]), Seen()
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        self._dev_losses.append(float(self.dev_loss.compute()))
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        total = self.trainer.estimated_stepping_batches
+        progress = Progress(
+            self.trainer.global_step,
+            int(total) if math.isfinite(total) else -1,
+            max(float(group["lr"]) for group in groups),
+            max(float(group.get("initial_lr", group["lr"])) for group in groups),
+            self._dev_losses,
+        )
+        found = diagnose(sum(seen, Seen()), progress)
+        if found is None or found[0] in self._blank_causes:
+            return
+        self._blank_causes.add(found[0])
+        if self.trainer.is_global_zero:
+            problem = "the model transcribes nothing: CTC's blank wins in every utterance of the dev set"
+            log.warning("%s. Most likely: %s; %s. The usual causes: %s", problem, *found, CAUSES)
 
     @rank_zero_only
     def _show_samples(self, hypotheses: list[str], references: list[str]) -> None:

@@ -28,9 +28,11 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, fail, shows_bar
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
+from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
+from lightning_novograd.recipes.asr.training.faults.watchdog import watched
 from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
@@ -132,8 +134,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     module.guard = guard
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
-    memory = PeakMemory()
-    callbacks: list[pl.Callback] = [BatchSeed(settings.seed), rate, curves, guard, progress, memory, *checkpoints]
+    memory, heartbeat = PeakMemory(), Heartbeat()
+    callbacks: list[pl.Callback] = [heartbeat, BatchSeed(settings.seed), rate, curves, guard, progress, memory]
+    callbacks += checkpoints
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
     stopping = None
@@ -151,20 +154,17 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
             set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
     try:
-        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
-        measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
+        with watched(trainer, heartbeat, settings.watchdog.timeout, run_dir):
+            try:
+                trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+                measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
+            except Exception as error:
+                if INBOX.number is None or isinstance(error, LightningNovoGradError):
+                    raise
+                # a loader's process or another rank has got the signal too, and did not wait for the next step
+                raise Stopped(INBOX.number) from error
     except Stopped as end:
         end_peers(end, INBOX.peers)
-        raise
-    except Exception as error:
-        if INBOX.number is not None and not isinstance(error, LightningNovoGradError):
-            # a loader's process or another rank has got the signal too, and did not wait for the next step
-            stopped = Stopped(INBOX.number)
-            end_peers(stopped, INBOX.peers)
-            raise stopped from error
-        if trainer.world_size > 1:
-            # Lightning takes WORLD_SIZE out of the environment when it ends
-            fail(error, run_dir, many=True, peers=getattr(trainer.strategy.launcher, "procs", ()))
         raise
 
     results: dict[str, Any] = {

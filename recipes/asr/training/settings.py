@@ -104,6 +104,18 @@ class NonFiniteSettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogSettings(Section):
+    """The ``watchdog`` block, see :class:`Watchdog`.
+
+    Args:
+        timeout: s without a batch of any rank, or without a sign of life of one, after which the job ends with an error
+            that names it; None: only ranks that have died end it.
+    """
+
+    timeout: float | None = key(600.0, low=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConsoleSettings(Section):
     """The ``console`` block.
 
@@ -128,6 +140,7 @@ class RunSettings(Section):
         large_batch: see :class:`LargeBatchSettings`.
         distributed: see :class:`DistributedSettings`.
         nonfinite: see :class:`NonFiniteSettings`.
+        watchdog: see :class:`WatchdogSettings`.
         console: see :class:`ConsoleSettings`.
         seed: of initialization, shuffling, dropout.
         resume: ``"auto"`` goes on from the newest whole checkpoint of the run folder, where there is one.
@@ -149,6 +162,7 @@ class RunSettings(Section):
     large_batch: LargeBatchSettings = key()
     distributed: DistributedSettings = key(DistributedSettings())
     nonfinite: NonFiniteSettings = key(NonFiniteSettings())
+    watchdog: WatchdogSettings = key(WatchdogSettings())
     console: ConsoleSettings = key(ConsoleSettings())
     seed: int = key(1, low=0)
     resume: str | None = key(None, allowed=("auto", None))
@@ -204,6 +218,7 @@ class RunSettings(Section):
             "early_stopping": EarlyStoppingSettings,
             "published": PublishedSettings,
             "nonfinite": NonFiniteSettings,
+            "watchdog": WatchdogSettings,
             "console": ConsoleSettings,
         }
         for name, section in sections.items():

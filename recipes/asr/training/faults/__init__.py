@@ -1,0 +1,1 @@
+"""Ranks that die, hang or are stopped: who it was is said, and the job ends."""

@@ -1,0 +1,107 @@
+"""A rank that dies, is stopped, hangs or raises ends the whole job soon, and is named; nothing of the job is left."""
+
+import os
+import re
+import signal
+
+import pytest
+from jobs import LAUNCHERS, Job, is_free, long_run
+from speech_files import write_corpus
+
+TIMEOUT = 6  # s, watchdog.timeout of these runs
+MARGIN = 20  # s beyond it: the end of loader workers is looked for every 5 s, and machines are busy
+NAMES = {"lightning": "Lightning", "torchrun": "torchrun", "slurm": "SLURM's variables"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), "train", 16)
+
+
+def over(job: Job, faults, launcher: str, fault: str, said: str, timeout: float = 0) -> str:
+    """What was printed, once the job is over and has left nothing."""
+    seconds = job.wait_until_over()
+    printed = job.said()
+    assert re.search(said, printed), printed
+    assert seconds < timeout + MARGIN
+    assert all(job.codes())
+    assert is_free(job.port)
+    checkpoints = list(job.run_dir.glob("checkpoints/*.ckpt"))
+    assert checkpoints
+    line = re.search(rf".*(?:{said}).*", printed)
+    faults(fault, NAMES[launcher], line[0], seconds)
+    return printed
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_that_is_killed(corpus, tmp_path, faults, launcher, rank):
+    with Job(launcher, tmp_path, long_run(corpus, "data.num_workers=1")) as job:
+        pids = job.wait_until_it_trains()
+        os.kill(pids[rank], signal.SIGKILL)
+        over(job, faults, launcher, f"kill -9 of rank {rank}", rf"rank {rank} \(process {pids[rank]} on .*\) has died")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_that_is_stopped(corpus, tmp_path, faults, launcher, rank):
+    options = long_run(corpus, f"watchdog.timeout={TIMEOUT}", "data.num_workers=0")
+    with Job(launcher, tmp_path, options) as job:
+        pids = job.wait_until_it_trains()
+        os.kill(pids[rank], signal.SIGSTOP)
+        said = rf"rank {rank} \(process {pids[rank]} on .*\) is stopped .* no sign of life for {TIMEOUT} s"
+        over(job, faults, launcher, f"SIGSTOP of rank {rank}", said, TIMEOUT)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_a_rank_that_hangs_while_it_loads(corpus, tmp_path, faults, launcher, rank):
+    options = long_run(corpus, f"watchdog.timeout={TIMEOUT}", "data.num_workers=0")
+    with Job(launcher, tmp_path, options, "hang", rank) as job:
+        pids = job.wait_until_it_trains()
+        (tmp_path / "go").touch()
+        said = (
+            rf"rank {rank} \(process {pids[rank]} on .*\) has not got on for {TIMEOUT} s .*: it is "
+            r"(epoch \d+, loading the batch|loading the first batch|after a validation)"
+        )
+        over(job, faults, launcher, f"rank {rank} hangs in its data loader", said, TIMEOUT)
+
+
+@pytest.mark.parametrize(("launcher", "rank"), [("lightning", 0), ("lightning", 1), ("torchrun", 1), ("slurm", 1)])
+def test_a_rank_that_raises(corpus, tmp_path, faults, launcher, rank):
+    with Job(launcher, tmp_path, long_run(corpus, "data.num_workers=0"), "raise", rank) as job:
+        pids = job.wait_until_it_trains()
+        (tmp_path / "go").touch()
+        said = rf"ZeroDivisionError: planted\n\(rank {rank}, process {pids[rank]} on "
+        printed = over(job, faults, launcher, f"rank {rank} raises", said)
+        assert "Connection closed" not in printed
+
+
+def test_torchrun_itself_is_killed(corpus, tmp_path, faults):
+    with Job("torchrun", tmp_path, long_run(corpus, "data.num_workers=0")) as job:
+        job.wait_until_it_trains()
+        agent = job.processes[0].pid
+        os.kill(agent, signal.SIGKILL)
+        over(job, faults, "torchrun", "kill -9 of torchrun", rf"torchrun \(process {agent} on .*\) has died")
+
+
+def test_a_stopped_rank_does_not_outlive_the_first(corpus, tmp_path, faults):
+    with Job("lightning", tmp_path, long_run(corpus, "data.num_workers=1")) as job:
+        first, second = job.wait_until_it_trains()
+        os.kill(second, signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        said = rf"rank 0 \(process {first} on .*\) has died, so rank 1 ends"
+        over(job, faults, "lightning", "SIGSTOP of rank 1, then kill -9 of rank 0", said)
+
+
+def test_a_pause_of_the_whole_job_is_no_hang(corpus, tmp_path):
+    options = long_run(corpus, "watchdog.timeout=2", "data.num_workers=0")
+    with Job("lightning", tmp_path, options) as job:
+        pids = job.wait_until_it_trains()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        signal.sigtimedwait([], 5)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        signal.sigtimedwait([], 5)
+        assert set(pids) <= set(job.left()), job.said()
