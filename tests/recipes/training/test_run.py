@@ -16,6 +16,7 @@ from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
 from lightning_novograd.recipes.asr.training import run as run_file
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.faults import watchdog
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
@@ -137,6 +138,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     )
     module, data = SimpleNamespace(alphabet="ab", model=model, reduction="sum"), object()
     trainer = SimpleNamespace(fit=stands_for("fit", None), current_epoch=2, global_step=8, is_global_zero=True)
+    trainer.world_size = 1
     checkpoints = [SimpleNamespace(best_model_path="best.ckpt"), SimpleNamespace()]
     for name, result in {
         "CTCModule": module,
@@ -177,6 +179,8 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, **batches}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
+    heartbeat, *callbacks = callbacks
+    assert type(heartbeat).__name__ == "Heartbeat"
     seed, rate, curves, guard, progress, memory, *kept, monitor = callbacks
     assert (progress.rate, progress.interval, progress.extra) == (rate, 30.0, {"file_only": False})
     assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]
@@ -203,6 +207,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
 def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp_path, monkeypatch):
     seen = []
     trainer = SimpleNamespace(fit=lambda *a, **k: None, current_epoch=0, global_step=0, is_global_zero=False)
+    trainer.world_size = 1
     monkeypatch.setattr(run_file, "build_trainer", lambda *args: seen.extend(args[3]) or trainer)
     monkeypatch.setattr(run_file, "measure", lambda *args: {})
     monkeypatch.setattr(run_file, "SpeechDataModule", lambda *args, **options: None)
@@ -279,16 +284,22 @@ def test_steps_that_were_left_out_are_in_the_results(tmp_path, monkeypatch):
     results = run_with(tmp_path, monkeypatch, lambda module: setattr(module.guard, "skipped", 3))
     assert results["skipped_steps"] == 3
     ended = []
-    monkeypatch.setattr(run_file, "fail", lambda *args, **options: ended.append((args, options)))
+
+    def fail(error, folder, many, peers, culprit):
+        ended.append((error, folder, many, peers, culprit))
+        raise error
+
+    monkeypatch.setattr(watchdog, "fail", fail)
 
     def raises(module):
         raise error
 
     error = DataError("is bad")
-    for world_size, procs in ((2, ["peer"]), (1, [])):
-        with pytest.raises(DataError, match=r"^is bad$"):
+    peer = SimpleNamespace(poll=lambda: None)
+    for world_size, procs in ((2, [peer]), (1, [])):
+        with pytest.raises(DataError, match=r"^is bad(\n\(rank 0, process \d+ on .*\))?$"):
             run_with(tmp_path, monkeypatch, raises, world_size=world_size, procs=procs)
-    assert ended == [((error, tmp_path), {"many": True, "peers": ["peer"]})]
+    assert ended == [(error, tmp_path, True, [peer], None)]
 
 
 def run_with(tmp_path, monkeypatch, fit, world_size=1, procs=()):
@@ -296,7 +307,7 @@ def run_with(tmp_path, monkeypatch, fit, world_size=1, procs=()):
     strategy = SimpleNamespace(launcher=SimpleNamespace(procs=list(procs)))
     trainer = SimpleNamespace(
         **{"fit": lambda module, *a, **k: fit(module), "strategy": strategy, "world_size": world_size},
-        **{"current_epoch": 0, "global_step": 0, "is_global_zero": False},
+        **{"current_epoch": 0, "global_step": 0, "is_global_zero": False, "num_devices": 1, "global_rank": 0},
     )
     monkeypatch.setattr(run_file, "build_trainer", lambda *args: trainer)
     monkeypatch.setattr(run_file, "measure", lambda *args: {})
