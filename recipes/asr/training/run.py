@@ -96,7 +96,6 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     if resumed is not None and settings.resume == "auto":
         check_same_run(run_dir, cfg)
     data_config = DataConfig.from_mapping(settings.data)
-    data_config.check_given()
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))
@@ -108,6 +107,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
     module = kind(model_config, optim, num_samples=settings.num_samples)
+    data_config.check_given()
     if trained is not None:
         start_from(module.model, trained, str(begins_from))
     if settings.freeze:

@@ -78,5 +78,5 @@ class SyncBatchNormOnCPU(LayerSync):
         """Have them look at their own batches again."""
         for layer in model.modules():
             if type(layer) is RanksBatchNorm:
-                layer.__class__ = BatchNorm
+                layer.__class__ = BatchNorm  # type: ignore[assignment]
         return model

@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     silent: int = 0
 
     def __add__(self, other: "Seen") -> "Seen":  # type: ignore[override]
-        return Seen(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Seen(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
 class Progress(NamedTuple):

@@ -23,7 +23,7 @@ class Pulse(NamedTuple):
     rank: int
     process: Process
     tick: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method
     in_loop: bool
     doing: str
 
