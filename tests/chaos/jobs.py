@@ -89,7 +89,7 @@ class Job:
         return [int(file.read_text()) for file in files]
 
     def left(self) -> list[int]:
-        """Processes of the job that are still there, workers of its loaders too; not those that wait to be reaped."""
+        """Processes of the job that there still are, loader workers too; none that waits to be reaped."""
         for process in self.processes:
             process.poll()
         found = []

@@ -62,7 +62,7 @@ def test_a_rank_that_hangs_while_it_loads(corpus, tmp_path, faults, launcher, ra
         (tmp_path / "go").touch()
         said = (
             rf"rank {rank} \(process {pids[rank]} on .*\) has not got on for {TIMEOUT} s .*: it is "
-            r"(epoch \d+, loading the batch|loading the first batch|after a validation)"
+            r"(.*loading the|after a validation)"
         )
         over(job, faults, launcher, f"rank {rank} hangs in its data loader", said, TIMEOUT)
 

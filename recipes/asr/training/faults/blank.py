@@ -130,6 +130,6 @@ def diagnose(seen: Seen, progress: Progress) -> tuple[str, str] | None:
         )
     return "texts of other audio", (
         f"the loss no longer falls ({losses[-1]:.4g}) and the blank has {seen.blank / count:.0%} of the probability: "
-        "the model has learned how often characters occur, and no sounds; see whether texts and audio belong together, "
-        "whether their language is that of the alphabet, and try a higher optim.lr"
+        "the model has learned how often characters occur, and no sounds; look whether texts and audio belong "
+        "together, whether their language is that of the alphabet, and try a higher optim.lr"
     )

@@ -111,7 +111,7 @@ class Heartbeat(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """A checkpoint is collected, and will be written."""
-        self._pass("writing a checkpoint", in_loop=self.in_loop)
+        self._pass("writing a checkpoint, or loading the batch after it", in_loop=self.in_loop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The training is over."""

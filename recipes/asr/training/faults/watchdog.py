@@ -25,7 +25,7 @@ from lightning_novograd.recipes.asr.training.faults.processes import (
     this_process,
     wake_as_orphan,
 )
-from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError
+from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError, Verdict
 from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, process_rank
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # s between two signs of life: a twentieth of the timeout, within these limits. Related processes are looked at as often
 # as the first says, as Lightning's own thread ends the first rank without a word when it finds that another has died
 PAUSE = (0.2, 5.0)
+FIRST = 50  # signs of life that a rank gives as often as that, whatever the timeout
 # how an error begins or is called that says only that another rank is gone
 _OF_CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Socket|TCPStore")
 
@@ -108,8 +109,11 @@ class Watchdog:
     def look(self) -> None:
         """Look at the processes that are related, and at the other ranks when it is time."""
         self._look_at_relatives()
+        if (dead := self.lookout.dead(state_of)) is not None:
+            self._blame(dead)
         now = self.clock()
-        if now - self._looked < self.pause and not self._suspects:
+        is_new = self._tick < FIRST  # ranks that have just begun are to know each other soon
+        if now - self._looked < self.pause and not self._suspects and not is_new:
             return
         self._looked = now
         if (self.run_dir / FAILURE).exists():  # a rank has said what is wrong
@@ -143,14 +147,15 @@ class Watchdog:
         self._tick += 1
         self.board.write(Pulse(rank, self._me, self._tick, heart.count, heart.in_loop, heart.doing))
         self.lookout.see(self.board.read({0, *watched}), now)
-        verdict = self.lookout.dead(state_of)
-        if verdict is None:
-            limit = min(3 * self.pause, self.lookout.timeout) if self._suspects else None
-            verdict = self.lookout.silent(now, state_of, limit)
+        limit = min(3 * self.pause, self.lookout.timeout) if self._suspects else None
+        verdict = self.lookout.dead(state_of) or self.lookout.silent(now, state_of, limit)
         if verdict is None and rank == 0:
             verdict = self.lookout.stuck(now)
         if verdict is not None:
-            self.end(RankError(f"{verdict.culprit} {verdict.problem}"), verdict.culprit.process)
+            self._blame(verdict)
+
+    def _blame(self, verdict: Verdict) -> None:
+        self.end(RankError(f"{verdict.culprit} {verdict.problem}"), verdict.culprit.process)
 
 
 @contextlib.contextmanager

@@ -140,7 +140,7 @@ def test_where_a_loop_is():
         (True, "epoch 2, backward pass of batch 5"),
         (True, "epoch 2, after the backward pass of batch 5"),
         (True, "epoch 2, loading the batch after batch 5"),
-        (True, "writing a checkpoint"),
+        (True, "writing a checkpoint, or loading the batch after it"),
         (True, "loading the first batch of the dev set"),
         (True, "validation, after batch 3"),
         (True, "after a validation"),
