@@ -116,7 +116,7 @@ def test_the_scaler_lines_leave_out_skipped_steps():
     assert scheduler.last_epoch == 3
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fabric(plain, tmp_path, processes):
     changes = {"devices=1": f"devices={processes}", "accumulation = 2": f"accumulation = {2 // processes}"}
     same(run(tmp_path, "Fabric", changes, processes), plain)

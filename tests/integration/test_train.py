@@ -115,6 +115,7 @@ def test_ddp_command_with_accumulation(tiny_corpus, tmp_path):
     assert "test WER" in "".join(done.stdout.splitlines(keepends=True)[-3:])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the threads' names from /proc")
 def test_no_thread_of_gloo_is_left_when_a_rank_begins_to_exit(tiny_corpus, tmp_path, monkeypatch):
     # the first module to register runs last; every process of the run imports this one before anything else
@@ -143,9 +144,9 @@ def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("override", "meant"),
     [
-        ("sched=cosin", "sched=cosine"),
+        pytest.param("sched=cosin", "sched=cosine", marks=pytest.mark.slow),
         ("optim=papr/jasper_8k", "optim=paper/jasper_8k"),
-        ("trainer=ddp-cpu", "trainer=ddp_cpu"),
+        pytest.param("trainer=ddp-cpu", "trainer=ddp_cpu", marks=pytest.mark.slow),
         ("shed=cosine", "sched"),
     ],
 )

@@ -348,6 +348,7 @@ def run_alone(out, processes, *ckpt):
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_steps_and_resume(tmp_path):
     one, two = run_alone(tmp_path / "one", 1), run_alone(tmp_path / "two", 2)
     assert one["steps"] == one["length"] == len(one["lrs"]) == 13

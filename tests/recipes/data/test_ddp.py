@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import speech_files
 
 from lightning_novograd.recipes.asr.data.config import DataConfig
@@ -54,6 +55,7 @@ leave()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_see_what_one_process_sees(tmp_path):
     train = speech_files.write_corpus(tmp_path, "train", 19)
     dev = speech_files.write_corpus(tmp_path, "dev", 7)

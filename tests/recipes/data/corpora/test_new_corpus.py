@@ -107,6 +107,7 @@ def test_it_is_known_to_configs_and_gives_batches(copy, tmp_path):
     assert not [name for name in seen["imported"] if name.endswith(("worker", "espeakng_loader"))]
 
 
+@pytest.mark.slow
 def test_it_can_be_prepared(copy, tmp_path):
     prepare = ("-m", "lightning_novograd.recipes.asr.prepare")
     done = run_in(copy, *prepare, "mine", "--out", tmp_path / "tones", "train_size=3")
