@@ -26,10 +26,10 @@ test: $(VENV)/.installed lint
 test-all: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not chaos"
 
-# Runs that are killed, stopped and starved of disk. One test at a time: they time what they wait for, and two ranks
+# Runs that are killed, stopped and starved of disk; outputs/faults.md is the table of what came of it. One test at a time: they time what they wait for, and two ranks
 # take two cores.
 test-chaos: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos --faults outputs/faults.md
 
 # The wheel with the C++ kernels, checked for the platform that it claims; NOVOGRAD_KERNELS=0 python -m build makes a
 # pure one. cibuildwheel makes those for release (pyproject.toml).
