@@ -26,12 +26,21 @@ class Job:
         overrides: of the config.
         fault: what is planted, see planted_train.py.
         rank: where.
+        ranks: how many; one has no launcher.
+        run_dir: the run folder, if it is not in `folder`.
     """
 
     def __init__(
-        self, launcher: str, folder: Path, overrides: list[str], fault: str = "", rank: int = 1, ranks: int = 2
+        self,
+        launcher: str,
+        folder: Path,
+        overrides: list[str],
+        fault: str = "",
+        rank: int = 1,
+        ranks: int = 2,
+        run_dir: Path | None = None,
     ) -> None:
-        self.folder, self.run_dir, self.ranks = folder, folder / "run", ranks
+        self.folder, self.run_dir, self.ranks = folder, run_dir or folder / "run", ranks
         self.mark, self.port = uuid.uuid4().hex, free_port()
         self.output = folder / "output.txt"
         arguments = [*overrides, f"hydra.run.dir={self.run_dir}"]

@@ -30,12 +30,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def over(job: Job, faults, fault: str, said: str) -> str:
-    """What was printed, once the job is over: one line with the error, and no traceback."""
+def over(job: Job, faults, fault: str, said: str, by_hydra: bool = False) -> str:
+    """What was printed, once the job is over: one line with the error, and no traceback but Hydra's."""
     seconds = job.wait_until_over(NOTHING_LEFT)
     printed = job.said()
     assert re.search(said, printed), printed
-    assert "Traceback" not in printed, printed
+    assert by_hydra or "Traceback" not in printed, printed
     assert all(job.codes())
     faults(fault, f"{job.ranks} rank{'s' * (job.ranks > 1)}", re.search(rf".*(?:{said}).*", printed)[0], seconds)
     return printed
@@ -62,25 +62,8 @@ def test_a_full_disk(corpus, small_disk, faults, ranks):
 
 def test_a_folder_that_cannot_be_written(corpus, small_disk, faults):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with Job("lightning", small_disk.parent, [*long_run(corpus), f"hydra.run.dir={small_disk}/run"], ranks=1) as job:
-        over(job, faults, "the run folder is on a disk that can only be read", "Read-only file system")
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_disk_that_becomes_read_only(corpus, small_disk, faults, ranks):
-    with Job(
-        "lightning", small_disk.parent, [*long_run(corpus), f"hydra.run.dir={small_disk}/run"], ranks=ranks
-    ) as job:
-        job.run_dir = small_disk / "run"
-        job.wait_until_it_trains()
-        while subprocess.run(["mount", "-o", "remount,ro,force", str(small_disk)], capture_output=True).returncode:
-            subprocess.run(["mount", "--bind", "-o", "ro", str(small_disk), str(small_disk)], check=True)
-            subprocess.run(["mount", "-o", "remount,ro,bind", str(small_disk)], check=True)
-            break
-        try:
-            over(job, faults, "the disk of the run folder becomes read-only", "Read-only file system")
-        finally:
-            subprocess.run(["umount", "-l", str(small_disk)], check=False)
+    with Job("lightning", small_disk.parent, long_run(corpus), ranks=1, run_dir=small_disk / "run") as job:
+        over(job, faults, "the run folder is on a disk that can only be read", "Read-only file system", by_hydra=True)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -101,10 +84,13 @@ def test_a_corpus_that_vanishes_and_is_cached(tmp_path, faults):
         job.wait_until_it_trains()
         shutil.rmtree(tmp_path / "corpus" / "audio")
         seconds = job.wait_until_over(120)
-        done = job.codes() == [0]
+        # training goes on from the cache; the test set is looked at when its turn comes
         printed = job.said()
-        assert done or "does not exist" in printed, printed
-        faults("recordings are deleted, data.cache_audio=true", "1 rank", printed.splitlines()[-1], seconds)
+        assert "epoch 20/20" in printed
+        line = re.search(r"DataError: .*\n?.*", printed)
+        assert line, printed
+        assert "Traceback" not in printed
+        faults("recordings are deleted, data.cache_audio=true", "1 rank", line[0], seconds)
 
 
 @pytest.mark.parametrize("action", ["raise", "skip"])
@@ -113,7 +99,7 @@ def test_nan_on_one_rank(corpus, tmp_path, faults, action):
     with Job("lightning", tmp_path, options, "nan", 1) as job:
         job.wait_until_it_trains()
         (tmp_path / "go").touch()
-        said = r"DataError: optimizer step|DivergenceError: 4 optimizer steps in a row are not finite"
+        said = r"DivergenceError: optimizer step|DivergenceError: 4 optimizer steps in a row are not finite"
         printed = over(job, faults, f"NaN in samples of rank 1, nonfinite.action={action}", said)
         assert re.search(r"train\.json:\d+", printed)
         left_out = re.findall(r"the step is left out \((\d) so far, (\d) in a row\)", printed)
