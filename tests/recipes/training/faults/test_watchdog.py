@@ -199,6 +199,17 @@ def test_a_rank_that_is_silent_ends_the_job(two_ranks, monkeypatch):
     assert 10 <= two_ranks.clock.now <= 11.5
 
 
+def test_a_rank_that_leaves_while_it_is_looked_at_has_not_died(two_ranks, monkeypatch):
+    def gone(process):
+        two_ranks.board.leave(1)
+        return GONE if process.pid == 101 else RUNNING
+
+    monkeypatch.setattr(watchdog, "state_of", gone)
+    two_ranks.board.write(pulse(1, 1, 1))
+    two_ranks.dog.look()
+    assert not two_ranks.ended
+
+
 def test_a_child_that_has_died(two_ranks):
     two_ranks.children += [SimpleNamespace(pid=5, poll=lambda: None), SimpleNamespace(pid=6, poll=lambda: 143)]
     two_ranks.dog.look()
