@@ -109,7 +109,7 @@ class Watchdog:
     def look(self) -> None:
         """Look at the processes that are related, and at the other ranks when it is time."""
         self._look_at_relatives()
-        if (dead := self.lookout.dead(state_of)) is not None:
+        if (dead := self._dead()) is not None:
             self._blame(dead)
         now = self.clock()
         is_new = self._tick < FIRST  # ranks that have just begun are to know each other soon
@@ -148,11 +148,16 @@ class Watchdog:
         self.board.write(Pulse(rank, self._me, self._tick, heart.count, heart.in_loop, heart.doing))
         self.lookout.see(self.board.read({0, *watched}), now)
         limit = min(3 * self.pause, self.lookout.timeout) if self._suspects else None
-        verdict = self.lookout.dead(state_of) or self.lookout.silent(now, state_of, limit)
+        verdict = self._dead() or self.lookout.silent(now, state_of, limit)
         if verdict is None and rank == 0:
             verdict = self.lookout.stuck(now)
         if verdict is not None:
             self._blame(verdict)
+
+    def _dead(self) -> Verdict | None:
+        """Who is gone, and has not left: a rank takes back its signs of life before it ends."""
+        verdict = self.lookout.dead(state_of)
+        return verdict if verdict is not None and self.board.read([verdict.culprit.rank]) else None
 
     def _blame(self, verdict: Verdict) -> None:
         self.end(RankError(f"{verdict.culprit} {verdict.problem}"), verdict.culprit.process)
