@@ -67,8 +67,13 @@ class _Normalized(torch.autograd.Function):
         batch, _, frames = x_BCT.shape
         count = batch * frames
         mean_C = x_BCT.sum(2).sum(0).div_(count)
+        centered_BCT = x_BCT - mean_C.unsqueeze(1)
+        # what float32 has rounded off the mean of large values: 1/sqrt(eps) would magnify it where they hardly vary
+        rest_C = centered_BCT.sum(2).sum(0).div_(count)
+        mean_C += rest_C
         # over one dimension vector_norm is vectorized; over two it is not
-        var_C = torch.linalg.vector_norm(x_BCT - mean_C.unsqueeze(1), dim=2).square_().sum(0).div_(count)
+        var_C = torch.linalg.vector_norm(centered_BCT, dim=2).square_().sum(0).div_(count)
+        var_C = (var_C - rest_C.square()).clamp_(min=0.0)
         if running_mean_C is not None and running_var_C is not None:
             running_mean_C.lerp_(mean_C, momentum)
             running_var_C.lerp_(var_C * (count / (count - 1)), momentum)

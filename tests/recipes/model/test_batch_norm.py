@@ -50,6 +50,13 @@ def test_it_is_torchs(shape, offset):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("value", [7.0, 1000.3])
+def test_a_channel_that_hardly_varies_is_near_zero_as_with_torch(value):
+    ours, theirs = (norm.requires_grad_(False) for norm in (BatchNorm(2), nn.BatchNorm1d(2)))
+    x_BCT = torch.full((32, 2, 501), value)
+    torch.testing.assert_close(ours(x_BCT), theirs(x_BCT), rtol=0, atol=value * 3e-5)
+
+
 def test_the_gradient_is_that_of_the_formula():
     torch.manual_seed(1)
     norm, _ = make_pair(3)
