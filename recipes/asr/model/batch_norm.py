@@ -15,7 +15,8 @@ class BatchNorm(nn.BatchNorm1d):
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with mean and variance of a batch over utterances and frames,
     padding included, as in NeMo. torch's kernel sums up one number after the other, in float64; here vectorized
     reductions do, over the frames and then over the batch: the mean first, then the squares of what differs from it.
-    Both agree to float32's rounding. All but float32 on the CPU is torch's.
+    Both agree to float32's rounding, up to values whose squares float32 holds. All but float32 on the CPU is torch's.
+    There is one derivative, and none of torch.func's.
 
     Args and state: those of ``torch.nn.BatchNorm1d``; ``convert_sync_batchnorm`` knows it.
 
@@ -27,9 +28,9 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Normalize; in training the running statistics move."""
-        if not (self.training and self.affine and self.momentum is not None and _is_ours(x_BCT)):
+        is_usual = self.training and self.affine and self.momentum is not None and self.eps > 0
+        if not (is_usual and _is_ours(x_BCT, self.weight)):  # torch says what is wrong, too
             return super().forward(x_BCT)
-        self._check_input_dim(x_BCT)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return _Normalized.apply(
@@ -37,14 +38,15 @@ class BatchNorm(nn.BatchNorm1d):
         )
 
 
-def _is_ours(x: Tensor) -> bool:
-    count = x.shape[0] * x.shape[-1]
+def _is_ours(x: Tensor, weight_C: Tensor) -> bool:
     return (
         x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype == weight_C.dtype == torch.float32
         and x.dim() == 3
+        and x.shape[1] == len(weight_C)
         and x.is_contiguous()
-        and count > 1  # torch says what is wrong with one value per channel
+        and x.shape[0] * x.shape[2] > 1
+        and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

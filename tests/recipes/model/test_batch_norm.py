@@ -107,6 +107,13 @@ def test_one_value_per_channel_is_refused_as_torch_refuses_it():
         BatchNorm(4)(torch.randn(1, 4, 1))
 
 
+def test_what_torch_refuses_moves_no_statistics():
+    norm = BatchNorm(4)
+    with pytest.raises(RuntimeError, match="running_mean should contain 1 elements not 4"):
+        norm(torch.randn(3, 1, 20))
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+
+
 def test_ddp_can_make_it_synchronous():
     norm = BatchNorm(4, eps=1e-3)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))
