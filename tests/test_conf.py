@@ -1,7 +1,6 @@
 """Every YAML in conf/ composes, and says nothing that the code it configures does not know."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -97,8 +96,9 @@ def test_yaml_files_hold_plain_data():
     paths = sorted(CONF.glob("**/*.yaml"))
     assert len(paths) - len(OF_HYDRA) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
     for path in paths:
-        assert "_target_" not in Path(path).read_text(), path
-        OmegaConf.load(path)
+        content = OmegaConf.load(path)
+        content.pop("hydra", None)  # whose callbacks have no other form
+        assert "_target_" not in OmegaConf.to_yaml(content), path
 
 
 @pytest.mark.parametrize("name", [name for name in GROUPS if name.startswith("data/")])

@@ -1,6 +1,7 @@
 """A disk that is full, a folder that cannot be written, a corpus that vanishes, NaN: an error in a line, or a count."""
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -30,15 +31,32 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def over(job: Job, faults, fault: str, said: str, by_hydra: bool = False) -> str:
-    """What was printed, once the job is over: one line with the error, and no traceback but Hydra's."""
+def over(job: Job, faults, fault: str, said: str) -> str:
+    """What was printed, once the job is over: one line with the error, and no traceback."""
     seconds = job.wait_until_over(NOTHING_LEFT)
     printed = job.said()
-    assert re.search(said, printed), printed
-    assert by_hydra or "Traceback" not in printed, printed
+    line = re.search(said, printed, re.MULTILINE)
+    assert line, printed
+    assert "Traceback" not in printed, printed
     assert all(job.codes())
-    faults(fault, f"{job.ranks} rank{'s' * (job.ranks > 1)}", re.search(rf".*(?:{said}).*", printed)[0], seconds)
+    whole_line = next(text for text in printed.splitlines() if line[0].splitlines()[0] in text)
+    faults(fault, f"{job.ranks} rank{'s' * (job.ranks > 1)}", whole_line, seconds)
     return printed
+
+
+def assert_goes_on(job: Job, *more: str) -> None:
+    """The same command with resume=auto, once what was missing is there again, trains on from the newest checkpoint."""
+    reached = max(whole_checkpoints(job))
+    assert reached >= 2
+    options = [word for word in job.overrides if "max_epochs" not in word]
+    again = job.folder / "again"
+    again.mkdir()
+    longer = [*options, *more, "resume=auto", f"trainer.max_steps={reached + 3}", "trainer.max_epochs=-1"]
+    with Job("lightning", again, longer, ranks=job.ranks, run_dir=job.run_dir) as resumed:
+        resumed.wait_until_over(120)
+        assert resumed.codes() == [0], resumed.said()
+        assert f"resume=auto goes on from {job.run_dir / 'checkpoints'}" in resumed.said()
+        assert json.loads((job.run_dir / "results.json").read_text())["optimizer_steps"] == reached + 3
 
 
 def whole_checkpoints(job: Job) -> list[int]:
@@ -55,15 +73,30 @@ def test_a_full_disk(corpus, small_disk, faults, ranks):
         with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
             while filler.write(bytes(1 << 12)):
                 pass
-        over(job, faults, "the disk of the run folder is full", "cannot be written: No space left on device")
+        said = r"cannot be written: No space left on device \(resume=auto goes on, from .*/(step\d+|last).ckpt\)"
+        over(job, faults, "the disk of the run folder is full", said)
         (small_disk / "filler").unlink()
-        assert max(whole_checkpoints(job)) >= 2
+        assert_goes_on(job)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoints_that_cannot_be_written_any_more(corpus, tmp_path, faults, ranks):
+    """As of a disk that the system has taken for damaged, or an account over its quota."""
+    options = long_run(corpus, "data.num_workers=0")
+    with Job("lightning", tmp_path, options, ranks=ranks, obeys_modes=True) as job:
+        job.wait_until_it_trains()
+        (job.run_dir / "checkpoints").chmod(0o555)
+        said = r"step\d+.ckpt cannot be written: Permission denied \(resume=auto goes on, from .*/(step\d+|last).ckpt\)"
+        over(job, faults, "the folder of the checkpoints becomes read-only", said)
+        (job.run_dir / "checkpoints").chmod(0o755)
+        assert_goes_on(job)
 
 
 def test_a_folder_that_cannot_be_written(corpus, small_disk, faults):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with Job("lightning", small_disk.parent, long_run(corpus), ranks=1, run_dir=small_disk / "run") as job:
-        over(job, faults, "the run folder is on a disk that can only be read", "Read-only file system", by_hydra=True)
+        said = r"^ConfigError: hydra.run.dir: .* cannot be written: Read-only file system$"
+        over(job, faults, "the run folder is on a disk that can only be read", said)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

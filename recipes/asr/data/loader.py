@@ -1,10 +1,12 @@
 """Data loaders that keep the batches they were given, and a position that survives a checkpoint."""
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +17,8 @@ from lightning_novograd.recipes.asr.data.corpora.base import workers
 from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 MOST_WORKERS = 8
-SETTLING = 0.1  # s; gloo's threads need microseconds once they get a core
+SETTLING = 1.0  # s at most; gloo's threads need microseconds once they get a core
+TASKS = Path("/proc/self/task")
 
 
 def fitting_workers(devices: int = 1) -> int:
@@ -153,11 +156,29 @@ class BatchLoader:
 def let_gloo_settle() -> None:
     """Wait until gloo's threads have dropped the tensors of their last collective, before processes are forked.
 
-    For that they take the interpreter's lock and register with it. A fork at that moment copies the registry's lock as
-    it is, locked, and the new process waits for it for ever (CPython 3.11; docs/gloo_exit.md).
+    For that they register with the interpreter and take its lock. A fork at that moment copies the registry's lock as
+    it is, locked, and the new process waits for it for ever (CPython 3.11; docs/gloo_exit.md). A thread that sleeps
+    does not hold it: it waits for work, of which there is none, or for the interpreter's lock, which this thread has
+    when it forks.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        time.sleep(SETTLING)
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if not TASKS.exists():  # a system that does not list them
+        time.sleep(SETTLING / 10)
+        return
+    deadline = time.monotonic() + SETTLING
+    while not gloo_sleeps() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def gloo_sleeps() -> bool:
+    """Whether every thread of gloo's sleeps, as the system has it."""
+    for task in TASKS.iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith("pt_gloo") and rest.split()[0] != "S":
+                return False
+    return True
 
 
 class ResumableLoader(BatchLoader):

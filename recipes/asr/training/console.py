@@ -24,6 +24,8 @@ from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exi
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
+# where a run leaves what it can go on from
+_ON_THE_WAY = ("checkpoints/last.ckpt", "checkpoints/step*.ckpt", "hpc_ckpt_*.ckpt")
 PATIENCE = 2.0  # s that a rank gives others to say what is wrong
 _speaking = threading.RLock()
 
@@ -200,7 +202,8 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
     """
     if isinstance(end, Stopped):
         if process_rank() == 0:
-            logging.getLogger(__name__).error("ended by %s; %s", signal.Signals(end.number).name, _way_on(end, run_dir))
+            name, way = signal.Signals(end.number).name, way_on(run_dir, end.checkpoint)
+            logging.getLogger(__name__).error("ended by %s; %s", name, way)
         raise SystemExit(exit_code(end)) from None
     if isinstance(end, SIGTERMException):
         name, number = "SIGTERM", signal.SIGTERM
@@ -209,16 +212,21 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
     else:
         raise end
     if process_rank() == 0:
-        logging.getLogger(__name__).error("ended by %s; %s", name, _way_on(None, run_dir))
+        logging.getLogger(__name__).error("ended by %s; %s", name, way_on(run_dir))
     raise SystemExit(128 + number) from None
 
 
-def _way_on(end: Stopped | None, run_dir: Path) -> str:
-    """How a run goes on that was told to end."""
-    if end is not None and end.checkpoint is not None:
-        return f"resume=auto goes on, from {end.checkpoint}"
-    last = run_dir / "checkpoints" / "last.ckpt"
-    return f"resume_from={last} goes on after its last epoch" if last.exists() else "no checkpoint was written yet"
+def way_on(run_dir: Path, checkpoint: str | Path | None = None) -> str:
+    """How a run goes on that has ended before its time.
+
+    Args:
+        run_dir: the run folder.
+        checkpoint: that it has ended with; None: the newest there.
+    """
+    if checkpoint is None:
+        written = {path: path.stat().st_mtime_ns for name in _ON_THE_WAY for path in run_dir.glob(name)}
+        checkpoint = max(written, key=lambda path: written[path], default=None)
+    return "no checkpoint was written yet" if checkpoint is None else f"resume=auto goes on, from {checkpoint}"
 
 
 def write_to_log(line: str, run_dir: Path) -> None:

@@ -4,13 +4,16 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
@@ -34,6 +37,31 @@ PARTIAL = ".{}.partial"
 
 # locks that this process holds, by folder
 _held: dict[Path, IO[str]] = {}
+
+
+class WritableFolder(Callback):
+    """Says in one line that the folder cannot be written into, before Hydra makes it and opens a log there.
+
+    Hydra turns what callbacks raise into warnings; the end of the process is none.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """The folder of a run."""
+        _require_writable("hydra.run.dir", config)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """The folder of a sweep."""
+        _require_writable("hydra.sweep.dir", config)
+
+
+def _require_writable(key: str, config: DictConfig) -> None:
+    folder = Path(OmegaConf.select(config, key))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = ConfigError(key, f"{folder} cannot be written: {error.strerror or error}")
+        sys.exit(f"{type(problem).__name__}: {problem}")
 
 
 def process_rank() -> int:

@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
-from lightning_novograd.errors import LightningNovoGradError
+from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
@@ -28,7 +28,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar, way_on
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
@@ -159,6 +159,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
                 trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
                 measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
             except Exception as error:
+                if isinstance(error, DataError):
+                    error.add_note(f"({way_on(run_dir)})")
                 if INBOX.number is None or isinstance(error, LightningNovoGradError):
                     raise
                 # a loader's process or another rank has got the signal too, and did not wait for the next step

@@ -67,3 +67,21 @@ def test_the_position_counts_what_was_delivered():
     assert (loader.sampler.epoch, loader.sampler.delivered) == (1, 0)
     assert list(resumed) == rest
     assert {epoch for batch in loader for epoch, _ in batch} == {1}
+
+
+@pytest.mark.parametrize(
+    ("threads", "sleeps"),
+    [
+        ({"1": "python) (x) R", "2": "pt_gloo_runloop) S"}, True),
+        ({"1": "python) S", "2": "pt_gloo_runloop) S", "3": "pt_gloo_runloop) R"}, False),
+        ({"1": "python) S", "2": "pt_gloo_runloop) D"}, False),
+        ({"1": "python) R"}, True),
+    ],
+)
+def test_which_of_gloos_threads_may_have_the_interpreters_registry(tmp_path, monkeypatch, threads, sleeps):
+    for number, rest in threads.items():
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "stat").write_text(f"{number} ({rest} 1 1 1\n")
+    (tmp_path / "4").mkdir()  # has ended
+    monkeypatch.setattr(loader_file, "TASKS", tmp_path)
+    assert loader_file.gloo_sleeps() == sleeps

@@ -307,14 +307,16 @@ def ended_by(error: BaseException) -> SystemExit:
 )
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_run_that_is_told_to_end_says_how_it_goes_on(tmp_path, caplog, error, code, name, has_checkpoint):
-    last = tmp_path / "checkpoints" / "last.ckpt"
+    newest = tmp_path / "checkpoints" / "step0000007.ckpt"
     if has_checkpoint:
-        last.parent.mkdir()
-        last.touch()
+        newest.parent.mkdir()
+        for path, written in ((newest, 20), (newest.with_name("last.ckpt"), 10), (newest.with_name("best.ckpt"), 30)):
+            path.touch()
+            os.utime(path, (written, written))
     with pytest.raises(SystemExit) as end:
         console.stop(ended_by(error), tmp_path)
     assert end.value.code == code, "what shells and schedulers know; 0 would be a run that has finished"
-    way = f"resume_from={last} goes on after its last epoch" if has_checkpoint else "no checkpoint was written yet"
+    way = f"resume=auto goes on, from {newest}" if has_checkpoint else "no checkpoint was written yet"
     assert caplog.messages == [f"ended by {name}; {way}"]
 
 

@@ -14,7 +14,7 @@ from subprocess import Popen
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from lightning_novograd.recipes.asr.training.console import fail
+from lightning_novograd.recipes.asr.training.console import fail, way_on
 from lightning_novograd.recipes.asr.training.faults.board import Board
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
 from lightning_novograd.recipes.asr.training.faults.processes import (
@@ -181,6 +181,8 @@ def watched(trainer: pl.Trainer, heartbeat: Heartbeat, timeout: float | None, ru
         return getattr(trainer.strategy.launcher, "procs", ())
 
     def end(error: Exception, culprit: Process | None = None) -> None:
+        if isinstance(error, RankError):
+            error.add_note(f"({way_on(run_dir)})")
         # Lightning takes WORLD_SIZE out of the environment when it ends
         fail(error, run_dir, many=True, peers=children(), culprit=culprit)
 
