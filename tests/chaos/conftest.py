@@ -1,6 +1,7 @@
 """Everything in this folder has the marker `chaos`: processes that are killed, stopped and starved of disk.
 
-`--faults FILE` writes the table of what was done, what was printed and how long it took; the tests say the rows.
+`--faults FILE` writes the table of what was done, what was printed and how long it took; the tests say the rows. The
+last line, also of the terminal, counts the kills behind which a run was exact.
 """
 
 import re
@@ -22,6 +23,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.faults = {}
+    config.kills = {}
 
 
 def pytest_collection_modifyitems(items):
@@ -44,8 +46,32 @@ def faults(request, tmp_path) -> Callable[[str, str, str, float | None], None]:
     return add
 
 
+@pytest.fixture
+def kills(request) -> Callable[[int, bool], None]:
+    """Takes how many kills there were in a test, and whether the run behind them was exact."""
+
+    def add(count: int, is_exact: bool) -> None:
+        request.config.kills[request.node.nodeid] = (count, is_exact)
+
+    return add
+
+
+def exact_kills(config) -> str:
+    """What the tests of kills have seen; empty if none of them has run."""
+    runs = config.kills.values()
+    exact = sum(count for count, is_exact in runs if is_exact)
+    said = "resumed and ended bit for bit as the run that nobody interrupted"
+    return f"kill -9: {exact} of {sum(count for count, _ in runs)} ({len(runs)} runs) {said}" if runs else ""
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if line := exact_kills(config):
+        terminalreporter.write_line(line)
+
+
 def pytest_sessionfinish(session):
-    path = session.config.getoption("--faults")
-    if path and session.config.faults:
+    path, line = session.config.getoption("--faults"), exact_kills(session.config)
+    if path and (session.config.faults or line):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(HEAD + "".join(session.config.faults.values()), encoding="utf-8")
+        rows = "".join(session.config.faults.values())
+        Path(path).write_text(f"{HEAD * bool(rows)}{rows}\n{line}\n", encoding="utf-8")
