@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from jobs import LAUNCHERS, Job, is_free, long_run
+from jobs import LAUNCHERS, START, Job, is_free, long_run
 from speech_files import write_corpus
 
 TIMEOUT = 6  # s, watchdog.timeout of these runs
@@ -105,3 +105,24 @@ def test_a_pause_of_the_whole_job_is_no_hang(corpus, tmp_path):
             os.kill(pid, signal.SIGCONT)
         signal.sigtimedwait([], 5)
         assert set(pids) <= set(job.left()), job.said()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_that_does_not_see_the_newest_checkpoint(corpus, tmp_path, faults, launcher):
+    """As on a shared disk that tells one machine later than another (NFS)."""
+    options = long_run(corpus, "data.num_workers=0", "resume=auto")
+    with Job(launcher, tmp_path, options) as job:
+        for pid in job.wait_until_it_trains():
+            os.kill(pid, signal.SIGKILL)
+        job.wait_until_over()
+        reached = {path: path.read_bytes() for path in job.run_dir.glob("checkpoints/*.ckpt")}
+    again = tmp_path / "again"
+    again.mkdir()
+    with Job(launcher, again, options, "behind", 1, run_dir=job.run_dir) as job:
+        job.wait_until_over(START)
+        said = r"DataError: rank 0 goes on from .*\.ckpt \(optimizer step \d+\), and rank 1 begins anew.*"
+        line = re.search(said, job.said())
+        assert line, job.said()
+        assert all(job.codes())
+        faults("rank 1 does not see the newest checkpoint", NAMES[launcher], line[0], None)
+        assert {path: path.read_bytes() for path in job.run_dir.glob("checkpoints/*.ckpt")} == reached

@@ -223,10 +223,20 @@ def way_on(run_dir: Path, checkpoint: str | Path | None = None) -> str:
         run_dir: the run folder.
         checkpoint: that it has ended with; None: the newest there.
     """
-    if checkpoint is None:
-        written = {path: path.stat().st_mtime_ns for name in _ON_THE_WAY for path in run_dir.glob(name)}
-        checkpoint = max(written, key=lambda path: written[path], default=None)
+    checkpoint = checkpoint or _newest(run_dir)
     return "no checkpoint was written yet" if checkpoint is None else f"resume=auto goes on, from {checkpoint}"
+
+
+def note_way_on(error: Exception, run_dir: Path) -> None:
+    """Add to an error that has ended a training how it goes on, if it can."""
+    if (checkpoint := _newest(run_dir)) is not None:
+        error.add_note(f"({way_on(run_dir, checkpoint)})")
+
+
+def _newest(run_dir: Path) -> Path | None:
+    """The checkpoint that was written last, of those that a run goes on from."""
+    written = {path: path.stat().st_mtime_ns for name in _ON_THE_WAY for path in run_dir.glob(name)}
+    return max(written, key=lambda path: written[path], default=None)
 
 
 def write_to_log(line: str, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError, read_checkpoint
 from lightning_novograd.recipes.asr.weights.finite import check_finite
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,10 @@ def check_whole(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
         raise DataError(f"checkpoint {path} is damaged: {error}") from None
+    except OSError as error:
+        raise UnreadableError(f"checkpoint {path} cannot be read: {error}") from None
     if damaged is not None:
         raise DataError(f"checkpoint {path} is damaged: the checksum of {damaged} does not fit")
 

@@ -28,7 +28,7 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar, way_on
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, note_way_on, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
@@ -44,6 +44,7 @@ from lightning_novograd.recipes.asr.training.restart.newest import (
     newest_checkpoint,
     set_torn_aside,
 )
+from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
 from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
 from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
 from lightning_novograd.recipes.asr.training.results import (
@@ -134,8 +135,8 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     module.guard = guard
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
-    memory, heartbeat = PeakMemory(), Heartbeat()
-    callbacks: list[pl.Callback] = [heartbeat, BatchSeed(settings.seed), rate, curves, guard, progress, memory]
+    memory, heartbeat, origin = PeakMemory(), Heartbeat(), SameOrigin(resumed, 0 if resumed is None else step)
+    callbacks: list[pl.Callback] = [heartbeat, origin, BatchSeed(settings.seed), rate, curves, guard, progress, memory]
     callbacks += checkpoints
     if settings.layer_monitor is not None:
         callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
@@ -160,7 +161,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
                 measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
             except Exception as error:
                 if isinstance(error, DataError):
-                    error.add_note(f"({way_on(run_dir)})")
+                    note_way_on(error, run_dir)
                 if INBOX.number is None or isinstance(error, LightningNovoGradError):
                     raise
                 # a loader's process or another rank has got the signal too, and did not wait for the next step

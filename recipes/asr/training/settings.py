@@ -298,21 +298,25 @@ def _check_seconds(settings: RunSettings) -> None:
         raise ConfigError("large_batch.last", f"'keep' {problem}; take drop")
 
 
+def accelerator_of(trainer: Mapping[str, Any]) -> str:
+    """Lightning's name of what ``trainer.accelerator`` means on this machine: ``"cpu"``, ``"cuda"``, ..."""
+    name = trainer.get("accelerator", "auto")
+    if name == "auto":
+        name = "cuda" if AcceleratorRegistry.get("cuda").is_available() else "cpu"
+    return "cuda" if name == "gpu" else name
+
+
 def count_devices(trainer: Mapping[str, Any]) -> int:
     """Devices per node that ``trainer.devices`` means, counted as the Trainer does.
 
     Raises:
         ConfigError: there is no such device on this machine.
     """
-    name = trainer.get("accelerator", "auto")
-    devices = trainer.get("devices", "auto")
+    name, devices = accelerator_of(trainer), trainer.get("devices", "auto")
     if isinstance(devices, list):
         return len(devices)
     if isinstance(devices, int) and devices > 0:
         return devices
-    if name == "auto":
-        name = "gpu" if AcceleratorRegistry.get("cuda").is_available() else "cpu"
-    name = "cuda" if name == "gpu" else name
     if devices not in ("auto", -1, "-1") or name not in AcceleratorRegistry:
         raise ConfigError("trainer.devices", f"must be a number of devices, a list of them or 'auto', not {devices!r}")
     accelerator = AcceleratorRegistry.get(name)

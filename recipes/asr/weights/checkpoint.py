@@ -19,6 +19,10 @@ from lightning_novograd.recipes.asr.weights.finite import check_finite
 _MODEL_PREFIX = "model."  # of the acoustic model in CTCModule's state dict
 
 
+class UnreadableError(DataError):
+    """A file that is there and that the system does not let this process read: that says nothing of what is in it."""
+
+
 def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     """A Lightning checkpoint, read as data: no code in it ever runs.
 
@@ -28,6 +32,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
 
     Raises:
         DataError: it is missing or more than plain data.
+        UnreadableError: the system refuses it.
     """
     if not os.path.exists(path):  # pathlib would raise for a name that is too long
         raise DataError(f"checkpoint {path} does not exist")
@@ -36,7 +41,9 @@ def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     except OSError as error:
         # torch looks for the directory of a zip file that is cut off before its first byte
         damaged = error.errno == errno.EINVAL and error.filename is None
-        raise DataError(f"checkpoint {path} {'is damaged' if damaged else f'cannot be read: {error}'}") from None
+        if damaged:
+            raise DataError(f"checkpoint {path} is damaged") from None
+        raise UnreadableError(f"checkpoint {path} cannot be read: {error}") from None
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     if not isinstance(checkpoint, dict):

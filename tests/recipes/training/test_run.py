@@ -179,8 +179,9 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
     assert options == {"samples_to_frames": len, "sample_rate": 8000, "seed": 7, **batches}
     (settings_, plan, folder, callbacks), _ = asked["build_trainer"]
     assert (settings_.seed, plan.accumulate_grad_batches, folder) == (7, 3, tmp_path)
-    heartbeat, *callbacks = callbacks
+    heartbeat, origin, *callbacks = callbacks
     assert type(heartbeat).__name__ == "Heartbeat"
+    assert (origin.path, origin.step) == (resume and Path(resume), 8 if resume else 0)
     seed, rate, curves, guard, progress, memory, *kept, monitor = callbacks
     assert (progress.rate, progress.interval, progress.extra) == (rate, 30.0, {"file_only": False})
     assert [type(callback).__name__ for callback in callbacks[:3]] == ["BatchSeed", "UtteranceRate", "CurveRecorder"]

@@ -13,6 +13,7 @@ from lightning_novograd.recipes.asr.training.engines.batch_norm import SyncBatch
 from lightning_novograd.recipes.asr.training.engines.ddp import Communication, HookedDDPStrategy
 from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, FSDP2Strategy
+from lightning_novograd.recipes.asr.training.settings import accelerator_of
 
 log = rank_zero_logger(__name__)
 
@@ -70,7 +71,7 @@ def layer_sync(trainer: Mapping[str, Any], world_size: int) -> LayerSync | None:
     Returns:
         None where Lightning's own is right, or nothing is to be shared.
     """
-    on_cpu = trainer.get("accelerator") == "cpu" and trainer.get("strategy") != FSDP2
+    on_cpu = accelerator_of(trainer) == "cpu" and trainer.get("strategy") != FSDP2
     return SyncBatchNormOnCPU() if trainer.get("sync_batchnorm") and on_cpu and world_size > 1 else None
 
 

@@ -14,7 +14,7 @@ from subprocess import Popen
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from lightning_novograd.recipes.asr.training.console import fail, way_on
+from lightning_novograd.recipes.asr.training.console import fail, note_way_on
 from lightning_novograd.recipes.asr.training.faults.board import Board
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
 from lightning_novograd.recipes.asr.training.faults.processes import (
@@ -182,7 +182,7 @@ def watched(trainer: pl.Trainer, heartbeat: Heartbeat, timeout: float | None, ru
 
     def end(error: Exception, culprit: Process | None = None) -> None:
         if isinstance(error, RankError):
-            error.add_note(f"({way_on(run_dir)})")
+            note_way_on(error, run_dir)
         # Lightning takes WORLD_SIZE out of the environment when it ends
         fail(error, run_dir, many=True, peers=children(), culprit=culprit)
 

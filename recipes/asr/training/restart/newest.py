@@ -12,7 +12,7 @@ from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.resume import read_resumed
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError, read_checkpoint
 from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,14 @@ def newest_checkpoint(run_dir: Path) -> Found | None:
 
     Raises:
         DataError: there are checkpoints, and all of them are damaged.
+        UnreadableError: the system does not let this process read one; other ranks may.
     """
     torn: list[Path] = []
     for path in _furthest_first(run_dir, torn):
         try:
             content = read_resumed(path)
+        except UnreadableError:
+            raise
         except DataError as error:
             torn.append(path)
             log.warning("%s; the checkpoint before it is taken", error)
@@ -110,6 +113,8 @@ def _furthest_first(run_dir: Path, torn: list[Path]) -> Iterator[Path]:
         for path in sorted(paths):
             try:
                 reached[path] = _progress(read_checkpoint(path, map_location="meta"))
+            except UnreadableError:
+                raise
             except DataError as error:
                 log.warning("%s; the checkpoint before it is taken", error)
                 torn.append(path)

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from lightning_novograd.recipes.asr.training.callbacks.nonfinite import NonFiniteGuard
+from lightning_novograd.recipes.asr.training.callbacks.nonfinite import NonFiniteGuard, summed
 from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
 from lightning_novograd.recipes.asr.training.folder import process_rank
 
@@ -87,7 +87,7 @@ class Inbox:
     def ask(self, trainer: pl.Trainer) -> None:
         """Sum the votes up where no other number travels, on all ranks together."""
         votes = torch.tensor(self.votes(), device=trainer.strategy.root_device)
-        self.count(trainer.strategy.reduce(votes, reduce_op="sum").tolist())
+        self.count(summed(trainer, votes).tolist())
 
     def _end_at_once(self, number: int) -> None:
         for peer in self.peers:

@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.training import resume as resume_file
 from lightning_novograd.recipes.asr.training.folder import claimed_folder
+from lightning_novograd.recipes.asr.training.restart import newest as newest_file
 from lightning_novograd.recipes.asr.training.restart.newest import check_same_run, newest_checkpoint, set_torn_aside
+from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError
 
 ELEMENTS = 10000
 
@@ -44,6 +46,18 @@ def test_the_furthest_is_taken_behind_which_nothing_of_its_moment_is_missing(run
     assert newest_checkpoint(run_dir).path.name == "last.ckpt"
     save(run_dir / "hpc_ckpt_1.ckpt", 17, 3)
     assert newest_checkpoint(run_dir).path.name == "hpc_ckpt_1.ckpt"
+
+
+@pytest.mark.parametrize("reads", ["read_resumed", "read_checkpoint"])
+def test_a_checkpoint_that_this_machine_cannot_read_is_not_passed_over(run_dir, monkeypatch, reads):
+    """Other ranks may read it, and would go on from another one."""
+
+    def refused(path, **_):
+        raise UnreadableError(f"checkpoint {path} cannot be read: Stale file handle")
+
+    monkeypatch.setattr(newest_file, reads, refused)
+    with pytest.raises(UnreadableError, match="Stale file handle"):
+        newest_checkpoint(run_dir)
 
 
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
