@@ -238,6 +238,23 @@ def test_page_of_complete_runs(modules, tmp_path, settings, monkeypatch):
     assert not [line for line in page.splitlines() if len(line) > 120 and not line.startswith("|")]
 
 
+def test_nothing_is_said_of_a_loser_whose_best_lr_is_the_outermost(modules, tmp_path, settings, monkeypatch):
+    runs, report, _ = modules
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+
+    def wer(trial):
+        of_lr = 0.8 - 0.1 * trial.exponent if trial.optimizer == "SGD" else 0.1 * abs(trial.exponent)
+        return of_lr + 0.01 * trial.seed
+
+    write(runs, tmp_path / "runs.jsonl", settings, complete(runs, batches=[16], wer=wer))
+    report.write_report([tmp_path / "runs.jsonl"], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    untuned = report.UNTUNED
+    seen = "no difference seen / no difference seen"
+    assert f"| 16 | {seen} | {untuned} / {untuned} | {seen} | {untuned} / {untuned} |" in page
+    assert "of 2 pairs 2 show no difference" in page
+
+
 def test_page_of_runs_that_are_not_complete(modules, tmp_path, settings):
     runs, report, _ = modules
     outcomes = complete(runs, batches=[16])

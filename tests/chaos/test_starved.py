@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +142,19 @@ def test_nan_on_one_rank(corpus, tmp_path, faults, action):
         assert left_out == ([(str(i), str(i)) for i in (1, 2, 3)] if action == "skip" else [])
         states = [torch.load(file, weights_only=True)["state_dict"] for file in job.run_dir.glob("checkpoints/*.ckpt")]
         assert all(bool(v.isfinite().all()) for state in states for v in state.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loader_worker_that_is_killed(corpus, tmp_path, faults, ranks):
+    """As by the system, where memory is short."""
+    with Job("lightning", tmp_path, long_run(corpus, "data.num_workers=1"), ranks=ranks) as job:
+        trainers = job.wait_until_it_trains()
+        worker = next(pid for pid in job.left() if parent(pid) == trainers[-1])
+        os.kill(worker, signal.SIGKILL)
+        said = rf"WorkerError: a worker of a data loader \(process {worker}\) was ended by the signal Killed; .*goes on"
+        over(job, faults, "kill -9 of a loader's worker", said)
+        assert_goes_on(job)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,25 @@ from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, Global
 MOST_WORKERS = 8
 SETTLING = 1.0  # s at most; gloo's threads need microseconds once they get a core
 TASKS = Path("/proc/self/task")
+
+# what torch's DataLoader says of a worker process that has ended
+_LOST = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:(is killed by signal: .*?)\.?|exited unexpectedly.*)\s*$"
+)
+
+
+class WorkerError(LightningNovoGradError, RuntimeError):
+    """A worker process of a loader that is gone."""
+
+
+def lost_worker(error: BaseException) -> WorkerError | None:
+    """What an error of torch's means that says only which process is gone; None: it is another error."""
+    found = _LOST.match(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    how = (found[2] or "has ended unexpectedly").replace("is killed by signal:", "was ended by the signal")
+    why = "by hand, or by the system for want of memory: then fewer data.num_workers help, or more memory"
+    return WorkerError(f"a worker of a data loader (process {found[1]}) {how}; {why}")
 
 
 def fitting_workers(devices: int = 1) -> int:

@@ -45,9 +45,12 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
     """
     size = batch_size * world_size * accumulate
     if entries < size:
+        one = batch_size * world_size
+        largest = entries // one * one
+        way = f"large_batch.global_batch_size={largest} fits" if largest else "a smaller data.batch_size may fit"
         raise DataError(
             f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size "
-            f"{batch_size} x {world_size} ranks x accumulation {accumulate})"
+            f"{batch_size} x {world_size} ranks x accumulation {accumulate}); {way}"
         )
     steps, left_out = divmod(entries, size)
     if left_out and last == "keep":

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_novograd.errors import DataError
+from lightning_novograd.recipes.asr.data.loader import lost_worker
 from lightning_novograd.recipes.asr.training.folder import PARTIAL
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
@@ -44,6 +45,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
             partial.unlink(missing_ok=True)
+            if lost_worker(error) is not None:  # torch's handler of SIGCHLD raises wherever this process is
+                raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise DataError(f"checkpoint {path} cannot be written: {reason}") from error
 

@@ -73,7 +73,7 @@ _NOT_FILE_ONLY = _NotFileOnly()
 
 
 class _Unbroken:
-    """A stdout whose reader may go away: the run goes on, and what it says is in its log file.
+    """A stdout that may go away, with its reader, its terminal or its disk: the run goes on, and has its log file.
 
     A training of days must not end because ``| head`` or a pager has. From then on the descriptor is /dev/null.
     """
@@ -87,14 +87,18 @@ class _Unbroken:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
+        except BlockingIOError:  # a reader that is slow
+            return len(text)
+        except OSError:
             self._let_go()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except BlockingIOError:
+            pass
+        except OSError:
             self._let_go()
 
     def _let_go(self) -> None:

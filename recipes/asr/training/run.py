@@ -14,6 +14,7 @@ from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
+from lightning_novograd.recipes.asr.data.loader import WorkerError, lost_worker
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.text.labels import write_labels
 from lightning_novograd.recipes.asr.training.batches.log import PlanLog
@@ -160,10 +161,12 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
                 trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
                 measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
             except Exception as error:
-                if isinstance(error, DataError):
+                if (lost := lost_worker(error)) is not None and INBOX.number is None:
+                    error = lost.with_traceback(error.__traceback__)
+                if isinstance(error, DataError | WorkerError):
                     note_way_on(error, run_dir)
                 if INBOX.number is None or isinstance(error, LightningNovoGradError):
-                    raise
+                    raise error
                 # a loader's process or another rank has got the signal too, and did not wait for the next step
                 raise Stopped(INBOX.number) from error
     except Stopped as end:

@@ -322,5 +322,6 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
     accelerator = AcceleratorRegistry.get(name)
     count = accelerator.auto_device_count() if accelerator.is_available() else 0
     if count < 1:
-        raise ConfigError("trainer.devices", f"{devices!r}: this machine has no device for accelerator={name}")
+        problem = f"{devices!r}: this machine has no device for accelerator={name}"
+        raise ConfigError("trainer.devices", f"{problem}; a number plans for another machine")
     return count

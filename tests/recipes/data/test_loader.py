@@ -85,3 +85,23 @@ def test_which_of_gloos_threads_may_have_the_interpreters_registry(tmp_path, mon
     (tmp_path / "4").mkdir()  # has ended
     monkeypatch.setattr(loader_file, "TASKS", tmp_path)
     assert loader_file.gloo_sleeps() == sleeps
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 26679) is killed by signal: Killed. "),
+            "a worker of a data loader (process 26679) was ended by the signal Killed; by hand, or by the system",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly"),
+            "a worker of a data loader (process 7, 9) has ended unexpectedly; by hand, or by the system",
+        ),
+        (RuntimeError("CUDA out of memory"), None),
+        (OSError("DataLoader worker (pid 7) is killed by signal: Killed. "), None),
+    ],
+)
+def test_what_torch_says_of_a_lost_worker(error, said):
+    lost = loader_file.lost_worker(error)
+    assert lost is None if said is None else str(lost).startswith(said)

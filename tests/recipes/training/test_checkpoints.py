@@ -84,6 +84,18 @@ def test_what_is_not_written_whole_leaves_the_old_one(tmp_path, monkeypatch, err
     assert WholeCheckpoints().load_checkpoint(path, weights_only=True) == {"a": 1}
 
 
+def test_a_lost_worker_is_not_taken_for_the_disk(tmp_path, monkeypatch):
+    """torch's handler of SIGCHLD raises in whatever the main thread does."""
+
+    def interrupted(checkpoint, file):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(checkpoints_file.torch, "save", interrupted)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        WholeCheckpoints().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_local_file_goes_lightnings_way(monkeypatch):
     asked = []
     monkeypatch.setattr(pl.plugins.io.TorchCheckpointIO, "save_checkpoint", lambda self, *args: asked.append(args))

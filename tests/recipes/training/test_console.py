@@ -1,5 +1,6 @@
 """What a run says: in one line, where it belongs, and nothing of what nobody can do anything about."""
 
+import errno
 import io
 import logging
 import os
@@ -269,6 +270,24 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
     _, errors = process.communicate("go\n")
     assert (process.returncode, errors) == (0, "")
     assert (tmp_path / "end").read_text() == "went on"
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOSPC, False), (errno.EIO, False), (errno.EAGAIN, True)])
+def test_an_output_that_takes_nothing_ends_nothing(monkeypatch, tmp_path, number, goes_on):
+    """A disk that is full, a terminal that is gone; a slow reader may catch up."""
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open("w") as file:
+        refused = OSError(number, os.strerror(number))
+
+        def refuse(*_):
+            raise refused
+
+        stream = SimpleNamespace(write=refuse, flush=refuse, fileno=file.fileno)
+        monkeypatch.setattr(sys, "stdout", stream)
+        outlive_readers()
+        assert sys.stdout.write("text") == 4
+        sys.stdout.flush()
+        assert (Path(f"/proc/self/fd/{file.fileno()}").readlink() == Path(os.devnull)) != goes_on
 
 
 @pytest.mark.parametrize(("wanted", "terminal"), [(True, True), (True, False), (False, True)])

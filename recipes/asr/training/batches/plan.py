@@ -62,9 +62,10 @@ def _lines(settings: RunSettings) -> Iterator[str]:
     per_epoch, total = count_steps(epoch, plan, settings.trainer)
     epochs = epochs_of(settings.trainer)
     warmup = None
-    if total:
+    is_endless = total is None and epochs is None  # which not every schedule can be: then it says so
+    if total or is_endless:
         block = {key: value for key, value in optim.items() if key not in _OF_TRAINING}
-        length = RunLength(total, "the plan", epochs, per_epoch)
+        length = None if is_endless else RunLength(total, "the plan", epochs, per_epoch)
         entry = build_optimizers(block, module, max_steps=length).get("lr_scheduler")
         warmup = "no schedule" if entry is None else describe_warmup(entry["scheduler"], entry["interval"])
     yield describe_steps(per_epoch, total, epochs, warmup)

@@ -25,6 +25,7 @@ def count_steps(epoch: EpochSteps | None, plan: BatchPlan, trainer: Mapping[str,
         >>> count_steps(EpochSteps(steps=10), plan, {"max_epochs": 3, "max_steps": 25})
         (10, 25)
     """
+    trainer = as_limited(trainer)
     most = trainer.get("max_steps", -1)
     steps = most if isinstance(most, int) and most >= 0 else None
     if epoch is None:
@@ -37,8 +38,23 @@ def count_steps(epoch: EpochSteps | None, plan: BatchPlan, trainer: Mapping[str,
     return per_epoch, epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
 
 
+def as_limited(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``trainer`` block with the limits that its ``fast_dev_run`` and ``overfit_batches`` stand for.
+
+    Example:
+        >>> as_limited({"max_epochs": 8, "fast_dev_run": True})
+        {'max_epochs': 1, 'fast_dev_run': True, 'max_steps': 1, 'limit_train_batches': 1}
+    """
+    if few := int(trainer.get("fast_dev_run") or 0):
+        return {**trainer, "max_epochs": 1, "max_steps": few, "limit_train_batches": few}
+    if few := trainer.get("overfit_batches") or 0:
+        return {**trainer, "limit_train_batches": few}
+    return dict(trainer)
+
+
 def epochs_of(trainer: Mapping[str, Any]) -> int | None:
     """Most epochs of a run; None: no limit."""
+    trainer = as_limited(trainer)
     epochs = trainer.get("max_epochs")
     if epochs is None:
         return 1000 if trainer.get("max_steps", -1) == -1 else None  # Lightning's default

@@ -110,19 +110,41 @@ def test_manifests_are_counted_without_a_look_at_the_audio(tmp_path):
         (["data.batch_size=4", "large_batch.last=keep"], 4, "14 utterances in an epoch, its last step is shorter"),
         (["data.batch_size=7"], 2, "14 utterances in an epoch"),
         (["data.batch_seconds=2.5"], 1, "14 utterances in an epoch"),
-        (["data.batch_size=1", "large_batch.global_batch_size=4", "+trainer.limit_train_batches=8"], 2, None),
+        (["data.batch_size=1", "large_batch.global_batch_size=4", "trainer.limit_train_batches=8"], 2, None),
+        (["data.batch_size=2", "+trainer.overfit_batches=3"], 3, None),
+        (["data.batch_size=2", "+trainer.overfit_batches=0.5"], 3, None),
     ],
 )
 def test_the_steps_of_manifests_that_are_there(planned, corpus, options, steps, size):
-    options = [option.removeprefix("+") for option in options]
     _, _, said, length, _ = planned(*of_manifest(corpus), *options, "trainer.max_epochs=5")
     assert length.startswith(f"{steps} steps per epoch, {5 * steps} in all (at most 5 epochs)")
     assert size is None or said == size
 
 
+def test_a_run_of_a_few_batches(planned, corpus):
+    *_, length, _ = planned(
+        *of_manifest(corpus), "data.batch_size=2", "+trainer.fast_dev_run=2", "trainer.max_epochs=5"
+    )
+    assert length.startswith("2 steps per epoch, 2 in all (at most 1 epochs)")
+
+
+def test_a_run_without_an_end(planned, corpus):
+    """As the run does, the plan refuses a schedule that has to know the end."""
+    endless = ["trainer.max_epochs=-1", "+trainer.max_time=00:01:00:00"]
+    with pytest.raises(ConfigError, match=r"max_steps"):
+        planned(*of_manifest(corpus), "data.batch_size=2", *endless)
+    *_, length, _ = planned(*of_manifest(corpus), "data.batch_size=2", *endless, "sched=constant")
+    assert length == "7 steps per epoch, no known number in all, no schedule"
+
+
 def test_a_training_set_that_is_too_small(planned, corpus):
-    with pytest.raises(DataError, match=r"14 utterances, fewer than one global batch of 32"):
+    with pytest.raises(
+        DataError, match=r"14 utterances, fewer than one global batch of 32 .*; a smaller data.batch_si"
+    ):
         planned(*of_manifest(corpus), "data.batch_size=32")
+    fits = r"fewer than one global batch of 16 \(.* 4 x 1 .* 4\); large_batch.global_batch_size=12 fits"
+    with pytest.raises(DataError, match=fits):
+        planned(*of_manifest(corpus), "data.batch_size=4", "large_batch.global_batch_size=16")
     with pytest.raises(ConfigError, match=r"^trainer\.limit_train_batches: 3 takes 3 of 6 .* work: 2 and 4"):
         planned(*of_manifest(corpus), "data.batch_size=2", "trainer.accumulate_grad_batches=2",
                 "trainer.limit_train_batches=3")  # fmt: skip
