@@ -10,7 +10,13 @@ from lightning_novograd.recipes.asr.training.faults import launch
 from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH, Launch
 from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, claimed_folder
 
-VARIABLES = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+VARIABLES = (
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+)
 
 
 @pytest.fixture(autouse=True)

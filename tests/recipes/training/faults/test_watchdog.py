@@ -21,7 +21,6 @@ from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, Rank
 from lightning_novograd.recipes.asr.training.faults.watchdog import Watchdog, watched
 from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, claimed_folder
 
-
 BEFORE = time.time() - 3600
 
 
@@ -190,7 +189,9 @@ def two_ranks(monkeypatch, tmp_path):
         ended.append((str(error), culprit))
 
     dog = Watchdog(Heartbeat(), tmp_path, 10.0, per_node=2, children=lambda: children, end=end, clock=lambda: clock.now)
-    return SimpleNamespace(dog=dog, clock=clock, ended=ended, children=children, board=Board(LAUNCH.path(tmp_path, RANKS)))
+    return SimpleNamespace(
+        dog=dog, clock=clock, ended=ended, children=children, board=Board(LAUNCH.path(tmp_path, RANKS))
+    )
 
 
 def test_a_rank_that_is_silent_ends_the_job(two_ranks, monkeypatch):
