@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 
 import pytest
 from jobs import LAUNCHERS, START, Job, is_free, long_run
@@ -75,6 +76,31 @@ def test_a_rank_that_raises(corpus, tmp_path, faults, launcher, rank):
         said = rf"ZeroDivisionError: planted\n\(rank {rank}, process {pids[rank]} on "
         printed = over(job, faults, launcher, f"rank {rank} raises", said)
         assert "Connection closed" not in printed
+
+
+def test_the_first_rank_requeues_before_any_other_ends(corpus, tmp_path, faults, monkeypatch):
+    """As under ``srun --kill-on-bad-exit=1``, with a scontrol that takes its time."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "scontrol"
+    tool.write_text(f'#!/bin/sh\nsleep 3\necho "$@" > "{tmp_path}/asked"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    with Job("slurm", tmp_path, long_run(corpus, "data.num_workers=0")) as job:
+        for pid in job.wait_until_it_trains():
+            os.kill(pid, signal.SIGUSR1)
+        began = time.monotonic()
+        while any(process.poll() is None for process in job.processes):
+            assert time.monotonic() - began < 60, job.said()
+            if any(process.poll() for process in job.processes):
+                for process in job.processes:
+                    process.kill()
+            time.sleep(0.005)
+        seconds = time.monotonic() - began
+        assert job.codes()[0] == 128 + signal.SIGUSR1
+        assert (tmp_path / "asked").read_text() == "requeue 7\n"
+        assert (job.run_dir / "hpc_ckpt_1.ckpt").exists()
+        line = re.search(r".*ended by SIGUSR1; resume=auto goes on, from .*hpc_ckpt_1.ckpt", job.said())
+        faults("SIGUSR1 from SLURM", NAMES["slurm"], line[0], seconds)
 
 
 def test_torchrun_itself_is_killed(corpus, tmp_path, faults):

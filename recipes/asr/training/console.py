@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import LightningNovoGradError
+from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
 from lightning_novograd.recipes.asr.training.faults.processes import Process, kill
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
 from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
@@ -255,21 +256,15 @@ def write_to_log(line: str, run_dir: Path) -> None:
 
 
 def _speaks(run_dir: Path, patience: float) -> bool:
-    """Whether no other rank has failed before, nor does within `patience` seconds; the file system decides.
+    """Whether no other rank has failed before, nor does within `patience` seconds.
 
     A thread of this rank that comes second waits until the first has spoken, and the process ends.
     """
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and not (run_dir / FAILURE).exists():
+    while time.monotonic() < deadline and not LAUNCH.has_failed(run_dir):
         time.sleep(0.05)
     _speaking.acquire()
-    try:
-        os.close(os.open(run_dir / FAILURE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        return False
-    except OSError:  # a disk that is full
-        pass
-    return True
+    return LAUNCH.fails_first(run_dir)
 
 
 def _leave(run_dir: Path, peers: Sequence[subprocess.Popen]) -> NoReturn:
@@ -284,6 +279,6 @@ def _leave(run_dir: Path, peers: Sequence[subprocess.Popen]) -> NoReturn:
             peer.wait(max(deadline - time.monotonic(), 0.0))
         peer.kill()
     if peers:
-        (run_dir / FAILURE).unlink(missing_ok=True)
+        LAUNCH.path(run_dir, FAILURE).unlink(missing_ok=True)
     release_folder(run_dir)
     os._exit(1)

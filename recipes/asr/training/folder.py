@@ -25,9 +25,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+# Names of a launch have its id behind them, see training/faults.
 # The rank that fails first makes this file, and speaks; what the others then run into is no news
 FAILURE = ".failed"
-# signs of life of the ranks, see training/faults
+# signs of life of the ranks
 RANKS = ".ranks"
 # what only a run leaves behind that has begun to train. A command that was refused, or failed on its data, is no run:
 # it leaves a log, a config and TensorBoard's empty file
@@ -107,8 +108,10 @@ def claim_folder(folder: Path, resume_from: str | None, resume: str | None = Non
         _held[folder] = _lock(folder)
     except OSError as error:
         raise ConfigError("hydra.run.dir", f"{folder} cannot be written: {error.strerror or error}") from None
-    (folder / FAILURE).unlink(missing_ok=True)
-    shutil.rmtree(folder / RANKS, ignore_errors=True)
+    for left in folder.glob(f"{FAILURE}*"):
+        left.unlink(missing_ok=True)
+    for left in folder.glob(f"{RANKS}*"):
+        shutil.rmtree(left, ignore_errors=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
     if traces and resume != "auto" and not _is_below(resume_from, folder) and requeued_from(folder) is None:
         release_folder(folder)

@@ -23,6 +23,8 @@ from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
 
 log = logging.getLogger(__name__)
 
+_BLANK = "blank"  # key of checkpoints
+
 
 class CTCModule(OptimMixin, pl.LightningModule):
     """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
@@ -94,6 +96,17 @@ class CTCModule(OptimMixin, pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Refuse losses that are not finite, or say whose they are."""
         self._check_losses("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the causes of a silent model are judged by, and which were named."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_BLANK] = {"dev_losses": list(self._dev_losses), "causes": sorted(self._blank_causes)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know it again; checkpoints of other programs have none."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get(_BLANK, {"dev_losses": [], "causes": []})
+        self._dev_losses, self._blank_causes = list(saved["dev_losses"]), set(saved["causes"])
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

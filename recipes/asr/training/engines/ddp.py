@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -50,8 +51,8 @@ class HookedDDPStrategy(DDPStrategy):
     - PowerSGD adds the error of a step to the next gradient. After a step that :class:`NonFiniteGuard` has left out,
       that error is NaN; it is dropped.
     - A static graph is learnt in a first backward pass that sends gradients; with accumulation Lightning would have it
-      send none, an internal error of torch's. So the very first micro-batch sends them too, which changes no number:
-      a mean over ranks is its own mean.
+      send none, an internal error of torch's. So DDP is told that the first micro-batch of a process sends them, and
+      its hook leaves them as they are: sent, they would be rounded otherwise than in a run that was not interrupted.
 
     Args:
         communication: see :class:`Communication`.
@@ -62,22 +63,34 @@ class HookedDDPStrategy(DDPStrategy):
         state, hook, wrapper = communication
         super().__init__(ddp_comm_state=state, ddp_comm_hook=hook, ddp_comm_wrapper=wrapper, **options)
         self.communication = communication
-        self._graph_is_known = True
+        self._graph_is_known, self._learns_graph = True, False
 
     def configure_ddp(self) -> None:
         """Wrap the model, and register the hook where Lightning does not."""
-        super().configure_ddp()
-        self._graph_is_known = not self._ddp_kwargs.get("static_graph")
+        assert self.lightning_module is not None
+        accumulates = self.lightning_module.trainer.accumulate_grad_batches > 1
+        self._graph_is_known = not (accumulates and self._ddp_kwargs.get("static_graph"))
         state, hook, wrapper = self.communication
+        if hook is not None and wrapper is not None:
+            hook = wrapper(hook)
+        if not self._graph_is_known:
+            hook = self._unless_learning(hook or default_hooks.allreduce_hook)
+        self._ddp_comm_hook, self._ddp_comm_wrapper = hook, None
+        super().configure_ddp()
         if hook is not None and self.root_device.type != "cuda":
             assert isinstance(self.model, DistributedDataParallel)
-            wrapped = hook if wrapper is None else wrapper(hook)
 
             def over_gloo(state, bucket):  # DDP reads annotations
-                return wrapped(state, bucket)
+                return hook(state, bucket)
 
             # DDP refuses bf16's hooks by their names where there is no NCCL; gloo knows bf16
             self.model.register_comm_hook(state, over_gloo)
+
+    def _unless_learning(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def sending(state, bucket):  # DDP reads annotations
+            return (noop_hook if self._learns_graph else hook)(state, bucket)
+
+        return sending
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -85,9 +98,15 @@ class HookedDDPStrategy(DDPStrategy):
         if self._graph_is_known:
             with super().block_backward_sync():
                 yield
-        else:
-            self._graph_is_known = True
+            return
+        assert isinstance(self.model, DistributedDataParallel)
+        self._graph_is_known = self._learns_graph = True
+        try:
             yield
+        finally:
+            self._learns_graph = False
+        # else the next forward pass would have all ranks take the first one's BatchNorm statistics
+        self.model.require_forward_param_sync = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Drop what PowerSGD remembers of gradients that were not finite."""

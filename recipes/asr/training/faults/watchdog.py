@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning_novograd.recipes.asr.training.console import fail, note_way_on
 from lightning_novograd.recipes.asr.training.faults.board import Board
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
+from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
 from lightning_novograd.recipes.asr.training.faults.processes import (
     Process,
     is_orphan,
@@ -26,7 +27,7 @@ from lightning_novograd.recipes.asr.training.faults.processes import (
     wake_as_orphan,
 )
 from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError, Verdict
-from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, process_rank
+from lightning_novograd.recipes.asr.training.folder import RANKS, process_rank
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,9 @@ class Watchdog:
         self.children, self.per_node, self.end, self.clock = children, per_node, end, clock
         self.pause = PAUSE[1] if timeout is None else min(max(timeout / 20, PAUSE[0]), PAUSE[1])
         self.lookout = Lookout(float("inf") if timeout is None else timeout, self.pause)
-        self.board = Board(run_dir / RANKS)
+        self.board: Board | None = None
         self._me, self._tick, self._looked = this_process(), 0, float("-inf")
-        self._ranks: range | None = None
+        self._ranks = range(0)
         self._suspects = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -86,7 +87,7 @@ class Watchdog:
         self._ended.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        if self._ranks is not None:
+        if self.board is not None:
             self.board.leave(dist.get_rank() if dist.is_initialized() else process_rank())
 
     def suspect(self, error: BaseException) -> None:
@@ -116,12 +117,12 @@ class Watchdog:
         if now - self._looked < self.pause and not self._suspects and not is_new:
             return
         self._looked = now
-        if (self.run_dir / FAILURE).exists():  # a rank has said what is wrong
+        if LAUNCH.has_failed(self.run_dir):  # a rank has said what is wrong
             self.end(RankError("another rank has failed"), None)
-        if self._ranks is None and dist.is_available() and dist.is_initialized():
-            self._ranks = self._watched()
-        if self._ranks is not None:
-            self._look_at_ranks(now)
+        if self.board is None and LAUNCH.id is not None:
+            self.board, self._ranks = Board(LAUNCH.path(self.run_dir, RANKS)), self._watched()
+        if self.board is not None:
+            self._look_at_ranks(self.board, now)
 
     def _look_at_relatives(self) -> None:
         if is_orphan():
@@ -141,12 +142,11 @@ class Watchdog:
         first = rank - rank % self.per_node
         return range(first, min(first + self.per_node, size))
 
-    def _look_at_ranks(self, now: float) -> None:
-        assert self._ranks is not None
+    def _look_at_ranks(self, board: Board, now: float) -> None:
         rank, heart, watched = dist.get_rank(), self.heartbeat, self._ranks
         self._tick += 1
-        self.board.write(Pulse(rank, self._me, self._tick, heart.count, heart.in_loop, heart.doing))
-        self.lookout.see(self.board.read({0, *watched}), now)
+        board.write(Pulse(rank, self._me, self._tick, heart.count, heart.in_loop, heart.doing))
+        self.lookout.see(board.read({0, *watched}), now)
         limit = min(3 * self.pause, self.lookout.timeout) if self._suspects else None
         verdict = self._dead() or self.lookout.silent(now, state_of, limit)
         if verdict is None and rank == 0:
@@ -157,7 +157,7 @@ class Watchdog:
     def _dead(self) -> Verdict | None:
         """Who is gone, and has not left: a rank takes back its signs of life before it ends."""
         verdict = self.lookout.dead(state_of)
-        return verdict if verdict is not None and self.board.read([verdict.culprit.rank]) else None
+        return verdict if verdict is not None and self.board and self.board.read([verdict.culprit.rank]) else None
 
     def _blame(self, verdict: Verdict) -> None:
         self.end(RankError(f"{verdict.culprit} {verdict.problem}"), verdict.culprit.process)
@@ -186,6 +186,7 @@ def watched(trainer: pl.Trainer, heartbeat: Heartbeat, timeout: float | None, ru
         # Lightning takes WORLD_SIZE out of the environment when it ends
         fail(error, run_dir, many=True, peers=children(), culprit=culprit)
 
+    LAUNCH.agree(trainer.strategy)
     watchdog = Watchdog(heartbeat, run_dir, timeout, per_node=trainer.num_devices, children=children, end=end)
     watchdog.start()
     try:

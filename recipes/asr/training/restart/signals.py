@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from lightning_novograd.recipes.asr.training.folder import process_rank
 
 # SIGUSR1 is what SLURM sends before the time of a job is over (#SBATCH --signal=SIGUSR1@90); Windows has none
 PATIENCE = 5.0  # s that ranks get to end by themselves
+_LIGHTNINGS = ("register_signal_handlers", "_slurm_sigusr_handler_fn")  # private, so another version may lack them
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -134,8 +136,19 @@ class StopAtSignal(Checkpoint):
         self._own: StepCheckpoint | None = None  # where the run saves none inside an epoch
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the place of Lightning's handlers."""
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+        """Take the place of Lightning's handlers.
+
+        Raises:
+            RuntimeError: this version of Lightning registers them otherwise, so that both would act.
+        """
+        connector = trainer._signal_connector
+        for name in _LIGHTNINGS:
+            if not hasattr(connector, name):
+                raise RuntimeError(
+                    f"Lightning {version('lightning')}: its _SignalConnector has no {name}, which this recipe replaces "
+                    "or calls; use lightning 2.6"
+                )
+        connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by the Trainer's connector
             if isinstance(callback, NonFiniteGuard):
                 callback.inbox = self.inbox
@@ -195,6 +208,8 @@ class StopAtSignal(Checkpoint):
         path = None
         if requeues and number == getattr(environment, "requeue_signal", None):
             trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
+            # the first rank alone calls scontrol, and srun --kill-on-bad-exit=1 ends it once another one has ended
+            trainer.strategy.barrier("requeued")
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by the Trainer's set-up
             path = self._steps(trainer).save_now(trainer)
         raise Stopped(number, path, together=True)
@@ -215,9 +230,13 @@ def end_peers(end: Stopped, peers: Sequence[subprocess.Popen]) -> None:
 
 
 def exit_code(end: Stopped) -> int:
-    """Of this process. Lightning's launcher kills its first process when another one ends with an error before it."""
-    launched = "LOCAL_RANK" in os.environ and not TorchElasticEnvironment.detect() and not SLURMEnvironment.detect()
-    return 0 if end.together and launched and process_rank() else 128 + end.number
+    """Of this process. The first one's is the job's, to SLURM too: srun ends with the largest of its tasks' codes.
+
+    Lightning's launcher, and ``srun --kill-on-bad-exit=1``, kill the first process when another one ends with an error
+    before it; so where all end together, the others end without.
+    """
+    killed = not TorchElasticEnvironment.detect() and ("LOCAL_RANK" in os.environ or SLURMEnvironment.detect())
+    return 0 if end.together and killed and process_rank() else 128 + end.number
 
 
 def _nothing() -> None:

@@ -45,7 +45,7 @@ def test_gradients_are_sent_once_a_step(guard, static_graph):
     guard = guard and NonFiniteGuard(guard)
     _, made = fit(strategy, batches, guard, accumulate_grad_batches=3)
     assert made.global_step == 3
-    assert counted == {0: 3 + static_graph}, "a static graph is learnt in the first micro-batch of all"
+    assert counted == {0: 3}, "a static graph is learnt in the first micro-batch of all, which sends nothing either"
     assert guard is None or guard.skipped == 1
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -54,6 +55,19 @@ def test_the_command_of_the_batch_script_composes(hydra, tmp_path):
     settings = RunSettings.read(compose("asr", overrides=overrides), "")
     assert (settings.trainer["num_nodes"], count_devices(settings.trainer)) == (4, 8)
     assert settings.large_batch.global_batch_size == 8192
+
+
+def test_a_sigterm_to_the_batch_script_is_not_for_srun(tmp_path):
+    """Which would kill its tasks while they save: they have got the signal themselves."""
+    (tmp_path / "srun").write_text("#!/bin/sh\ntrap 'echo killed; exit 9' TERM\necho began\nread line\nexit 143\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {**os.environ, **ALLOCATION, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(["bash", str(SCRIPT)], env=environment, cwd=tmp_path, **pipes) as script:
+        assert script.stdout.readline() == "began\n"
+        script.send_signal(signal.SIGTERM)
+        said, _ = script.communicate("saved\n", timeout=60)
+    assert (said, script.returncode) == ("", 143)
 
 
 def test_the_launcher_composes(hydra):

@@ -75,3 +75,5 @@ def test_a_run_warns_once_for_each_cause(tmp_path, caplog, monkeypatch):
     [said] = [r.getMessage() for r in caplog.records if "transcribes nothing" in r.getMessage()]
     assert "in every utterance of the dev set. Most likely: too few steps; there were 2, " in said
     assert "The usual causes: too few steps so far, a learning rate that is too high" in said
+    again = CTCModule.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt", map_location="cpu")
+    assert (again._blank_causes, len(again._dev_losses)) == ({"too few steps"}, 2), "a run that goes on says it no more"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,13 @@ from lightning_novograd.recipes.asr.training import console
 from lightning_novograd.recipes.asr.training.faults import processes, watchdog
 from lightning_novograd.recipes.asr.training.faults.board import Board
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
+from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
 from lightning_novograd.recipes.asr.training.faults.processes import GONE, RUNNING, STOPPED, Process, this_process
 from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError
 from lightning_novograd.recipes.asr.training.faults.watchdog import Watchdog, watched
 from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, claimed_folder
+
+BEFORE = time.time() - 3600
 
 
 def pulse(rank: int, tick: int, count: int, doing: str = "at work", in_loop: bool = True) -> Pulse:
@@ -178,13 +182,16 @@ def two_ranks(monkeypatch, tmp_path):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(LAUNCH, "id", "now")
     ended, clock, children = [], SimpleNamespace(now=0.0), []
 
     def end(error, culprit):
         ended.append((str(error), culprit))
 
     dog = Watchdog(Heartbeat(), tmp_path, 10.0, per_node=2, children=lambda: children, end=end, clock=lambda: clock.now)
-    return SimpleNamespace(dog=dog, clock=clock, ended=ended, children=children, board=Board(tmp_path / RANKS))
+    return SimpleNamespace(
+        dog=dog, clock=clock, ended=ended, children=children, board=Board(LAUNCH.path(tmp_path, RANKS))
+    )
 
 
 def test_a_rank_that_is_silent_ends_the_job(two_ranks, monkeypatch):
@@ -223,9 +230,24 @@ def test_a_child_that_has_died(two_ranks):
 
 
 def test_a_rank_leaves_when_another_has_spoken(two_ranks, tmp_path):
-    (tmp_path / FAILURE).touch()
+    LAUNCH.path(tmp_path, FAILURE).touch()
     two_ranks.dog.look()
     assert two_ranks.ended[0][0] == "another rank has failed"
+
+
+def test_what_an_earlier_launch_has_left_ends_no_job(two_ranks, tmp_path, monkeypatch):
+    """The first rank deletes it, on the disk that it sees, and perhaps after the others have looked."""
+    monkeypatch.setattr(watchdog, "state_of", lambda process: GONE if process.pid == 101 else RUNNING)
+    for earlier in (None, "then"):
+        monkeypatch.setattr(LAUNCH, "id", earlier)
+        Board(LAUNCH.path(tmp_path, RANKS)).write(pulse(1, 1, 1))
+        LAUNCH.path(tmp_path, FAILURE).touch()
+    for now in (None, "now"):
+        monkeypatch.setattr(LAUNCH, "id", now)
+        os.utime(tmp_path / FAILURE, (BEFORE, BEFORE))
+        two_ranks.dog.look()
+    assert not two_ranks.ended
+    assert list(two_ranks.dog.lookout.sights) == [0]
 
 
 def test_an_orphan_ends(two_ranks, monkeypatch):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from tiny_speech import batch, loader, module, trainer
 
 from lightning_novograd.recipes.asr.data.loader import ResumableLoader, stand_apart
@@ -106,6 +108,29 @@ def test_slurm_saves_and_requeues_by_lightnings_own_function_but_not_inside_the_
     assert torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)["global_step"] == 3
 
 
+def test_no_rank_ends_while_the_first_one_requeues(tmp_path, monkeypatch):
+    """srun --kill-on-bad-exit=1 would end that call too."""
+    happened = []
+    environment = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR1)
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(
+        "lightning.pytorch.trainer.connectors.signal_connector.call", lambda cmd: happened.append("requeued")
+    )
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, name=None: happened.append("barrier"))
+    fit(tmp_path, Signals("on_train_batch_start", 5, signal.SIGUSR1), default_root_dir=tmp_path, plugins=[environment])
+    assert "barrier" in happened[happened.index("requeued") :]
+
+
+@pytest.mark.parametrize("name", ["register_signal_handlers", "_slurm_sigusr_handler_fn"])
+def test_another_lightning_whose_handlers_are_not_replaced_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.delattr(_SignalConnector, name)
+    made = trainer([StopAtSignal(Inbox(), tmp_path)], enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match=f"_SignalConnector has no {name}, which"):
+        made.fit(module(), BATCHES)
+
+
 def test_the_votes_travel_with_the_guards_number():
     """No further collective for them."""
     inbox, guard, reduced = Inbox([2, 15]), NonFiniteGuard(), []
@@ -166,10 +191,14 @@ def test_python_hands_out_signals_to_the_main_thread_alone():
         ({"LOCAL_RANK": "1"}, True, 0),  # Lightning's launcher would kill the first rank, which speaks for all
         ({"LOCAL_RANK": "1"}, False, 143),
         ({"LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_RUN_ID": "a"}, True, 143),
+        # srun --kill-on-bad-exit=1 would kill it
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True, 0),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, True, 143),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, False, 143),
     ],
 )
 def test_exit_codes(monkeypatch, environment, together, code):
-    for name in ("LOCAL_RANK", "RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+    for name in ("LOCAL_RANK", "RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
