@@ -21,7 +21,7 @@ from lightning_novograd.errors import LightningNovoGradError
 from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
 from lightning_novograd.recipes.asr.training.faults.processes import Process, kill
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
-from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
+from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code, requeue
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
@@ -209,6 +209,7 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
         if process_rank() == 0:
             name, way = signal.Signals(end.number).name, way_on(run_dir, end.checkpoint)
             logging.getLogger(__name__).error("ended by %s; %s", name, way)
+        requeue(end)
         raise SystemExit(exit_code(end)) from None
     if isinstance(end, SIGTERMException):
         name, number = "SIGTERM", signal.SIGTERM

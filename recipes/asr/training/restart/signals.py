@@ -5,6 +5,7 @@ its own (its issue 21406). Here a handler notes the number, and nothing else.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -25,9 +26,12 @@ from lightning_novograd.recipes.asr.training.callbacks.nonfinite import NonFinit
 from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
 from lightning_novograd.recipes.asr.training.folder import process_rank
 
+log = logging.getLogger(__name__)
+
 # SIGUSR1 is what SLURM sends before the time of a job is over (#SBATCH --signal=SIGUSR1@90); Windows has none
 PATIENCE = 5.0  # s that ranks get to end by themselves
 _LIGHTNINGS = ("register_signal_handlers", "_slurm_sigusr_handler_fn")  # private, so another version may lack them
+TIME_IS_UP = getattr(signal, "SIGUSR1", None)  # Lightning's, for SLURM
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -38,11 +42,14 @@ class Stopped(SystemExit):
         number: of the signal.
         checkpoint: that was saved for it.
         together: whether all ranks end so.
+        is_settled: whether SLURM was asked to begin the job again, if it was to be.
     """
 
-    def __init__(self, number: int, checkpoint: str | None = None, together: bool = False) -> None:
+    def __init__(
+        self, number: int, checkpoint: str | None = None, together: bool = False, is_settled: bool = False
+    ) -> None:
         super().__init__(128 + number)
-        self.number, self.checkpoint, self.together = number, checkpoint, together
+        self.number, self.checkpoint, self.together, self.is_settled = number, checkpoint, together, is_settled
 
 
 class Inbox:
@@ -212,7 +219,7 @@ class StopAtSignal(Checkpoint):
             trainer.strategy.barrier("requeued")
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by the Trainer's set-up
             path = self._steps(trainer).save_now(trainer)
-        raise Stopped(number, path, together=True)
+        raise Stopped(number, path, together=True, is_settled=True)
 
 
 def end_peers(end: Stopped, peers: Sequence[subprocess.Popen]) -> None:
@@ -233,10 +240,35 @@ def exit_code(end: Stopped) -> int:
     """Of this process. The first one's is the job's, to SLURM too: srun ends with the largest of its tasks' codes.
 
     Lightning's launcher, and ``srun --kill-on-bad-exit=1``, kill the first process when another one ends with an error
-    before it; so where all end together, the others end without.
+    before it; so where all end together, the others end without. SLURM tells all tasks when the time is up.
     """
-    killed = not TorchElasticEnvironment.detect() and ("LOCAL_RANK" in os.environ or SLURMEnvironment.detect())
-    return 0 if end.together and killed and process_rank() else 128 + end.number
+    in_slurm = SLURMEnvironment.detect()
+    killed = not TorchElasticEnvironment.detect() and ("LOCAL_RANK" in os.environ or in_slurm)
+    together = end.together or (in_slurm and end.number == TIME_IS_UP)
+    return 0 if together and killed and process_rank() else 128 + end.number
+
+
+def requeue(end: Stopped) -> None:
+    """Have SLURM begin a job again whose time was up when nothing was to be saved: it prepared data, or measured.
+
+    Lightning does so, behind a checkpoint, in the middle of a training.
+
+    Args:
+        end: what has ended the job; a signal that is not SLURM's for this is left to SLURM.
+    """
+    if end.number != TIME_IS_UP or end.is_settled or process_rank() or not SLURMEnvironment.detect():
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        problem = done.stderr.strip() if done.returncode else None
+    except OSError as error:
+        problem = str(error)
+    if problem is None:
+        log.info("SLURM job %s is in the queue again", job)
+    else:
+        log.error("SLURM job %s could not be put into the queue again: %s", job, problem)
 
 
 def _nothing() -> None:

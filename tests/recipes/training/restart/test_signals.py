@@ -30,6 +30,7 @@ from lightning_novograd.recipes.asr.training.restart.signals import (
     end_peers,
     exit_code,
     listening,
+    requeue,
 )
 
 BATCHES = loader([batch(i) for i in range(8)])
@@ -232,3 +233,44 @@ def test_signals_to_a_whole_run_do_not_reach_its_loaders():
     assert forked(act) == (0, "apart")
     made = ResumableLoader([], GlobalBatchSampler([1.0], 1), list, num_workers=1)
     assert made._loader.worker_init_fn is stand_apart
+
+
+@pytest.mark.parametrize(
+    ("environment", "end", "asked"),
+    [
+        ({}, {}, "7"),
+        ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, {}, "5_3"),
+        ({}, {"together": True}, "7"),  # behind the training, before the test set
+        ({}, {"is_settled": True}, None),
+        ({}, {"number": signal.SIGTERM}, None),
+        ({"SLURM_PROCID": "1"}, {}, None),
+        ({"SLURM_NTASKS": None}, {}, None),  # no job of SLURM's
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_whose_time_is_up_outside_of_the_training_is_requeued(
+    monkeypatch, tmp_path, caplog, environment, end, asked, fails
+):
+    """Lightning would ask for it in the training alone."""
+    in_slurm = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "asr"}
+    for name, value in {**in_slurm, **environment}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    program = tmp_path / "scontrol"
+    program.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n" + "echo no such job >&2; exit 1\n" * fails)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with caplog.at_level(logging.INFO):
+        requeue(Stopped(**{"number": signal.SIGUSR1, **end}))
+    asks = tmp_path / "asked"
+    assert (asks.read_text() if asks.exists() else None) == (asked and f"requeue {asked}\n")
+    said = "could not be put into the queue again: no such job" if fails else "is in the queue again"
+    assert caplog.messages == ([f"SLURM job {asked} {said}"] if asked else [])
+
+
+def test_other_ranks_of_such_a_job_end_without_an_error(monkeypatch):
+    """srun --kill-on-bad-exit=1 would end the first one, which asks for the requeue."""
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "asr"}.items():
+        monkeypatch.setenv(name, value)
+    assert exit_code(Stopped(signal.SIGUSR1)) == 0
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert exit_code(Stopped(signal.SIGUSR1)) == 128 + signal.SIGUSR1
