@@ -28,12 +28,12 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, note_way_on, shows_bar
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
 from lightning_novograd.recipes.asr.training.faults.watchdog import watched
-from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, is_requeued, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
@@ -47,6 +47,7 @@ from lightning_novograd.recipes.asr.training.restart.newest import (
 from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
 from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
 from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
+from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -195,10 +196,11 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
 
 def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
     """What the run goes on from; None if it begins."""
-    if settings.resume == "auto" and (found := newest_checkpoint(run_dir)) is not None:
-        log.info("resume=auto goes on from %s", found.path)
+    asked = "resume=auto" if settings.resume == "auto" else "the requeued job" if is_requeued(run_dir) else None
+    if asked is not None and (found := newest_checkpoint(run_dir)) is not None:
+        log.info("%s goes on from %s", asked, found.path)
         return found
-    path = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
+    path = None if settings.resume_from is None else Path(settings.resume_from)
     return None if path is None else Found(path, read_resumed(path))
 
 
