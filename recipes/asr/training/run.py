@@ -15,6 +15,7 @@ from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.text.labels import write_labels
 from lightning_novograd.recipes.asr.training.batches.log import PlanLog
 from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
@@ -40,6 +41,7 @@ from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.restart.newest import (
     Found,
+    check_same_batch,
     check_same_run,
     newest_checkpoint,
     set_torn_aside,
@@ -54,6 +56,7 @@ from lightning_novograd.recipes.asr.training.results import (
     measure,
     measured_weights,
     report,
+    results_of_training,
     set_results_aside,
 )
 from lightning_novograd.recipes.asr.training.resume import (
@@ -96,7 +99,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     # before any manifest is read; and Lightning's own message would be a stack trace
     resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
     if resumed is not None and settings.resume == "auto":
-        check_same_run(run_dir, cfg)
+        check_same_run(run_dir, cfg, resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
@@ -114,10 +117,14 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         start_from(module.model, trained, str(begins_from))
     if settings.freeze:
         freeze(module, settings.freeze)
+    length, of_training = None, {}
     if resumed is not None and checkpoint is not None:
         check_resumed(resumed, checkpoint, module)
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
+            of_training = results_of_training(run_dir, checkpoint["global_step"])
+        elif settings.resume == "auto":
+            check_same_batch(resumed, checkpoint, GlobalBatch.planned(plan, seconds))
         step = checkpoint["global_step"]
         del checkpoint
     data = SpeechDataModule(
@@ -187,10 +194,11 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         results["stopped_early"] = reason
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
+    results |= of_training
     if trainer.is_global_zero:
         with whole_file(run_dir / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")
-        report(results, run_dir)
+        report(results, run_dir, trained=length is None)
     return results
 
 
@@ -209,7 +217,8 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
     loggers = build_loggers(settings, run_dir)
     # the rows of a run that has ended stay, whatever is made of it
     cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
-    callbacks = [*last_behind(callbacks), RestartPoint(cuts), StopAtSignal(INBOX, run_dir / "checkpoints")]
+    batch = GlobalBatch.planned(plan, settings.data.get("batch_seconds"))
+    callbacks = [*last_behind(callbacks), RestartPoint(cuts, batch), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []

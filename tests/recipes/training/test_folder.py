@@ -103,7 +103,9 @@ def test_the_way_on_is_from_the_newest_whatever_its_name(tmp_path, names, newest
 def test_two_checkpoints_to_go_on_from(tmp_path):
     """A job that is requeued would go back to the named one each time."""
     last = trained(tmp_path / "run")
-    message = r"^resume_from: .*last\.ckpt is of the run in .*, whose newest checkpoint resume=auto takes; leave it out, "
+    message = (
+        r"^resume_from: .*last\.ckpt is of the run in .*, whose newest checkpoint resume=auto takes; leave it out, "
+    )
     with pytest.raises(ConfigError, match=f"{message}or say resume=null to go on from that very one$"):
         claim_folder(tmp_path / "run", str(last), "auto")
     with claimed_folder(tmp_path / "run", str(last)), claimed_folder(tmp_path / "other", str(last), "auto"):
