@@ -24,8 +24,10 @@ from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 log = logging.getLogger(__name__)
 
 # in results.json: what came of the training, not of the measurement behind it
-_OF_TRAINING = ("epochs", "global_batch_size", "global_batch_seconds", "utt_per_s", "wall_s", "peak_memory_mb")
-_OF_TRAINING += ("stopped_early", "skipped_steps")
+_OF_TRAINING = (
+    *("epochs", "global_batch_size", "global_batch_seconds", "utt_per_s", "wall_s", "peak_memory_mb"),
+    *("stopped_early", "skipped_steps"),
+)
 
 
 def measured_weights(

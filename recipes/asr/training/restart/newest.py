@@ -25,8 +25,10 @@ _FIRST = ("last*.ckpt", "step*.ckpt")
 # with another one of these it is another run; the exceptions change how the same is computed, or where it is kept, or
 # make up the global batch, which is compared as a whole
 _IDENTITY = ("model", "data", "optim", "seed", "large_batch", "init_from", "freeze")
-_BATCH = ("data.batch_size", "data.batch_seconds", "large_batch.global_batch_size")
-_BATCH += ("large_batch.max_per_device_batch_size",)
+_BATCH = (
+    *("data.batch_size", "data.batch_seconds"),
+    *("large_batch.global_batch_size", "large_batch.max_per_device_batch_size"),
+)
 _SAME_RUN = (*_BATCH, *(f"data.{name}" for name in ("eval_batch_size", "num_workers", "cache_audio", "cache_dir")))
 # where a corpus is; the sampler sees whether it is the same one
 _MANIFESTS = ("data.train", "data.dev", "data.test", "data.augment.noise.manifest")
