@@ -191,10 +191,8 @@ def relocated(state: Mapping[str, Any], folder: str, mode: str) -> dict[str, Any
     moved |= {name: here.get(state.get(name) or "", "") for name in _KEPT}
     if found and len(found) < len(scores):
         best, worst = (min, max) if mode == "min" else (max, min)
-        moved["best_model_path"], moved["kth_best_model_path"] = (
-            best(found, key=found.__getitem__),
-            worst(found, key=found.__getitem__),
-        )
+        chosen = best(found, key=found.__getitem__), worst(found, key=found.__getitem__)
+        moved |= zip(_KEPT, chosen, strict=False)
         moved["best_model_score"], moved["kth_value"] = (found[moved[name]] for name in _KEPT[:2])
     elif not moved["best_model_path"] and os.path.isfile(state.get("best_model_path") or ""):
         moved["best_model_path"] = state["best_model_path"]  # of another folder: the best until there is one here
