@@ -13,6 +13,7 @@ from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.steps import (
     LAST,
     EpochSteps,
+    GlobalBatch,
     balanced,
     epoch_steps,
     epoch_steps_of_seconds,
@@ -275,23 +276,32 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """
         ended = state["delivered"] >= state["batches"]
         self.epoch, self.delivered = state["epoch"], len(self) if ended else state["delivered"]
-        if not 0 < state["delivered"] < state["batches"]:
-            return
         now = self._identity()
-        is_same_batch = _global_batch(state) == _global_batch(now)
-        split = {key for key in _SPLIT if state.get(key) != now[key]} if is_same_batch else ()
-        if split:  # an accumulation that was begun begins again
-            self.delivered = state["delivered"] // state["accumulate"] * self.accumulate
+        changed = {key: value for key, value in now.items() if state.get(key) != value}
+        if not 0 < state["delivered"] < state["batches"]:
+            is_same_plan = not changed and state.get("bucket_steps") == self.bucket_steps and "order" in state
+            if "utterances" in changed or (is_same_plan and state["order"] != self._order()):
+                utterances = f"{state.get('utterances')} utterances then, {now['utterances']} now"
+                log.warning("the training set is not the one that the checkpoint was saved with (%s)", utterances)
+            return
+        saved_batch, batch = GlobalBatch.of(state), GlobalBatch.of(now)
+        if saved_batch is not None and batch is not None and changed.keys() & set(_SPLIT):
+            said = _said(changed, state)
+            if saved_batch.size != batch.size:
+                problem = f"the global batch was {saved_batch} and is {batch}: {said}"
+                advice = f"{saved_batch.kept_by(batch)} restores it, or resume from a checkpoint of the end of an epoch"
+                raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
+            if -(-state["batches"] // state["accumulate"]) == self.steps:
+                # an accumulation that was begun begins again
+                self.delivered = state["delivered"] // state["accumulate"] * self.accumulate
+                changed = {key: value for key, value in changed.items() if key not in _SPLIT}
         # a checkpoint of before there were any has none
         self._resumed, self._planned = (self.epoch, state.get("bucket_steps", 1)), None
-        advice = "restore it, or resume from a checkpoint of the end of an epoch"
-        for key, value in now.items():
-            saved = state.get(key)
-            if saved != value and key not in split:
-                problem = f"{key} was {saved} when the checkpoint was saved and is {value} now"
-                raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
-        if state.get("order", self._order()) != self._order():
+        problem = _said(changed, state)
+        if not changed and state.get("order", self._order()) != self._order():
             problem = "the training set has other durations, weights or speeds than when the checkpoint was saved"
+        if problem:
+            advice = "restore it, or resume from a checkpoint of the end of an epoch"
             raise ConfigError("", f"cannot resume in mid-epoch: {problem}; {advice}")
 
     def _identity(self) -> dict[str, int | float | None]:
@@ -317,13 +327,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
 _SPLIT = ("batch_size", "batch_seconds", "world_size", "accumulate", "batches")
 
 
-def _global_batch(state: Mapping[str, Any]) -> tuple[float, bool, int] | None:
-    """Utterances, or seconds, behind a step, and steps in an epoch; None for a position of an older release."""
-    if any(key not in state for key in _SPLIT):
-        return None
-    by_seconds = state["batch_seconds"] is not None
-    size = state["batch_seconds"] if by_seconds else state["batch_size"]
-    return size * state["world_size"] * state["accumulate"], by_seconds, -(-state["batches"] // state["accumulate"])
+def _said(changed: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    names = [name for name in changed if name != "batches"] or changed  # which follow from the others
+    return ", ".join(
+        f"{name} was {saved.get(name)} when the checkpoint was saved and is {changed[name]} now" for name in names
+    )
 
 
 class EvalBatchSampler(Sampler[list[int]]):

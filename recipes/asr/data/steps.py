@@ -1,10 +1,12 @@
 """From an epoch's utterances to the steps of it, and from a step to micro-batches."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.large_batch.plan import BatchPlan
 
 # what becomes of the utterances of an epoch that do not fill a step
 LAST = ("drop", "keep")
@@ -24,6 +26,58 @@ class EpochSteps(NamedTuple):
     def batches(self, accumulate: int) -> int:
         """Micro-batches of each rank."""
         return (self.steps - bool(self.short)) * accumulate + self.short
+
+
+class GlobalBatch(NamedTuple):
+    """What an optimizer step hears, and how it is split.
+
+    Args:
+        per_device: utterances of a micro-batch, or s of audio in it.
+        world_size: number of ranks.
+        accumulate: micro-batches per optimizer step.
+        by_seconds: whether batches are by seconds.
+
+    Example:
+        >>> was, now = GlobalBatch(32, 2), GlobalBatch(32)
+        >>> f"{was}; {was.kept_by(now)}", was.size == now.size
+        ('64 utterances (32 x 2 ranks x 1 accumulated); large_batch.global_batch_size=64', False)
+    """
+
+    per_device: float
+    world_size: int = 1
+    accumulate: int = 1
+    by_seconds: bool = False
+
+    @classmethod
+    def of(cls, position: Mapping[str, Any]) -> Self | None:
+        """That of a saved position, see `GlobalBatchSampler.state_dict`; None for one of an older release."""
+        if any(name not in position for name in ("batch_size", "batch_seconds", "world_size", "accumulate")):
+            return None
+        seconds = position["batch_seconds"]
+        per_device = position["batch_size"] if seconds is None else seconds
+        return cls(per_device, position["world_size"], position["accumulate"], seconds is not None)
+
+    @classmethod
+    def planned(cls, plan: BatchPlan, seconds: float | None) -> Self:
+        """That of a plan; `seconds` of audio are in a micro-batch, where batches are by seconds."""
+        per_device = plan.per_device_batch_size if seconds is None else seconds
+        return cls(per_device, plan.world_size, plan.accumulate_grad_batches, seconds is not None)
+
+    @property
+    def size(self) -> tuple[float, bool]:
+        """Of the whole, and whether that is in seconds."""
+        return self.per_device * self.world_size * self.accumulate, self.by_seconds
+
+    def kept_by(self, now: "GlobalBatch") -> str:
+        """The setting with which a run that has the global batch `now` has this one."""
+        if self.by_seconds:
+            return f"data.batch_seconds={self.size[0] / (now.world_size * now.accumulate):.12g}"
+        return f"large_batch.global_batch_size={self.size[0]}" + " data.batch_seconds=null" * now.by_seconds
+
+    def __str__(self) -> str:
+        size, unit = self.size[0], "s of audio" if self.by_seconds else "utterances"
+        split = f"{self.per_device:.12g} x {self.world_size} ranks x {self.accumulate} accumulated"
+        return f"{size:.12g} {unit} ({split})"
 
 
 def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop") -> EpochSteps:

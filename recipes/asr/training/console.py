@@ -22,11 +22,10 @@ from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
 from lightning_novograd.recipes.asr.training.faults.processes import Process, kill
 from lightning_novograd.recipes.asr.training.folder import FAILURE, is_one_of_many, process_rank, release_folder
 from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code, requeue
+from lightning_novograd.recipes.asr.training.restart.way_on import way_on
 
 # An attribute of records that the log file has, and a console that shows a progress bar has not
 FILE_ONLY = "file_only"
-# where a run leaves what it can go on from
-_ON_THE_WAY = ("checkpoints/last.ckpt", "checkpoints/step*.ckpt", "hpc_ckpt_*.ckpt")
 PATIENCE = 2.0  # s that a rank gives others to say what is wrong
 _speaking = threading.RLock()
 
@@ -37,7 +36,7 @@ _WARNINGS = (
     # claim_folder has looked into the folder, and a continued run belongs there
     (r"Checkpoint directory .* exists and is not empty", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
     (r"Experiment logs directory .* exists and is not empty", r"lightning\.(fabric|pytorch)\.loggers\.csv_logs"),
-    # a run that is continued in another folder chooses its best checkpoints anew
+    # of weights that are measured; the names that a run goes on with are put right by RestartPoint
     (r"The dirpath has changed from ", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
 )
 
@@ -220,29 +219,6 @@ def stop(end: SystemExit, run_dir: Path) -> NoReturn:
     if process_rank() == 0:
         logging.getLogger(__name__).error("ended by %s; %s", name, way_on(run_dir))
     raise SystemExit(128 + number) from None
-
-
-def way_on(run_dir: Path, checkpoint: str | Path | None = None) -> str:
-    """How a run goes on that has ended before its time.
-
-    Args:
-        run_dir: the run folder.
-        checkpoint: that it has ended with; None: the newest there.
-    """
-    checkpoint = checkpoint or _newest(run_dir)
-    return "no checkpoint was written yet" if checkpoint is None else f"resume=auto goes on, from {checkpoint}"
-
-
-def note_way_on(error: Exception, run_dir: Path) -> None:
-    """Add to an error that has ended a training how it goes on, if it can."""
-    if (checkpoint := _newest(run_dir)) is not None:
-        error.add_note(f"({way_on(run_dir, checkpoint)})")
-
-
-def _newest(run_dir: Path) -> Path | None:
-    """The checkpoint that was written last, of those that a run goes on from."""
-    written = {path: path.stat().st_mtime_ns for name in _ON_THE_WAY for path in run_dir.glob(name)}
-    return max(written, key=lambda path: written[path], default=None)
 
 
 def write_to_log(line: str, run_dir: Path) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.log import launched_rank
+from lightning_novograd.recipes.asr.training.restart.way_on import newest_written, way_on
 
 try:
     import fcntl
@@ -98,11 +99,15 @@ def claim_folder(folder: Path, resume_from: str | None, resume: str | None = Non
 
     Raises:
         ConfigError: another process is training there, or an earlier run has trained there and is neither continued
-            nor requeued.
+            nor requeued, or is to be continued from two checkpoints.
     """
     folder = folder.absolute()
     if process_rank() or folder in _held:
         return
+    continues = _is_below(resume_from, folder)
+    if continues and resume == "auto":
+        problem = f"{resume_from} is of the run in {folder}, whose newest checkpoint resume=auto takes"
+        raise ConfigError("resume_from", f"{problem}; leave it out, or say resume=null to go on from that very one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _held[folder] = _lock(folder)
@@ -113,38 +118,33 @@ def claim_folder(folder: Path, resume_from: str | None, resume: str | None = Non
     for left in folder.glob(f"{RANKS}*"):
         shutil.rmtree(left, ignore_errors=True)
     traces = [name for pattern in _TRACES for name in sorted(path.name for path in folder.glob(pattern))]
-    if traces and resume != "auto" and not _is_below(resume_from, folder) and requeued_from(folder) is None:
+    if traces and resume != "auto" and not continues and not is_requeued(folder):
         release_folder(folder)
         found = f"{', '.join(traces[:3])}{', ...' if len(traces) > 3 else ''}"
-        last = folder / "checkpoints" / "last.ckpt"
-        way = f"continue it (resume_from={last}), or choose another folder" if last.exists() else "choose another one"
+        way = "choose another one" if newest_written(folder) is None else f"{way_on(folder)}; or choose another folder"
         raise ConfigError("hydra.run.dir", f"{folder} holds a run already ({found}); {way}")
     # of a process that was killed while it wrote; nobody else writes here now
     for left in (*folder.glob(PARTIAL.format("*")), *(folder / "checkpoints").glob(PARTIAL.format("*"))):
         left.unlink(missing_ok=True)
 
 
-def requeued_from(folder: Path) -> Path | None:
-    """What a job goes on from that SLURM has requeued, and that is begun again by the command that began it.
+def is_requeued(folder: Path) -> bool:
+    """Whether SLURM has begun this job again, by the command that began it, before the run in the folder had ended.
 
-    Lightning writes ``hpc_ckpt_N.ckpt`` at SLURM's signal. A run that has ended since is none that was requeued, and
-    one that the next signal did not reach may be further in its last.ckpt, or in one inside an epoch.
+    SLURM counts how often it has, also after a preemption or when a node has failed. Before it does so at its signal,
+    Lightning writes ``hpc_ckpt_N.ckpt``. A run that has ended since is none that was requeued.
 
     Args:
         folder: the run folder.
-
-    Returns:
-        The newest checkpoint; None where there is no such job.
     """
     if not SLURMEnvironment.detect():
-        return None
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("hpc_ckpt_*.ckpt")}
-    ended = max((path.stat().st_mtime_ns for path in folder.glob("results*.json")), default=-1)
-    if max(written.values(), default=-1) <= ended:
-        return None
-    for pattern in ("last.ckpt", "step*.ckpt"):
-        written |= {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").glob(pattern)}
-    return max(written, key=lambda path: written[path])
+        return False
+    begun_again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    kept = [*folder.glob("hpc_ckpt_*.ckpt"), *(folder.glob("checkpoints/*.ckpt") if begun_again else ())]
+    ended = max((path.stat().st_mtime_ns for path in folder.glob("results*.json")), default=None)
+    if ended is None:
+        return begun_again or bool(kept)
+    return any(path.stat().st_mtime_ns > ended for path in kept)
 
 
 def release_folder(folder: Path) -> None:

@@ -23,6 +23,12 @@ from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
 
 log = logging.getLogger(__name__)
 
+# in results.json: what came of the training, not of the measurement behind it
+_OF_TRAINING = (
+    *("epochs", "global_batch_size", "global_batch_seconds", "utt_per_s", "wall_s", "peak_memory_mb"),
+    *("stopped_early", "skipped_steps"),
+)
+
 
 def measured_weights(
     trainer: pl.Trainer, settings: RunSettings, checkpoints: list[ModelCheckpoint], run_dir: Path
@@ -119,6 +125,25 @@ def describe_plan(plan: BatchPlan, seconds: float | None) -> str:
     )
 
 
+def results_of_training(run_dir: Path, step: int) -> dict[str, Any]:
+    """What results.json says of a training that has ended, to be kept where it is only measured again.
+
+    Args:
+        run_dir: of the run.
+        step: optimizer steps of the training.
+
+    Returns:
+        No number of utterances/s, where it says nothing: none is trained on now.
+    """
+    try:
+        results = json.loads((run_dir / "results.json").read_text())
+    except (OSError, ValueError):
+        results = None
+    if not isinstance(results, dict) or results.get("optimizer_steps") != step:
+        return {"utt_per_s": None}
+    return {name: results[name] for name in _OF_TRAINING if name in results}
+
+
 def set_results_aside(run_dir: Path) -> None:
     """Give the results of what is continued a name with its number of steps: they are not those of the run to come.
 
@@ -142,15 +167,16 @@ def set_results_aside(run_dir: Path) -> None:
         average.replace(average.with_name(f"{average.stem}_step{steps:07d}{average.suffix}"))
 
 
-def report(results: dict[str, Any], run_dir: Path) -> None:
-    """Say the result in the last lines of the log."""
-    size, seconds = results["global_batch_size"], results.get("global_batch_seconds")
+def report(results: dict[str, Any], run_dir: Path, trained: bool = True) -> None:
+    """Say the result in the last lines of the log; of a run that was only measured, what is of the training before."""
+    size, seconds, rate = results["global_batch_size"], results.get("global_batch_seconds"), results["utt_per_s"]
     log.info(
-        "%d epochs, %d optimizer steps of %s, %.1f utterances/s, %.0f s in all; see %s",
+        "%s%d epochs, %d optimizer steps of %s, %s%.0f s in all; see %s",
+        "" if trained else "only measured; the training was " if rate is not None else "only measured; ",
         results["epochs"],
         results["optimizer_steps"],
         f"{size} utterances" if seconds is None else f"{seconds:.12g} s of audio",
-        results["utt_per_s"],
+        "" if rate is None else f"{rate:.1f} utterances/s, ",
         results["wall_s"],
         run_dir,
     )

@@ -16,6 +16,7 @@ from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.loader import WorkerError, lost_worker
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.text.labels import write_labels
 from lightning_novograd.recipes.asr.training.batches.log import PlanLog
 from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
@@ -29,18 +30,19 @@ from lightning_novograd.recipes.asr.training.callbacks import (
 from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
 from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, note_way_on, shows_bar
+from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
 from lightning_novograd.recipes.asr.training.faults.watchdog import watched
-from lightning_novograd.recipes.asr.training.folder import claimed_folder, requeued_from, save_config
+from lightning_novograd.recipes.asr.training.folder import claimed_folder, is_requeued, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
 from lightning_novograd.recipes.asr.training.restart.newest import (
     Found,
+    check_same_batch,
     check_same_run,
     newest_checkpoint,
     set_torn_aside,
@@ -48,12 +50,14 @@ from lightning_novograd.recipes.asr.training.restart.newest import (
 from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
 from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
 from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
+from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
     measure,
     measured_weights,
     report,
+    results_of_training,
     set_results_aside,
 )
 from lightning_novograd.recipes.asr.training.resume import (
@@ -96,7 +100,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     # before any manifest is read; and Lightning's own message would be a stack trace
     resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
     if resumed is not None and settings.resume == "auto":
-        check_same_run(run_dir, cfg)
+        check_same_run(run_dir, cfg, resumed)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
@@ -114,10 +118,14 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         start_from(module.model, trained, str(begins_from))
     if settings.freeze:
         freeze(module, settings.freeze)
+    length, of_training = None, {}
     if resumed is not None and checkpoint is not None:
         check_resumed(resumed, checkpoint, module)
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
+            of_training = results_of_training(run_dir, checkpoint["global_step"])
+        elif settings.resume == "auto":
+            check_same_batch(resumed, checkpoint, GlobalBatch.planned(plan, seconds))
         step = checkpoint["global_step"]
         del checkpoint
     data = SpeechDataModule(
@@ -189,19 +197,21 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         results["stopped_early"] = reason
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
+    results |= of_training
     if trainer.is_global_zero:
         with whole_file(run_dir / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")
-        report(results, run_dir)
+        report(results, run_dir, trained=length is None)
     return results
 
 
 def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
     """What the run goes on from; None if it begins."""
-    if settings.resume == "auto" and (found := newest_checkpoint(run_dir)) is not None:
-        log.info("resume=auto goes on from %s", found.path)
+    asked = "resume=auto" if settings.resume == "auto" else "the requeued job" if is_requeued(run_dir) else None
+    if asked is not None and (found := newest_checkpoint(run_dir)) is not None:
+        log.info("%s goes on from %s", asked, found.path)
         return found
-    path = requeued_from(run_dir) or (Path(settings.resume_from) if settings.resume_from is not None else None)
+    path = None if settings.resume_from is None else Path(settings.resume_from)
     return None if path is None else Found(path, read_resumed(path))
 
 
@@ -210,7 +220,8 @@ def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbac
     loggers = build_loggers(settings, run_dir)
     # the rows of a run that has ended stay, whatever is made of it
     cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
-    callbacks = [*last_behind(callbacks), RestartPoint(cuts), StopAtSignal(INBOX, run_dir / "checkpoints")]
+    batch = GlobalBatch.planned(plan, settings.data.get("batch_seconds"))
+    callbacks = [*last_behind(callbacks), RestartPoint(cuts, batch), StopAtSignal(INBOX, run_dir / "checkpoints")]
     if loggers:
         callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
     given = settings.trainer.get("plugins") or []

@@ -175,6 +175,40 @@ def test_other_batches_only_between_epochs(change, message):
     assert len(list(changed)) == len(changed)
 
 
+@pytest.mark.parametrize("delivered", [0, 26])
+def test_another_training_set_is_said_between_epochs_too(caplog, delivered):
+    """Its path says nothing: the same one may have been moved."""
+    saved = GlobalBatchSampler(DURATIONS, 8)
+    saved.delivered = delivered
+    for durations, kwargs in ((DURATIONS, {}), (DURATIONS, {"seed": 3}), (DURATIONS, {"bucket_steps": 2})):
+        GlobalBatchSampler(durations, 8, **kwargs).load_state_dict(saved.state_dict())
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for durations, now in ((DURATIONS[:200], 200), ([*DURATIONS[1:], 9.0], 210)):
+        GlobalBatchSampler(durations, 8).load_state_dict(saved.state_dict())
+        said = f"is not the one that the checkpoint was saved with (210 utterances then, {now} now)"
+        assert caplog.messages[-1] == f"the training set {said}"
+
+
+def test_another_global_batch_is_named_with_the_way_out():
+    """And not the number of ranks, which may be another one."""
+    two_ranks = GlobalBatchSampler(DURATIONS, 8, world_size=2)
+    two_ranks.delivered = 5
+    with pytest.raises(ConfigError) as error:
+        GlobalBatchSampler(DURATIONS, 8).load_state_dict(two_ranks.state_dict())
+    assert str(error.value) == (
+        "cannot resume in mid-epoch: the global batch was 16 utterances (8 x 2 ranks x 1 accumulated) and is 8 "
+        "utterances (8 x 1 ranks x 1 accumulated): world_size was 2 when the checkpoint was saved and is 1 now; "
+        "large_batch.global_batch_size=16 restores it, or resume from a checkpoint of the end of an epoch"
+    )
+    GlobalBatchSampler(DURATIONS, 8, accumulate=2).load_state_dict(two_ranks.state_dict())
+    by_seconds = GlobalBatchSampler(DURATIONS, 8, batch_seconds=60.0, world_size=2)
+    by_seconds.delivered = 1
+    with pytest.raises(ConfigError, match=r"was 120 s of audio .* is 60 s of .*; data\.batch_seconds=120 restores it"):
+        GlobalBatchSampler(DURATIONS, 8, batch_seconds=60.0).load_state_dict(by_seconds.state_dict())
+    with pytest.raises(ConfigError, match=r"size=16 data\.batch_seconds=null restores it"):
+        by_seconds.load_state_dict(two_ranks.state_dict())
+
+
 @pytest.mark.parametrize("delivered", [0, 4, 5, 8])
 @pytest.mark.parametrize("split", [(4, 2, 1), (2, 1, 4), (1, 4, 2)])
 def test_another_split_of_the_same_global_batch_goes_on_with_the_same_steps(delivered, split):

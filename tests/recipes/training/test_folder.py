@@ -1,6 +1,7 @@
 """One run in a folder: what is refused, what is claimed and let go, and that nothing of the first run is touched."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,13 +19,15 @@ from lightning_novograd.recipes.asr.training.folder import (
     claim_folder,
     claimed_folder,
     is_one_of_many,
+    is_requeued,
     process_rank,
     release_folder,
-    requeued_from,
     save_config,
 )
+from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
 
 LAUNCHERS = ("NODE_RANK", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+LAUNCHERS += ("SLURM_RESTART_COUNT",)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +53,7 @@ def test_a_folder_is_made_claimed_and_left_as_it_was(tmp_path):
     assert not folder_file._held
 
 
-@pytest.mark.parametrize("trace", ["results.json", "metrics.csv", "checkpoints/step0000003.ckpt"])
+@pytest.mark.parametrize("trace", ["results.json", "metrics.csv", "checkpoints/average.ckpt"])
 def test_a_folder_of_another_run_is_refused(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).write_text("")
@@ -63,13 +66,49 @@ def test_a_folder_of_another_run_is_refused(tmp_path, trace):
 
 def test_what_is_continued_there_may_be(tmp_path, monkeypatch):
     last = trained(tmp_path / "run")
-    with pytest.raises(ConfigError, match=rf"\(metrics\.csv, last\.ckpt\); continue it \(resume_from={last}\), or"):
-        claim_folder(tmp_path / "run", None)
+    for resume in (None, "elsewhere/last.ckpt"):
+        with pytest.raises(ConfigError, match=rf"\(metrics\.csv, last\.ckpt\); resume=auto goes on, from {last}; or"):
+            claim_folder(tmp_path / "run", resume)
     for resume in (str(last), f"{last.parent}/../checkpoints/other.ckpt"):
         with claimed_folder(tmp_path / "run", resume):
             pass
     monkeypatch.chdir(tmp_path)
     with claimed_folder(Path("run"), "run/checkpoints/last.ckpt"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("names", "newest"),
+    [
+        (["checkpoints/last.ckpt", "checkpoints/step0000075.ckpt", "checkpoints/epoch001-dev_wer0.5000.ckpt"], 1),
+        (["checkpoints/step0000011.ckpt", "checkpoints/average.ckpt"], 0),
+        (["checkpoints/epoch000-dev_wer0.5000.ckpt", "checkpoints/average.ckpt"], 0),
+        (["checkpoints/last.ckpt", "hpc_ckpt_1.ckpt", "metrics.csv"], 1),
+    ],
+)
+def test_the_way_on_is_from_the_newest_whatever_its_name(tmp_path, names, newest):
+    """Not from last.ckpt, which may be missing, or many steps behind."""
+    (tmp_path / "checkpoints").mkdir()
+    for seconds, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (seconds, seconds))
+    way = f"resume=auto goes on, from {tmp_path / names[newest]}; or choose another folder"
+    with pytest.raises(ConfigError, match=rf"^hydra\.run\.dir: .* holds a run already \(.*\); {re.escape(way)}$"):
+        claim_folder(tmp_path, None)
+    error = ValueError("full")
+    note_way_on(error, tmp_path)
+    assert error.__notes__ == [f"({way.partition(';')[0]})"]
+
+
+def test_two_checkpoints_to_go_on_from(tmp_path):
+    """A job that is requeued would go back to the named one each time."""
+    last = trained(tmp_path / "run")
+    message = (
+        r"^resume_from: .*last\.ckpt is of the run in .*, whose newest checkpoint resume=auto takes; leave it out, "
+    )
+    with pytest.raises(ConfigError, match=f"{message}or say resume=null to go on from that very one$"):
+        claim_folder(tmp_path / "run", str(last), "auto")
+    with claimed_folder(tmp_path / "run", str(last)), claimed_folder(tmp_path / "other", str(last), "auto"):
         pass
 
 
@@ -83,36 +122,52 @@ def test_a_home_directory_is_one(tmp_path, monkeypatch):
 
 
 def test_a_job_that_slurm_has_requeued_goes_on(tmp_path, monkeypatch):
-    last, now = trained(tmp_path), time.time()
+    trained(tmp_path)
+    now = time.time()
 
-    def written(name: str, after: float) -> Path:
+    def written(name: str, after: float) -> None:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (now + after, now + after))
-        return tmp_path / name
 
-    older = written("hpc_ckpt_1.ckpt", 1)
-    assert requeued_from(tmp_path) is None, "Lightning would not take it"
+    written("hpc_ckpt_1.ckpt", 1)
+    assert not is_requeued(tmp_path), "Lightning would not take it"
     with pytest.raises(ConfigError, match="holds a run already"):
         claim_folder(tmp_path, None)
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert requeued_from(tmp_path / "other") is None
-    assert requeued_from(tmp_path) == older
+    assert not is_requeued(tmp_path / "other")
+    assert is_requeued(tmp_path)
     with claimed_folder(tmp_path, None):
         pass
-    newer = written("hpc_ckpt_2.ckpt", 2)
-    assert requeued_from(tmp_path) == newer
-    written("checkpoints/last.ckpt", 3)
-    assert requeued_from(tmp_path) == last
     written("results.json", 4)
-    assert requeued_from(tmp_path) is None
+    assert not is_requeued(tmp_path)
     with pytest.raises(ConfigError, match="holds a run already"):
         claim_folder(tmp_path, None)
     (tmp_path / "results.json").rename(tmp_path / "results_step0000008.json")
-    assert requeued_from(tmp_path) is None, "it was continued by hand"
-    newest = written("hpc_ckpt_3.ckpt", 5)
-    assert requeued_from(tmp_path) == newest
-    inside = written("checkpoints/step0000003.ckpt", 6)
-    assert requeued_from(tmp_path) == inside
+    assert not is_requeued(tmp_path), "it was continued by hand"
+    written("hpc_ckpt_3.ckpt", 5)
+    assert is_requeued(tmp_path)
+
+
+def test_a_job_that_slurm_begins_again_goes_on_without_its_signal(tmp_path, monkeypatch):
+    """A node has failed, or SIGTERM has preempted it: nothing but SLURM's count says so."""
+    last = trained(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not is_requeued(tmp_path), "of another job: this is no process of a step"
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with claimed_folder(tmp_path, None):
+        pass
+    last.unlink()
+    with claimed_folder(tmp_path, None):  # killed before its first checkpoint, it begins anew
+        pass
+    (tmp_path / "results.json").touch()
+    assert not is_requeued(tmp_path), "it has ended"
+    last.touch()
+    os.utime(last, (time.time() + 5,) * 2)
+    assert is_requeued(tmp_path), "and was continued"
+    for count in ("0", ""):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        with pytest.raises(ConfigError, match="holds a run already"):
+            claim_folder(tmp_path, None)
 
 
 def test_a_command_that_was_refused_leaves_no_run(tmp_path):

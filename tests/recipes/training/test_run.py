@@ -24,6 +24,7 @@ from lightning_novograd.recipes.asr.training.results import (
     describe_plan,
     measure,
     report,
+    results_of_training,
     set_results_aside,
 )
 from lightning_novograd.recipes.asr.training.run import build_trainer
@@ -256,6 +257,35 @@ def test_results_of_what_is_continued_are_set_aside(tmp_path, content, monkeypat
     set_results_aside(tmp_path)  # there are none
     [kept] = tmp_path.iterdir()
     assert kept.name == ("results_step0000012.json" if "12" in content else "results_step0000000.json")
+
+
+def test_what_came_of_a_training_stays_when_it_is_measured_again(tmp_path, caplog):
+    """Not the zero utterances/s and the few seconds of the measurement."""
+    of_training = {"epochs": 2, "utt_per_s": 3.1, "wall_s": 99.0, "peak_memory_mb": {"training": 7}, "skipped_steps": 1}
+    of_training |= {"global_batch_size": 64, "stopped_early": "dev_wer"}
+    found = {**of_training, "optimizer_steps": 12, "dev_wer": 0.5, "optimizer": "sgd"}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert results_of_training(tmp_path, 12) == of_training
+    assert results_of_training(tmp_path, 13) == {"utt_per_s": None}, "of another training"
+    for content in ("[", "[1]", "{}"):
+        (tmp_path / "results.json").write_text(content)
+        assert results_of_training(tmp_path, 12) == {"utt_per_s": None}
+    for rate, said in (
+        (3.1, "the training was 2 epochs, 12 optimizer steps of 64 utterances, 3.1 utterances/s, 99 s"),
+        (None, "2 epochs, 12 optimizer steps of 64 utterances, 99 s"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lightning_novograd"):
+            shown = {
+                **found,
+                "dev_cer": 1.0,
+                "test_wer": None,
+                "test_cer": None,
+                "peak_memory_mb": {},
+                "utt_per_s": rate,
+            }
+            report(shown, tmp_path, trained=False)
+        assert caplog.messages[0] == f"only measured; {said} in all; see {tmp_path}"
 
 
 @pytest.mark.parametrize(

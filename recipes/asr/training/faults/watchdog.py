@@ -14,7 +14,7 @@ from subprocess import Popen
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from lightning_novograd.recipes.asr.training.console import fail, note_way_on
+from lightning_novograd.recipes.asr.training.console import fail
 from lightning_novograd.recipes.asr.training.faults.board import Board
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
 from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
@@ -28,6 +28,7 @@ from lightning_novograd.recipes.asr.training.faults.processes import (
 )
 from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError, Verdict
 from lightning_novograd.recipes.asr.training.folder import RANKS, process_rank
+from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
 
 log = logging.getLogger(__name__)
 

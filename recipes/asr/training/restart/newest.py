@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.training.folder import process_rank
+from lightning_novograd.recipes.asr.training.restart.place import saved_position
 from lightning_novograd.recipes.asr.training.resume import read_resumed
 from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError, read_checkpoint
 from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
@@ -20,9 +22,16 @@ log = logging.getLogger(__name__)
 TORN = "{}.torn"
 # what is written when nothing else of its moment is missing; the others are for the day when these are damaged
 _FIRST = ("last*.ckpt", "step*.ckpt")
-# with another one of these it is another run; the exceptions change how the same is computed, or where it is kept
+# with another one of these it is another run; the exceptions change how the same is computed, or where it is kept, or
+# make up the global batch, which is compared as a whole
 _IDENTITY = ("model", "data", "optim", "seed", "large_batch", "init_from", "freeze")
-_SAME_RUN = ("batch_size", "batch_seconds", "eval_batch_size", "num_workers", "cache_audio", "cache_dir")
+_BATCH = (
+    *("data.batch_size", "data.batch_seconds"),
+    *("large_batch.global_batch_size", "large_batch.max_per_device_batch_size"),
+)
+_SAME_RUN = (*_BATCH, *(f"data.{name}" for name in ("eval_batch_size", "num_workers", "cache_audio", "cache_dir")))
+# where a corpus is; the sampler sees whether it is the same one
+_MANIFESTS = ("data.train", "data.dev", "data.test", "data.augment.noise.manifest")
 # and a change of these is not worth a line
 _SILENT = ("resume", "resume_from", "console", "num_samples", "published", "logger")
 _SHOWN = 8
@@ -65,7 +74,7 @@ def newest_checkpoint(run_dir: Path) -> Found | None:
         return Found(path, content, tuple(torn))
     if torn:
         names = ", ".join(sorted(path.name for path in torn))
-        raise DataError(f"no checkpoint in {run_dir} is whole ({names}); delete them to begin anew")
+        raise DataError(f"no checkpoint in {run_dir} is whole ({names}); choose another hydra.run.dir to begin anew")
     return None
 
 
@@ -77,12 +86,13 @@ def set_torn_aside(torn: tuple[Path, ...]) -> None:
         path.replace(path.with_name(TORN.format(path.name)))
 
 
-def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any]) -> None:
+def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any], path: Path) -> None:
     """Compare the config with that of the run in the folder; what does not matter to its numbers is a warning.
 
     Args:
         run_dir: of the run that is to go on; nothing is compared if it has kept no config.
         cfg: the composed config.
+        path: of the checkpoint that it would go on from.
 
     Raises:
         ConfigError: they are different trainings.
@@ -90,17 +100,42 @@ def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any]) -> None:
     kept = run_dir / ".hydra" / "config.yaml"
     if process_rank() or not os.path.isfile(kept):
         return
-    # load_yaml fills interpolations in
-    saved = _flat(load_yaml(kept))
-    ours = _flat(OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg)
+    saved, ours = (
+        _flat(OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one)
+        for one in (load_yaml(kept), cfg)
+    )
     names = [n for n in {**saved, **ours} if saved.get(n) != ours.get(n) and n.split(".")[0] not in _SILENT]
     said = {name: f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names}
-    if other := [name for name in names if _is_identity(name)]:
-        way = f"resume_from={run_dir / 'checkpoints' / 'last.ckpt'} goes on all the same"
+    if other := [name for name in names if _is_identity(name) and not _has_moved(name, saved, ours)]:
         problem = f"{run_dir} holds a run of another config: {_shown([said[name] for name in other])}"
-        raise ConfigError("resume", f"{problem}; {way}, or choose another folder")
+        raise ConfigError("resume", f"{problem}; {_all_the_same(path)}, or choose another folder")
     if said:
         log.warning("the run goes on with another config than it began with: %s", _shown([*said.values()]))
+
+
+def check_same_batch(path: Path, checkpoint: Mapping[str, Any], batch: GlobalBatch) -> None:
+    """Refuse another global batch: the learning rate is for the one that the run began with.
+
+    Args:
+        path: of the checkpoint that the run goes on from.
+        checkpoint: of it.
+        batch: of the run that goes on.
+
+    Raises:
+        ConfigError: it is another one, however it is split.
+    """
+    position = saved_position(checkpoint)
+    before = None if position is None else GlobalBatch.of(position)
+    if position is None or before is None or before.size == batch.size:
+        return
+    is_between = not 0 < position["delivered"] < position["batches"]
+    way = f"{before.kept_by(batch)} keeps it" + (f", {_all_the_same(path)}" if is_between else "")
+    raise ConfigError("resume", f"{path} is of a global batch of {before}, not of {batch}; {way}")
+
+
+def _all_the_same(path: Path) -> str:
+    """How a run goes on that resume=auto refuses."""
+    return f"resume_from={path} resume=null goes on all the same"
 
 
 def _furthest_first(run_dir: Path, torn: list[Path]) -> Iterator[Path]:
@@ -140,8 +175,23 @@ def _flat(mapping: Any, path: str = "") -> dict[str, Any]:
 
 
 def _is_identity(name: str) -> bool:
-    block, _, rest = name.partition(".")
-    return block in _IDENTITY and not (block == "data" and rest.split(".")[0] in _SAME_RUN)
+    return name.partition(".")[0] in _IDENTITY and not any(f"{name}.".startswith(f"{same}.") for same in _SAME_RUN)
+
+
+def _has_moved(name: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether files may be the same ones in another place; the names of a corpus' parts are no paths."""
+    if name == _MANIFESTS[-1] or (name in _MANIFESTS and saved.get("data.name") == "manifest"):
+        before, now = _without_paths(saved.get(name)), _without_paths(ours.get(name))
+        return before is not None and before == now
+    return name == "data.root"
+
+
+def _without_paths(manifests: Any) -> Any:
+    if isinstance(manifests, list):
+        return [_without_paths(one) for one in manifests]
+    if isinstance(manifests, Mapping):
+        return {**manifests, "manifest_filepath": ""}
+    return "" if isinstance(manifests, str) else manifests
 
 
 def _shown(texts: list[str]) -> str:

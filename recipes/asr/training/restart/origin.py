@@ -30,9 +30,10 @@ class SameOrigin(pl.Callback):
         """
         if stage != "fit" or trainer.world_size == 1:
             return
-        path, step = trainer.strategy.broadcast((self.path and self.path.name, self.step))
-        if (path, step) != (self.path and self.path.name, self.step):
-            ours, first = _shown(self.path and self.path.name, self.step), _shown(path, step)
+        own = (None if self.path is None else self.path.name, self.step)
+        first_one = trainer.strategy.broadcast(own)
+        if first_one != own:
+            ours, first = _shown(*own), _shown(*first_one)
             problem = f"rank 0 {first}, and rank {trainer.global_rank} {ours}: it does not see the same files"
             raise DataError(f"{problem}; the run folder has to be on a disk that all ranks share. Start again if it is")
 

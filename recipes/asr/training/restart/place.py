@@ -1,18 +1,23 @@
 """Where in the training a checkpoint was saved, so that a run goes on there as if nothing had been."""
 
 import logging
+import os
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_novograd.log import rank_zero_logger
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 
 log: logging.Logger = rank_zero_logger(__name__)
 
 LOGGED = "logged"  # key of checkpoints: what the loggers had, and what they were about to get
-_SPLIT = ("world_size", "batch_size", "batch_seconds", "accumulate")
+# where a ModelCheckpoint keeps paths, besides best_k_models
+_KEPT = ("best_model_path", "kth_best_model_path", "last_model_path")
 # of a validation that is about to begin, as Lightning knows one that it was interrupted in: then it validates again
 _PENDING = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
@@ -27,13 +32,15 @@ class RestartPoint(pl.Callback):
       whose end the checkpoint was saved. The first are cut off, the second travels in the checkpoint.
     - A schedule that waits for a plateau misses the end of the epoch that a run goes on in.
     - Another number of ranks or another accumulation: Lightning counts micro-batches, and steps are what counts.
+    - Another folder, or the same one moved: Lightning forgets which epochs were the best.
 
     Args:
         cuts: whether rows are cut off; one that has ended, and is continued from an earlier step, keeps them.
+        batch: of the run that goes on.
     """
 
-    def __init__(self, cuts: bool = True) -> None:
-        self.cuts = cuts
+    def __init__(self, cuts: bool = True, batch: GlobalBatch | None = None) -> None:
+        self.cuts, self.batch = cuts, batch
         self._row: Mapping[str, Any] | None = None  # that is to be logged first
 
     def on_save_checkpoint(
@@ -65,13 +72,17 @@ class RestartPoint(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Cut off the rows that come again; count in micro-batches of now."""
+        """Cut off the rows that come again; count in micro-batches of now; know this folder's checkpoints."""
         if trainer.state.fn != "fit":
             return
-        loops = checkpoint["loops"]["fit_loop"]
-        loaders = loops.get("state_dict", {}).get("combined_loader")
-        if loaders and "accumulate" in loaders[0]:
-            compare_split(loaders[0], trainer, loops)
+        if (position := saved_position(checkpoint)) is not None:
+            compare_split(position, trainer, checkpoint["loops"]["fit_loop"], self.batch)
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):
+                # the first rank keeps the files; other nodes may not see them yet
+                here = relocated(state, str(callback.dirpath), callback.mode)
+                states[callback.state_key] = trainer.strategy.broadcast(here)
         if (logged := checkpoint.get(LOGGED)) is not None:
             self._row = logged["row"]
             if self.cuts:
@@ -83,7 +94,9 @@ class RestartPoint(pl.Callback):
             _cut(trainer, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the row of the step at whose end the checkpoint was saved."""
+        """Log the row of the step at whose end the checkpoint was saved; delete what Lightning leaves behind."""
+        if trainer.is_global_zero and trainer.ckpt_path:
+            remove_older_requeued(Path(trainer.default_root_dir), Path(trainer.ckpt_path))
         if self._row is not None:
             trainer._logger_connector.log_metrics(dict(self._row["metrics"]), step=self._row["step"])
             self._row = None
@@ -98,13 +111,22 @@ class RestartPoint(pl.Callback):
         trainer.fit_loop._restarting = False
 
 
-def compare_split(saved: Mapping[str, Any], trainer: pl.Trainer, loops: MutableMapping[str, Any]) -> None:
-    """Say that a run goes on with another split of its global batch, and count in micro-batches of the new one.
+def saved_position(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of the training batches, see `GlobalBatchSampler.state_dict`; None where a checkpoint has none."""
+    loaders = checkpoint["loops"]["fit_loop"].get("state_dict", {}).get("combined_loader")
+    return loaders[0] if loaders and "accumulate" in loaders[0] else None
+
+
+def compare_split(
+    saved: Mapping[str, Any], trainer: pl.Trainer, loops: MutableMapping[str, Any], batch: GlobalBatch | None = None
+) -> None:
+    """Say that a run goes on with another global batch or split of it, and count in micro-batches of the new one.
 
     Args:
         saved: the state of the sampler, see `GlobalBatchSampler.state_dict`.
         trainer: which goes on.
         loops: Lightning's counters, which are changed.
+        batch: of the run that goes on; None: that of the checkpoint.
     """
     accumulate = trainer.accumulate_grad_batches
     is_same = (saved["world_size"], saved["accumulate"]) == (trainer.world_size, accumulate)
@@ -113,16 +135,68 @@ def compare_split(saved: Mapping[str, Any], trainer: pl.Trainer, loops: MutableM
             done, open_ones = counts["processed"], counts["processed"] - counts["completed"]
             batches = done // saved["accumulate"] * accumulate
             counts.update(ready=batches, started=batches, processed=batches, completed=max(batches - open_ones, 0))
-    if not is_same:
+    before = GlobalBatch.of(saved)
+    if before is not None and batch is not None and before.size != batch.size:
         log.warning(
-            "the checkpoint is of %d ranks and %d accumulated micro-batches, and the run goes on with %d and %d: where "
-            "the global batch is the same, so are its utterances and the learning rate, but not their order in it; the "
-            "result is not bit for bit that of the run that was interrupted",
+            "the checkpoint is of a global batch of %s, and the run goes on with one of %s: other utterances in a "
+            "step, other steps in an epoch, and the learning rate of the config; %s keeps it",
+            before,
+            batch,
+            before.kept_by(batch),
+        )
+    elif not is_same:
+        is_known = before is not None and batch is not None
+        log.warning(
+            "the checkpoint is of %d ranks and %d accumulated micro-batches, and the run goes on with %d and %d: %s "
+            "its utterances and the learning rate, but not their order in it; the result is not bit for bit that of "
+            "the run that was interrupted",
             saved["world_size"],
             saved["accumulate"],
             trainer.world_size,
             accumulate,
+            "the global batch is the same, and so are" if is_known else "if the global batch is the same, so are",
         )
+
+
+def remove_older_requeued(run_dir: Path, path: Path) -> None:
+    """Delete the checkpoints that were written at SLURM's signals, except the newest, which Lightning looks for.
+
+    Args:
+        run_dir: the run folder.
+        path: of the whole checkpoint that the run goes on from, which stays too.
+    """
+    written = sorted(run_dir.glob("hpc_ckpt_*.ckpt"), key=lambda path: (len(path.name), path.name))
+    for older in written[:-1]:
+        if older.resolve() != path.resolve():
+            older.unlink(missing_ok=True)
+
+
+def relocated(state: Mapping[str, Any], folder: str, mode: str) -> dict[str, Any]:
+    """What a ModelCheckpoint knows of the files that it has kept, where the folder that they were kept in has moved.
+
+    Args:
+        state: of the callback.
+        folder: in which it keeps them now.
+        mode: ``"min"`` or ``"max"``: which of the scores are better.
+
+    Returns:
+        The state with the files of the same names that are there; without those that are not.
+    """
+    scores = state.get("best_k_models") or {}
+    paths = {state.get(name) or "" for name in _KEPT} | scores.keys()
+    here = {path: os.path.join(folder, Path(path).name) for path in paths if path}
+    here = {path: name for path, name in here.items() if os.path.isfile(name)}
+    found = {here[path]: score for path, score in scores.items() if path in here}
+    moved = {**state, "dirpath": folder, "best_k_models": found}
+    moved |= {name: here.get(state.get(name) or "", "") for name in _KEPT}
+    if found and len(found) < len(scores):
+        best, worst = (min, max) if mode == "min" else (max, min)
+        chosen = best(found, key=found.__getitem__), worst(found, key=found.__getitem__)
+        moved |= zip(_KEPT, chosen, strict=False)
+        moved["best_model_score"], moved["kth_value"] = (found[moved[name]] for name in _KEPT[:2])
+    elif not moved["best_model_path"] and os.path.isfile(state.get("best_model_path") or ""):
+        moved["best_model_path"] = state["best_model_path"]  # of another folder: the best until there is one here
+    return moved
 
 
 def _set_pending(progress: MutableMapping[str, Any], begun: int = 0) -> None:

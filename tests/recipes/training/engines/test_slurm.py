@@ -53,6 +53,7 @@ def test_the_command_of_the_batch_script_composes(hydra, tmp_path):
     assert (options, program) == ("--kill-on-bad-exit=1", "recipes/asr/train.py")
     assert "hydra.run.dir=outputs/slurm-17" in overrides
     settings = RunSettings.read(compose("asr", overrides=overrides), "")
+    assert settings.resume == "auto", "a job that is begun again, because a node has failed, goes on"
     assert (settings.trainer["num_nodes"], count_devices(settings.trainer)) == (4, 8)
     assert settings.large_batch.global_batch_size == 8192
 

@@ -6,10 +6,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.training import resume as resume_file
 from lightning_novograd.recipes.asr.training.folder import claimed_folder
 from lightning_novograd.recipes.asr.training.restart import newest as newest_file
-from lightning_novograd.recipes.asr.training.restart.newest import check_same_run, newest_checkpoint, set_torn_aside
+from lightning_novograd.recipes.asr.training.restart.newest import (
+    check_same_batch,
+    check_same_run,
+    newest_checkpoint,
+    set_torn_aside,
+)
 from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError
 
 ELEMENTS = 10000
@@ -102,7 +109,7 @@ def test_damaged_ones_are_passed_over(run_dir, caplog, damage, monkeypatch):
     assert (kept / "last.ckpt.torn").exists()
     assert not (kept / "last.ckpt").exists()
     damage(found.path)
-    with pytest.raises(DataError, match=r"no checkpoint in .* is whole \(epoch001-dev_wer0\.5000\.ckpt\); delete them"):
+    with pytest.raises(DataError, match=r"no checkpoint in .* is whole \(epoch001-dev_wer0\.5000\.ckpt\); choose"):
         newest_checkpoint(run_dir)
 
 
@@ -115,17 +122,18 @@ def test_a_checkpoint_that_is_named_is_compared_with_its_checksums_too(run_dir):
 
 
 def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "checkpoints" / "step0000007.ckpt"
     began = {"model": {"filters": 8}, "seed": 1, "data": {"batch_size": 4}, "trainer": {"devices": 1}, "num_samples": 3}
-    check_same_run(tmp_path, {"seed": 2})  # nothing to compare with
+    check_same_run(tmp_path, {"seed": 2}, path)  # nothing to compare with
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}))
+    check_same_run(tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}), path)
     assert not caplog.messages
     OmegaConf.save(OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}))
+    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), path)
     assert not caplog.messages, "what both refer to is the same"
     OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}})
+    check_same_run(tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}}, path)
     assert caplog.messages == [
         "the run goes on with another config than it began with: data.batch_size was 4 and is 2; "
         "trainer.devices was 1 and is 2"
@@ -135,11 +143,77 @@ def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
         ({"model": {"filters": 16}}, r"model\.filters was 8 and is 16"),
         ({"data": {"batch_size": 4, "train": "b"}}, r"data\.train was None and is 'b'"),
     ):
-        with pytest.raises(ConfigError, match=rf"^resume: .* holds a run of another config: {said}; resume_from="):
-            check_same_run(tmp_path, {**began, **changes})
+        with pytest.raises(
+            ConfigError, match=rf"^resume: .* holds a run of another config: {said}; resume_from={path} "
+        ):
+            check_same_run(tmp_path, {**began, **changes}, path)
     monkeypatch.setenv("RANK", "1")
-    check_same_run(tmp_path, {**began, "seed": 2})
+    check_same_run(tmp_path, {**began, "seed": 2}, path)
     assert not HydraConfig.initialized()
+
+
+def kept(folder, config):
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), folder / ".hydra" / "config.yaml")
+
+
+FROM = "/a/train.json"
+WEIGHED = ["/a/b.json", {"manifest_filepath": FROM, "weight": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_refused"),
+    [
+        ({"name": "manifest", "train": FROM}, {"train": "/b/train.json"}, False),
+        ({"name": "manifest", "test": FROM}, {"test": None}, True),
+        ({"name": "manifest", "test": None}, {"test": FROM}, True),
+        ({"name": "manifest", "train": WEIGHED}, {"train": ["c", {"manifest_filepath": "d", "weight": 0.5}]}, False),
+        ({"name": "manifest", "train": WEIGHED}, {"train": ["c", {"manifest_filepath": "d", "weight": 0.6}]}, True),
+        ({"name": "manifest", "train": WEIGHED}, {"train": ["c"]}, True),
+        ({"name": "fsdd", "root": "/a"}, {"root": "/b"}, False),
+        ({"name": "an4", "root": None}, {"root": "/b"}, False),
+        ({"name": "librispeech", "train": ["train-clean-100"]}, {"train": ["train-clean-360"]}, True),
+        ({"name": "librispeech", "dev": "dev-clean"}, {"dev": "dev-other"}, True),
+        ({"augment": {"noise": {"manifest": FROM}}}, {"augment": {"noise": {"manifest": "b"}}}, False),
+        ({"augment": {"noise": {"manifest": None}}}, {"augment": {"noise": {"manifest": "b"}}}, True),
+        ({"batch_size": 32}, {"batch_size": 16}, False),  # its global batch is compared
+        ({"batch_sizes": 32}, {"batch_sizes": 16}, True),
+    ],
+)
+def test_a_corpus_that_has_moved_is_the_same(tmp_path, caplog, before, now, is_refused):
+    kept(tmp_path, {"data": before})
+    if is_refused:
+        with pytest.raises(ConfigError, match="holds a run of another config"):
+            check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path)
+        return
+    check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path)
+    assert caplog.messages[0].startswith("the run goes on with another config than it began with: data.")
+
+
+def position(delivered=3, **kwargs):
+    sampler = GlobalBatchSampler([1.0] * 64, **{"batch_size": 4, "world_size": 2, **kwargs})
+    sampler.delivered = delivered
+    return {"loops": {"fit_loop": {"state_dict": {"combined_loader": [sampler.state_dict()]}}}}
+
+
+def test_another_global_batch_is_another_run(tmp_path):
+    """However it is said: the learning rate is for the one that the run began with."""
+    path = tmp_path / "last.ckpt"
+    for same in (GlobalBatch(4, 2), GlobalBatch(8), GlobalBatch(2, 1, 4)):
+        check_same_batch(path, position(), same)
+    check_same_batch(path, {"loops": {"fit_loop": {}}}, GlobalBatch(3))
+    way = "large_batch.global_batch_size=8 keeps it"
+    for delivered, all_the_same in ((3, ""), (8, f", resume_from={path} resume=null goes on all the same")):
+        with pytest.raises(ConfigError) as error:
+            check_same_batch(path, position(delivered), GlobalBatch(4))
+        assert str(error.value) == (
+            f"resume: {path} is of a global batch of 8 utterances (4 x 2 ranks x 1 accumulated), not of 4 utterances "
+            f"(4 x 1 ranks x 1 accumulated); {way}{all_the_same}"
+        )
+    with pytest.raises(ConfigError, match=r"data\.batch_seconds=40 keeps it"):
+        check_same_batch(path, position(batch_seconds=20.0), GlobalBatch(20.0, by_seconds=True))
+    kept(tmp_path, {"data": {"batch_size": 4}, "large_batch": {"global_batch_size": None}})
+    check_same_run(tmp_path, {"data": {"batch_size": 4}, "large_batch": {"global_batch_size": 8}}, path)
 
 
 def test_a_folder_with_a_run_is_claimed(run_dir):

@@ -10,10 +10,16 @@ from tiny_speech import MODEL, OPTIM, batch, trainer
 
 from lightning_novograd.recipes.asr.data.loader import ResumableLoader
 from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
 from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.restart.place import RestartPoint, compare_split
+from lightning_novograd.recipes.asr.training.restart.place import (
+    RestartPoint,
+    compare_split,
+    relocated,
+    remove_older_requeued,
+)
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")
@@ -149,3 +155,88 @@ def test_another_split_counts_in_its_own_micro_batches(caplog, saved, now, expec
         "completed": expected - 1,
     }
     assert caplog.messages[0].startswith(f"the checkpoint is of {saved[0]} ranks and {saved[1]} accumulated")
+
+
+@pytest.mark.parametrize(
+    ("batch", "begins", "says"),
+    [
+        (
+            GlobalBatch(16, 1, 1),
+            "the checkpoint is of a global batch of 64 utterances (32 x 2 ranks x 1 accumulated)",
+            "size=64 keeps it",
+        ),
+        (GlobalBatch(32, 1, 2), "the checkpoint is of 2 ranks and 1 accumulated", "the global batch is the same"),
+    ],
+)
+def test_another_global_batch_is_said_with_both_numbers(caplog, batch, begins, says):
+    saved = GlobalBatchSampler([1.0] * 128, 32, world_size=2).state_dict()
+    loops = {"epoch_loop.batch_progress": {"is_last_batch": True}}
+    its = SimpleNamespace(world_size=batch.world_size, accumulate_grad_batches=batch.accumulate)
+    compare_split(saved, its, loops, batch)
+    [message] = caplog.messages
+    assert message.startswith(begins)
+    assert says in message
+    caplog.clear()
+    compare_split(saved, SimpleNamespace(world_size=2, accumulate_grad_batches=1), loops, GlobalBatch(32, 2))
+    assert not caplog.messages
+
+
+def test_only_the_newest_of_slurms_checkpoints_stays(tmp_path):
+    for number in (1, 2, 9, 10):
+        (tmp_path / f"hpc_ckpt_{number}.ckpt").touch()
+    remove_older_requeued(tmp_path, tmp_path / "hpc_ckpt_2.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hpc_ckpt_10.ckpt", "hpc_ckpt_2.ckpt"]
+    remove_older_requeued(tmp_path, tmp_path / "checkpoints" / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["hpc_ckpt_10.ckpt"]
+
+
+def scores(folder, **by_name):
+    return {f"{folder}/{name}.ckpt": torch.tensor(score) for name, score in by_name.items()}
+
+
+def state_in(folder, **changes):
+    best = {"best_model_path": f"{folder}/b.ckpt", "best_model_score": torch.tensor(0.25)}
+    worst = {"kth_best_model_path": f"{folder}/a.ckpt", "kth_value": torch.tensor(0.5), "last_model_path": ""}
+    kept = scores(folder, a=0.5, b=0.25)
+    return {"monitor": "dev_wer", "dirpath": folder, "best_k_models": kept, **best, **worst, **changes}
+
+
+def test_the_best_epochs_are_known_where_the_folder_has_moved(tmp_path):
+    here = str(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ckpt").touch()
+    assert relocated(state_in("/was"), here, "min") == state_in(here)
+    assert relocated(state_in(here), here, "min") == state_in(here)
+    (tmp_path / "b.ckpt").unlink()  # of a run that has gone back
+    left = {"best_model_path": f"{here}/a.ckpt", "best_model_score": torch.tensor(0.5)}
+    for folder in ("/was", here):
+        assert relocated(state_in(folder), here, "min") == state_in(here, best_k_models=scores(here, a=0.5), **left)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "b.ckpt").touch()
+    anew = relocated(state_in(here), f"{here}/other", "min")
+    assert (anew["best_k_models"], anew["kth_best_model_path"]) == ({}, "")
+    assert anew["best_model_path"] == f"{here}/b.ckpt", "until there is one in the other folder"
+
+
+def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path):
+    """Its first epoch stays the best, and is what checkpoint.test=best measures."""
+
+    class Scored(CTCModule):
+        def on_validation_epoch_end(self):
+            self.log("score", float(self.trainer.current_epoch))
+
+    def run(folder, resume=None, epochs=1):
+        name = {"filename": "epoch{epoch}", "auto_insert_metric_name": False, "enable_version_counter": False}
+        best = ModelCheckpoint(folder, monitor="score", mode="min", save_top_k=1, **name)
+        last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        kinds = {"max_epochs": epochs, "enable_checkpointing": True, "accumulate_grad_batches": 2}
+        made = trainer([RestartPoint(), best, last], **kinds)
+        dev = torch.utils.data.DataLoader([batch(90)], batch_size=None)
+        made.fit(Scored(MODEL, OPTIM, num_samples=0), data(), dev, ckpt_path=resume, weights_only=True)
+        return best
+
+    run(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    best = run(tmp_path / "moved", tmp_path / "moved" / "last.ckpt", epochs=2)
+    assert best.best_model_path == str(tmp_path / "moved" / "epoch0.ckpt")
+    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["epoch0.ckpt", "last.ckpt"]
