@@ -335,7 +335,7 @@ def test_steps_that_were_left_out_are_in_the_results(tmp_path, monkeypatch):
 
 def run_with(tmp_path, monkeypatch, fit, world_size=1, procs=()):
     """Run with a module of one layer; `fit(module)` in the place of the training."""
-    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=list(procs)))
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=list(procs)), setup_environment=lambda: None)
     trainer = SimpleNamespace(
         **{"fit": lambda module, *a, **k: fit(module), "strategy": strategy, "world_size": world_size},
         **{"current_epoch": 0, "global_step": 0, "is_global_zero": False, "num_devices": 1, "global_rank": 0},
