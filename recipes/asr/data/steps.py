@@ -26,7 +26,9 @@ class EpochSteps(NamedTuple):
         return (self.steps - bool(self.short)) * accumulate + self.short
 
 
-def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop") -> EpochSteps:
+def epoch_steps(
+    entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop", unit: str = "utterances"
+) -> EpochSteps:
     """The steps of an epoch of so many utterances.
 
     Args:
@@ -35,6 +37,7 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
         world_size: number of ranks.
         accumulate: micro-batches per optimizer step.
         last: what becomes of the utterances that do not fill a step, one of `LAST`.
+        unit: what they are called in messages.
 
     Raises:
         DataError: they do not fill one.
@@ -46,7 +49,7 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
     size = batch_size * world_size * accumulate
     if entries < size:
         raise DataError(
-            f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size "
+            f"the training set has {entries} {unit}, fewer than one global batch of {size} (batch size "
             f"{batch_size} x {world_size} ranks x accumulation {accumulate})"
         )
     steps, left_out = divmod(entries, size)

@@ -53,7 +53,11 @@ def measured_weights(
 
 
 def measure(
-    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
+    trainer: pl.Trainer,
+    module: CTCModule,
+    data: SpeechDataModule,
+    checkpoint: str | None,
+    names: Sequence[str] = ("dev_wer", "test_wer", "dev_cer", "test_cer"),
 ) -> dict[str, float | None]:
     """Error rates of the dev and the test set; None for those of a set that there is not, or that a limit leaves out.
 
@@ -62,12 +66,13 @@ def measure(
         module: with the weights of the last step.
         data: the corpus.
         checkpoint: weights to measure instead.
+        names: of the metrics, in the order that they have in results.json.
     """
     metrics: dict[str, float] = {}
     for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
         for measured in evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True):
             metrics.update(measured)
-    return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
+    return {name: metrics.get(name) for name in names}
 
 
 def best_checkpoint(checkpoints: Sequence[ModelCheckpoint]) -> str:

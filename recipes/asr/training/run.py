@@ -92,7 +92,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
     # before any manifest is read; and Lightning's own message would be a stack trace
-    resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
+    resumed, checkpoint, torn = find_resumed(settings, run_dir) or (None, None, ())
     if resumed is not None and settings.resume == "auto":
         check_same_run(run_dir, cfg)
     data_config = DataConfig.from_mapping(settings.data)
@@ -192,7 +192,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     return results
 
 
-def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
+def find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
     """What the run goes on from; None if it begins."""
     if settings.resume == "auto" and (found := newest_checkpoint(run_dir)) is not None:
         log.info("resume=auto goes on from %s", found.path)
