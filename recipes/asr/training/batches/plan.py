@@ -1,9 +1,10 @@
 """What a run would be, without one: ``train.py --plan``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_novograd.config.length import RunLength
 from lightning_novograd.config.pipeline import build_optimizers
@@ -61,14 +62,22 @@ def _lines(settings: RunSettings) -> Iterator[str]:
         freeze(module, settings.freeze)
     per_epoch, total = count_steps(epoch, plan, settings.trainer)
     epochs = epochs_of(settings.trainer)
-    warmup = None
-    if total:
-        block = {key: value for key, value in optim.items() if key not in _OF_TRAINING}
-        length = RunLength(total, "the plan", epochs, per_epoch)
-        entry = build_optimizers(block, module, max_steps=length).get("lr_scheduler")
-        warmup = "no schedule" if entry is None else describe_warmup(entry["scheduler"], entry["interval"])
+    warmup = warmup_of(optim, module, RunLength(total, "the plan", epochs, per_epoch)) if total else None
     yield describe_steps(per_epoch, total, epochs, warmup)
     yield describe_state(module, settings.trainer, plan.world_size) + stood_in
+
+
+def warmup_of(optim: Mapping[str, Any], module: nn.Module, length: RunLength) -> str:
+    """The warmup of a run of known length, in words.
+
+    Args:
+        optim: the optim block.
+        module: to train, on any device.
+        length: of the run.
+    """
+    block = {key: value for key, value in optim.items() if key not in _OF_TRAINING}
+    entry = build_optimizers(block, module, max_steps=length).get("lr_scheduler")
+    return "no schedule" if entry is None else describe_warmup(entry["scheduler"], entry["interval"])
 
 
 def _epoch(settings: RunSettings, plan: BatchPlan, size: TrainingSize, seconds: float | None) -> EpochSteps | None:
