@@ -30,7 +30,5 @@ class TaskSettings(RunSettings):
         if self.checkpoint.average is not None:
             raise ConfigError("checkpoint.average", "is of the speech recipe; leave it out")
         if self.trainer.get("strategy") == FSDP2:
-            problem = (
-                f"{FSDP2!r} is of the speech recipe, whose models may be too large for one device; take ddp or auto"
-            )
-            raise ConfigError("trainer.strategy", problem)
+            problem = "is of the speech recipe, whose models may be too large for one device; take ddp or auto"
+            raise ConfigError("trainer.strategy", f"{FSDP2!r} {problem}")

@@ -141,9 +141,8 @@ def split(labels: np.ndarray) -> list[np.ndarray]:
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
         dev, test = round(_DEV * len(indices)), round(_TEST * len(indices))
-        for part, chosen in zip(
-            parts, np.split(indices, [len(indices) - dev - test, len(indices) - test]), strict=True
-        ):
+        cuts = [len(indices) - dev - test, len(indices) - test]
+        for part, chosen in zip(parts, np.split(indices, cuts), strict=True):
             part.append(chosen)
     return [np.sort(np.concatenate(part)) for part in parts]
 

@@ -1,9 +1,9 @@
 """Train a small ResNet on handwritten digits: ``python recipes/image/train.py optim.lr=0.02``.
 
 Everything of the run goes to Hydra's run folder, as with the speech recipe: the config, the log, metrics.csv,
-TensorBoard events, checkpoints, curves.png and results.json. ``conf/image.yaml`` lists what can be set. With ``--plan``
-nothing is trained: it prints how the global batch is split, the learning rate, the steps, and the memory of the
-optimizer's state.
+TensorBoard events, checkpoints, curves.png and results.json. ``conf/image.yaml`` lists what can be set. With
+``--plan`` nothing is trained: it prints how the global batch is split, the learning rate, the steps, and the memory
+of the optimizer's state.
 """
 
 from functools import partial

@@ -1,9 +1,9 @@
 """Train a small Transformer on Python's documentation: ``python recipes/language/train.py optim=adamw``.
 
 Everything of the run goes to Hydra's run folder, as with the speech recipe: the config, the log, metrics.csv,
-TensorBoard events, checkpoints, curves.png and results.json. ``conf/language.yaml`` lists what can be set. With ``--plan``
-nothing is trained: it prints how the global batch is split, the learning rate, the steps, and the memory of the
-optimizer's state.
+TensorBoard events, checkpoints, curves.png and results.json. ``conf/language.yaml`` lists what can be set. With
+``--plan`` nothing is trained: it prints how the global batch is split, the learning rate, the steps, and the memory
+of the optimizer's state.
 """
 
 from functools import partial
