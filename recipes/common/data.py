@@ -129,7 +129,7 @@ class TaskData(LightningDataModule):
         sampler = EvalBatchSampler([1.0] * len(examples), self.settings.eval_batch_size, **self._place())
         return BatchLoader(_Keys(), sampler, partial(collate, examples, split))
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         if self.trainer is None:
             return {"world_size": 1, "rank": 0}
         return {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}

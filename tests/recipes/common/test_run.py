@@ -31,14 +31,10 @@ def test_what_a_run_leaves_behind(tmp_path, caplog):
         "model_parameters",
         "optimizer",
     ]
-    counted = {
-        "epochs": 3,
-        "optimizer_steps": 15,
-        "global_batch_size": 8,
-        "model_parameters": 10,
-        "optimizer": "novograd",
-    }
+    counted = {"epochs": 3, "optimizer_steps": 15, "global_batch_size": 8, "model_parameters": 10}
     assert counted.items() <= results.items()
+    assert results["optimizer"] == "novograd"
+    assert results["optimizer"] == "novograd"
     assert 0 <= results[POINTS.metric] < 0.5
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "metrics.csv", "curves.png", "results.json"}
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -99,4 +95,8 @@ def test_a_plan_trains_nothing(tmp_path, monkeypatch):
 
 
 def test_a_module_without_an_optim_block_is_evaluated_only():
-    assert not hasattr(PointModule({"classes": 2}), "optim_config")
+    module = PointModule({"classes": 2})
+    assert module.hparams["optim"] is None
+    assert module(torch.zeros(3, 4)).shape == (3, 2)
+    with pytest.raises(ConfigError, match=r"^optim: expected a mapping, got None"):
+        module.configure_optimizers()

@@ -71,7 +71,9 @@ def test_texts_come_from_sources_alone(tmp_path, monkeypatch):
     (tmp_path / "pack" / "tests").mkdir(parents=True)
     (tmp_path / "tkinter").mkdir()
     (tmp_path / "config-3-x").mkdir()
-    source = 'raise ImportError\ndef f():\n    """Of f."""\n    class C:\n        """Of C."""\nif 1:\n    async def g(): "Of g."\n'
+    source = (
+        'raise ImportError\ndef f():\n    "Of f."\n    class C:\n        "Of C."\nif 1:\n    async def g(): "Of g."\n'
+    )
     for name in ("b.py", "pack/a.py", "pack/tests/t.py", "tkinter/t.py", "config-3-x/c.py"):
         (tmp_path / name).write_text(source)
     (tmp_path / "empty.py").write_text("1")

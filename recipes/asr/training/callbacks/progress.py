@@ -77,13 +77,13 @@ class ProgressLog(pl.Callback):
         self._losses = MeanLoss(finite_only=True)
         first = self.metrics[0]
         if (name := f"train_{first.name}") in metrics:
-            parts.append(first.show(metrics[name]))
+            parts.append(first.show(float(metrics[name])))
         parts.append(f"{self.rate.mean:.1f} {self.unit}/s")
         if (done := trainer.global_step - self._first_step) > 0 and steps > 0:
             left = (self._said - self._began) / done * max(steps - trainer.global_step, 0)
             parts.append(f"{shown_time(left)} left")
         if dev and f"dev_{first.name}" in metrics:
-            of_dev = ", ".join(metric.show(metrics[f"dev_{metric.name}"]) for metric in self.metrics)
+            of_dev = ", ".join(metric.show(float(metrics[f"dev_{metric.name}"])) for metric in self.metrics)
             parts.append(f"dev: loss {metrics['dev_loss']:.4g}, {of_dev}")
         log.info("%s", ", ".join(parts), extra=self.extra)
 
