@@ -70,7 +70,7 @@ def test_every_yaml_composes_and_is_understood(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_config_of_every_task_composes_and_is_understood(name):
     settings = TaskSettings.read(compose(name), "")
-    assert parse_optim(settings.optim).name == "novograd"
+    assert parse_optim(settings.optim).name == "NovoGrad"
     TASKS[name].data.read(settings.data, "data")
     with torch.device("meta"):
         TASKS[name].module(settings.model, settings.optim)

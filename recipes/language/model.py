@@ -48,15 +48,18 @@ class Layer(nn.Module):
         width = config.width
         self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        # not one: an optimizer that normalizes by layer would drown the first two in the third's gradients
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """The next features."""
         batch, time, width = x_BTC.shape
-        heads = self.qkv(self.norm1(x_BTC)).view(batch, time, 3, self.heads, width // self.heads)
-        query, keys, values = heads.permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        features = self.norm1(x_BTC)
+        shape = (batch, time, self.heads, width // self.heads)
+        queries, keys, values = (f(features).view(shape).transpose(1, 2) for f in (self.query, self.key, self.value))
+        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         x_BTC = x_BTC + self.dropout(self.out(seen.transpose(1, 2).reshape(batch, time, width)))
         return x_BTC + self.dropout(self.down(F.gelu(self.up(self.norm2(x_BTC)))))
 
@@ -77,18 +80,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(config.classes, config.width)
         self.positions = nn.Embedding(config.length, config.width)
-        layers = [Layer(config) for _ in range(config.layers)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*(Layer(config) for _ in range(config.layers)))
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for layer in layers:  # two additions a layer; so their sum begins as large as one
-            for last in (layer.out, layer.down):
-                nn.init.normal_(last.weight, std=0.02 / (2 * config.layers) ** 0.5)
+        for table in (self.characters, self.positions):
+            nn.init.normal_(table.weight, std=0.02)  # the first logits are products with one of them
 
     def forward(self, x_BT: Tensor) -> Tensor:
         """Logits ``(batch, length, classes)`` of what follows each character."""

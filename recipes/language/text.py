@@ -32,7 +32,7 @@ def split_of(name: str) -> str:
         name: of a module's top package, or of a topic.
 
     Example:
-        >>> split_of("json")
+        >>> split_of("asyncio")
         'train'
     """
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32

@@ -103,6 +103,7 @@ def test_recipes_import_what_they_share(recipe):
                 assert any("/".join(path).startswith(room) for room in OF_EVERY_TASK), f"{module}.py imports {path}"
 
 
+@pytest.mark.slow
 def test_data_that_is_read_is_not_imported():
     """Packages bring pandas and scipy; a file of theirs is all that is wanted."""
     code = "import sys, lightning_novograd.recipes.image.train as train; train.IMAGE.data(name='digits').sets(0)"
