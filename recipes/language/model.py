@@ -80,11 +80,18 @@ class Transformer(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(config.classes, config.width)
         self.positions = nn.Embedding(config.length, config.width)
-        self.layers = nn.Sequential(*(Layer(config) for _ in range(config.layers)))
+        layers = [Layer(config) for _ in range(config.layers)]
+        self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        for table in (self.characters, self.positions):
-            nn.init.normal_(table.weight, std=0.02)  # the first logits are products with one of them
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for layer in layers:  # two additions a layer; so their sum begins as large as one
+            for last in (layer.out, layer.down):
+                nn.init.normal_(last.weight, std=0.02 / (2 * config.layers) ** 0.5)
 
     def forward(self, x_BT: Tensor) -> Tensor:
         """Logits ``(batch, length, classes)`` of what follows each character."""
