@@ -13,6 +13,9 @@ from lightning_novograd.config import parse_optim
 from lightning_novograd.recipes.asr.data.config import DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.settings import TaskSettings
+from lightning_novograd.recipes.image.module import IMAGE
+from lightning_novograd.recipes.language.module import LANGUAGE
 
 CONF = ROOT / "conf"
 OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))  # options of Hydra's own groups: tests/recipes/training/engines
@@ -25,6 +28,8 @@ def hydra():
         yield
 
 
+# besides the speech recipe
+TASKS = {"image": IMAGE, "language": LANGUAGE}
 # what the user has to add to an option
 REQUIRED = {
     "data/fsdd": ["data.root=recordings"],
@@ -62,6 +67,43 @@ def test_every_yaml_composes_and_is_understood(name):
             assert JasperCTC.from_config(settings.model).alphabet.labels[0] == " "
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_config_of_every_task_composes_and_is_understood(name):
+    settings = TaskSettings.read(compose(name), "")
+    assert parse_optim(settings.optim).name == "NovoGrad"
+    TASKS[name].data.read(settings.data, "data")
+    with torch.device("meta"):
+        TASKS[name].module(settings.model, settings.optim)
+    default, speech = compose(name), compose("asr")
+    assert default.keys() < speech.keys()
+    shared = {"seed", "large_batch", "nonfinite", "watchdog", "console", "resume", "resume_from", "layer_monitor"}
+    assert default.keys() == shared | {"model", "data", "optim", "trainer", "logger", "checkpoint"}
+    assert {key: default[key] for key in shared} == {key: speech[key] for key in shared}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "optim=sgd_larc",
+        "optim=paper/transformer_xl",
+        "sched=constant",
+        "sched=polynomial",
+        "trainer=ddp",
+        "logger=none",
+    ],
+)
+def test_tasks_take_the_options_of_the_speech_recipe(task, choice):
+    ours, speech = (compose(recipe, overrides=[choice]) for recipe in (task, "asr"))
+    group = choice.split("=")[0]
+    if group == "sched":
+        assert ours.optim.sched == speech.optim.sched
+    elif group == "trainer":
+        assert {**ours.trainer, "max_epochs": 0} == {**speech.trainer, "max_epochs": 0}
+    else:
+        assert ours[group] == speech[group]
+
+
 def test_a_preset_keeps_its_own_schedule():
     sched = compose("asr", overrides=["optim=paper/transformer_big"]).optim.sched
     assert (sched.name, sched.warmup_steps, sched.warmup_ratio) == ("CosineAnnealing", 4000, None)
@@ -94,7 +136,7 @@ def test_every_preset_has_a_schedule_of_its_own(name):
 
 def test_yaml_files_hold_plain_data():
     paths = sorted(CONF.glob("**/*.yaml"))
-    assert len(paths) - len(OF_HYDRA) == len(GROUPS) + 1, "asr.yaml and the options of all groups"
+    assert len(paths) - len(OF_HYDRA) == len(GROUPS) + 1 + len(TASKS), "the recipes and the options of all groups"
     for path in paths:
         content = OmegaConf.load(path)
         content.pop("hydra", None)  # whose callbacks have no other form

@@ -11,7 +11,9 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch.distributed as dist
@@ -45,6 +47,17 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         The dev WER, for a sweeper that optimizes; None where there is no dev set.
     """
+    return job(cfg, run, "dev_wer")
+
+
+def job(cfg: DictConfig, run: Callable[[DictConfig, Path], dict[str, Any]], metric: str) -> float | None:
+    """A run in Hydra's folder, whatever it comes to.
+
+    Args:
+        cfg: the composed config.
+        run: what trains and measures, given the config and the folder.
+        metric: of the results, the one to return.
+    """
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -55,7 +68,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         set_up_console()
         keep_freed_memory()
-        return run(cfg, run_dir)["dev_wer"]
+        return run(cfg, run_dir)[metric]
     except SystemExit as end:
         stop(end, run_dir)
     except Exception as error:
@@ -71,19 +84,29 @@ def main(cfg: DictConfig) -> float | None:
 @hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="asr")
 def show_plan(cfg: DictConfig) -> None:
     """Print what the run would be."""
+    say_plan(cfg, describe_run)
+
+
+def say_plan(cfg: DictConfig, describe: Callable[[DictConfig], str]) -> None:
+    """Print the plan of a run, or what is wrong with it in one line."""
     try:
-        print(describe_run(cfg))
+        print(describe(cfg))
     except LightningNovoGradError as error:
         problem = one_line(error)
         raise (JobFailed if HydraConfig.get().mode == RunMode.MULTIRUN else SystemExit)(problem) from None
 
 
 def plan() -> None:
-    """`show_plan` by the command line, ``--plan`` in it, with nothing left where Hydra would write."""
+    """`show_plan` by the command line."""
+    plan_by(show_plan)
+
+
+def plan_by(show: Callable[[], None]) -> None:
+    """Have Hydra show a plan by the command line, ``--plan`` in it, with nothing left where it would write."""
     command = [argument for argument in sys.argv if argument != PLAN]
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = [*command, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", *QUIET]
-        show_plan()
+        show()
 
 
 def nearest(error: BaseException | None) -> str | None:
@@ -121,13 +144,18 @@ def thread_names() -> list[str]:
     return [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
 
 
-if __name__ == "__main__":
+def start(train: Callable[[], Any], plan: Callable[[], None]) -> None:
+    """The command, from its arguments to the end of the process group."""
     outlive_readers()
     try:
-        plan() if PLAN in sys.argv else main()
+        plan() if PLAN in sys.argv else train()
     except SystemExit as end:
         if best := nearest(end.__context__):  # Hydra has said what is wrong
             print(f"Did you mean {best}?", file=sys.stderr)
         raise
     if dist.is_initialized() and dist.get_backend() == "gloo":
         leave()
+
+
+if __name__ == "__main__":
+    start(main, plan)

@@ -287,7 +287,7 @@ class SpeechDataModule(LightningDataModule):
         while self._loaders:
             self._loaders.pop().close()
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         if self.trainer is None:
             return {"world_size": 1, "rank": 0}
         return {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}

@@ -81,6 +81,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         last: what becomes of the entries that do not fill a step: ``"drop"`` or ``"keep"``.
         counts: what each utterance counts in the mean loss of a step, such as its characters; None: all the same.
         sums: a step's loss is the sum of its utterances', not their mean.
+        unit: what the utterances are called in messages.
 
     Raises:
         DataError: fewer utterances than one global batch needs, or one too long for `batch_seconds`.
@@ -109,6 +110,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         last: str = "drop",
         counts: Sequence[int] | None = None,
         sums: bool = False,
+        unit: str = "utterances",
     ) -> None:
         _check_geometry(batch_size, world_size, rank)
         for name, value in (("accumulate", accumulate), ("bucket_steps", bucket_steps)):
@@ -135,18 +137,19 @@ class GlobalBatchSampler(Sampler[list[int]]):
             self.steps = self._count_steps(batch_seconds)
             return
         entries = len(self.durations) if mixture is None else mixture.size
-        self.steps, self._short, left_out = epoch_steps(entries, batch_size, world_size, accumulate, last)
+        self.steps, self._short, left_out = epoch_steps(entries, batch_size, world_size, accumulate, last, unit)
         if left_out and rank == 0:
             log.info(
-                "%d of %d utterances do not fill a global batch of %d and are left out of each epoch, other ones in "
+                "%d of %d %s do not fill a global batch of %d and are left out of each epoch, other ones in "
                 "every epoch",
                 left_out,
                 entries,
+                unit,
                 self.global_batch_size,
             )
         if self._short and rank == 0:
             kept = entries % self.global_batch_size
-            log.info("the last step of each epoch has %d utterances, the others have %d", kept, self.global_batch_size)
+            log.info("the last step of each epoch has %d %s, the others have %d", kept, unit, self.global_batch_size)
 
     def _count_steps(self, batch_seconds: float) -> int:
         """Steps of so many seconds in an epoch, which is equally long every time."""

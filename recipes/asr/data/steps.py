@@ -80,7 +80,9 @@ class GlobalBatch(NamedTuple):
         return f"{size:.12g} {unit} ({split})"
 
 
-def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop") -> EpochSteps:
+def epoch_steps(
+    entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop", unit: str = "utterances"
+) -> EpochSteps:
     """The steps of an epoch of so many utterances.
 
     Args:
@@ -89,6 +91,7 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
         world_size: number of ranks.
         accumulate: micro-batches per optimizer step.
         last: what becomes of the utterances that do not fill a step, one of `LAST`.
+        unit: what they are called in messages.
 
     Raises:
         DataError: they do not fill one.
@@ -103,7 +106,7 @@ def epoch_steps(entries: int, batch_size: int, world_size: int, accumulate: int,
         largest = entries // one * one
         way = f"large_batch.global_batch_size={largest} fits" if largest else "a smaller data.batch_size may fit"
         raise DataError(
-            f"the training set has {entries} utterances, fewer than one global batch of {size} (batch size "
+            f"the training set has {entries} {unit}, fewer than one global batch of {size} (batch size "
             f"{batch_size} x {world_size} ranks x accumulation {accumulate}); {way}"
         )
     steps, left_out = divmod(entries, size)

@@ -115,11 +115,16 @@ class StepCheckpoint(ModelCheckpoint):
 _STEP = re.compile(r"step\d{7,}(-v\d+)?\.ckpt")
 
 
-def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpoint]:
+def build_checkpoints(settings: RunSettings, run_dir: Path, metric: str = "dev_wer") -> list[ModelCheckpoint]:
     """Top-k by dev WER, where there is one, and the last epoch's; if wanted, those to average, the newest in an epoch.
 
     No name has a ``=``, which Hydra would not take in ``resume_from=``. A run that was killed goes on from the last one
     and writes those of the same epoch again, so no name gets a ``-v1``.
+
+    Args:
+        settings: of the run.
+        run_dir: its folder.
+        metric: of the dev set, the smaller the better.
     """
     folder = run_dir / "checkpoints"
     # not save_last=True, which copies the newest of the top k
@@ -128,9 +133,9 @@ def build_checkpoints(settings: RunSettings, run_dir: Path) -> list[ModelCheckpo
     if settings.validates:
         by_epoch = ModelCheckpoint(
             dirpath=folder,
-            filename="epoch{epoch:03d}-dev_wer{dev_wer:.4f}",
+            filename=f"epoch{{epoch:03d}}-{metric}{{{metric}:.4f}}",
             auto_insert_metric_name=False,
-            monitor="dev_wer",
+            monitor=metric,
             mode="min",
             save_top_k=settings.checkpoint.save_top_k,
             enable_version_counter=False,

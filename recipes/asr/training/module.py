@@ -12,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lightning_novograd import OptimMixin
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
-from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, NonFiniteGuard, merge, shown
+from lightning_novograd.recipes.asr.training.callbacks.guarded import GuardedSteps
+from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, merge, shown
 from lightning_novograd.recipes.asr.training.faults.blank import CAUSES, Progress, Seen, diagnose, look_at
 from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _BLANK = "blank"  # key of checkpoints
 
 
-class CTCModule(OptimMixin, pl.LightningModule):
+class CTCModule(GuardedSteps, pl.LightningModule):
     """Jasper or QuartzNet trained with CTC; the optimizer comes from the ``optim`` block.
 
     The acoustic model is ``self.model``; below that prefix the state-dict keys are NeMo's. Logs ``train_loss``,
@@ -44,8 +44,6 @@ class CTCModule(OptimMixin, pl.LightningModule):
     Raises:
         ConfigError: a key of `model` or `optim` is unknown, misspelt, or has an impossible value.
     """
-
-    guard: NonFiniteGuard | None = None  # of the run: whether the optimizer may step
 
     def __init__(self, model: Mapping[str, Any], optim: Mapping[str, Any] | None = None, num_samples: int = 3) -> None:
         super().__init__()
@@ -107,28 +105,6 @@ class CTCModule(OptimMixin, pl.LightningModule):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(_BLANK, {"dev_losses": [], "causes": []})
         self._dev_losses, self._blank_causes = list(saved["dev_losses"]), set(saved["causes"])
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        """Lightning's hook: step, unless the guard has the step left out."""
-        if self.guard is None or optimizer_closure is None:
-            return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        losses = [optimizer_closure()]  # LBFGS asks for more
-        if not self.guard.passes(self.trainer, self):
-            return
-        count = self._step_count
-        before = None if count is None else count.steps
-        super().optimizer_step(epoch, batch_idx, optimizer, lambda: losses.pop() if losses else optimizer_closure())
-        if count is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            self.guard.note_scaled_step(self.trainer, self, has_stepped=count.steps != before)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Lightning's hook: step the schedule, unless it counts steps and the optimizer's was left out."""
-        sched = self._single("schedule").stepped
-        waits = sched is not None and sched.interval == "step" and self.guard is not None and self.guard.is_skipping
-        if not waits:
-            super().lr_scheduler_step(scheduler, metric)
 
     def _loss(self, batch: Batch, function: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         log_probs_BTV, lens_B = self(batch.wave_BS, batch.wave_lens_B)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # in results.json: what came of the training, not of the measurement behind it
 _OF_TRAINING = (
-    *("epochs", "global_batch_size", "global_batch_seconds", "utt_per_s", "wall_s", "peak_memory_mb"),
+    *("epochs", "global_batch_size", "global_batch_seconds", "wall_s", "peak_memory_mb"),
     *("stopped_early", "skipped_steps"),
 )
 
@@ -59,7 +59,11 @@ def measured_weights(
 
 
 def measure(
-    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
+    trainer: pl.Trainer,
+    module: CTCModule,
+    data: SpeechDataModule,
+    checkpoint: str | None,
+    names: Sequence[str] = ("dev_wer", "test_wer", "dev_cer", "test_cer"),
 ) -> dict[str, float | None]:
     """Error rates of the dev and the test set; None for those of a set that there is not, or that a limit leaves out.
 
@@ -68,12 +72,13 @@ def measure(
         module: with the weights of the last step.
         data: the corpus.
         checkpoint: weights to measure instead.
+        names: of the metrics, in the order that they have in results.json.
     """
     metrics: dict[str, float] = {}
     for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
         for measured in evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True):
             metrics.update(measured)
-    return {name: metrics.get(name) for name in ("dev_wer", "test_wer", "dev_cer", "test_cer")}
+    return {name: metrics.get(name) for name in names}
 
 
 def best_checkpoint(checkpoints: Sequence[ModelCheckpoint]) -> str:
@@ -125,23 +130,24 @@ def describe_plan(plan: BatchPlan, seconds: float | None) -> str:
     )
 
 
-def results_of_training(run_dir: Path, step: int) -> dict[str, Any]:
+def results_of_training(run_dir: Path, step: int, rate: str = "utt_per_s") -> dict[str, Any]:
     """What results.json says of a training that has ended, to be kept where it is only measured again.
 
     Args:
         run_dir: of the run.
         step: optimizer steps of the training.
+        rate: the name of its speed.
 
     Returns:
-        No number of utterances/s, where it says nothing: none is trained on now.
+        No speed, where it says nothing: nothing is trained on now.
     """
     try:
         results = json.loads((run_dir / "results.json").read_text())
     except (OSError, ValueError):
         results = None
     if not isinstance(results, dict) or results.get("optimizer_steps") != step:
-        return {"utt_per_s": None}
-    return {name: results[name] for name in _OF_TRAINING if name in results}
+        return {rate: None}
+    return {name: results[name] for name in (rate, *_OF_TRAINING) if name in results}
 
 
 def set_results_aside(run_dir: Path) -> None:

@@ -11,10 +11,8 @@ from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
-from lightning_novograd.errors import DataError, LightningNovoGradError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.data.loader import WorkerError, lost_worker
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.text.labels import write_labels
@@ -33,8 +31,8 @@ from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints
 from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
 from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
 from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
+from lightning_novograd.recipes.asr.training.faults.ending import ended_together
 from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
-from lightning_novograd.recipes.asr.training.faults.watchdog import watched
 from lightning_novograd.recipes.asr.training.folder import claimed_folder, is_requeued, save_config
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.labels import with_labels
@@ -49,8 +47,7 @@ from lightning_novograd.recipes.asr.training.restart.newest import (
 )
 from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
 from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
-from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, Stopped, end_peers, listening
-from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
+from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, listening
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
@@ -98,7 +95,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
     # before any manifest is read; and Lightning's own message would be a stack trace
-    resumed, checkpoint, torn = _find_resumed(settings, run_dir) or (None, None, ())
+    resumed, checkpoint, torn = find_resumed(settings, run_dir) or (None, None, ())
     if resumed is not None and settings.resume == "auto":
         check_same_run(run_dir, cfg, resumed)
     data_config = DataConfig.from_mapping(settings.data)
@@ -163,23 +160,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         if settings.resume != "auto" or length is None:
             set_results_aside(run_dir)
         set_later_checkpoints_aside(run_dir, step)
-    try:
-        with watched(trainer, heartbeat, settings.watchdog.timeout, run_dir):
-            try:
-                trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
-                measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
-            except Exception as error:
-                if (lost := lost_worker(error)) is not None and INBOX.number is None:
-                    error = lost.with_traceback(error.__traceback__)
-                if isinstance(error, DataError | WorkerError):
-                    note_way_on(error, run_dir)
-                if INBOX.number is None or isinstance(error, LightningNovoGradError):
-                    raise error
-                # a loader's process or another rank has got the signal too, and did not wait for the next step
-                raise Stopped(INBOX.number) from error
-    except Stopped as end:
-        end_peers(end, INBOX.peers)
-        raise
+    with ended_together(trainer, heartbeat, settings.watchdog.timeout, run_dir):
+        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+        measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
 
     results: dict[str, Any] = {
         **measured,
@@ -205,7 +188,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     return results
 
 
-def _find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
+def find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
     """What the run goes on from; None if it begins."""
     asked = "resume=auto" if settings.resume == "auto" else "the requeued job" if is_requeued(run_dir) else None
     if asked is not None and (found := newest_checkpoint(run_dir)) is not None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -153,6 +153,8 @@ class RunSettings(Section):
         layer_monitor: optimizer steps between records of :class:`LayerMonitor`; None: none.
     """
 
+    measure: ClassVar[str] = "dev WER"  # what the best checkpoint is chosen by
+
     model: dict = key()
     data: dict = key()
     optim: dict = key()
@@ -198,9 +200,9 @@ class RunSettings(Section):
         """Why no checkpoint can be chosen by dev WER, if none can."""
         every, epochs = self.trainer.get("check_val_every_n_epoch"), self.trainer.get("max_epochs")
         if not self.validates:
-            return "with trainer.limit_val_batches=0 there is no dev WER to choose by"
+            return f"with trainer.limit_val_batches=0 there is no {self.measure} to choose by"
         if isinstance(every, int) and isinstance(epochs, int) and 0 < epochs < every:
-            return f"with trainer.check_val_every_n_epoch={every} the {epochs} epochs end without a dev WER"
+            return f"with trainer.check_val_every_n_epoch={every} the {epochs} epochs end without a {self.measure}"
         if self.trainer.get("fast_dev_run"):
             return "trainer.fast_dev_run keeps no checkpoints"
         return None

@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_novograd.config.build import parts_of
 from lightning_novograd.config.optimizers import whole
-from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
+from lightning_novograd.recipes.asr.training.module import count_parameters
 
 # precisions in which the weights themselves have another dtype, and the state with them
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64, "64": torch.float64}
@@ -18,15 +19,15 @@ _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": tor
 _SHARDED = ("fsdp", "model_parallel", "deepspeed")
 
 
-def outline(module: CTCModule, trainer: Mapping[str, Any]) -> CTCModule:
+def outline(module: pl.LightningModule, trainer: Mapping[str, Any]) -> pl.LightningModule:
     """A module of the same parameters without their memory.
 
     Args:
-        module: of the run.
+        module: of the run, built from its hyper-parameter ``model``.
         trainer: the ``trainer`` block, whose precision counts.
     """
     with torch.device("meta"):
-        made = CTCModule(module.hparams["model"])
+        made = type(module)(module.hparams["model"])
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -37,11 +38,12 @@ def describe_state(module: Any, trainer: Mapping[str, Any], world_size: int) -> 
     """The optimizer's state of one rank in words, from a step of the run's own optimizer on tensors without memory.
 
     Args:
-        module: of the run, a `CTCModule`.
+        module: of the run, as :func:`outline` takes it.
         trainer: the ``trainer`` block.
         world_size: number of ranks.
 
     Example:
+        >>> from lightning_novograd.recipes.asr.training.module import CTCModule
         >>> model = {"labels": ["a"], "encoder": {"jasper": [{"filters": 8, "kernel": 11, "residual": False}]}}
         >>> module = CTCModule(model, {"name": "adamw", "lr": 0.01})
         >>> describe_state(module, {}, world_size=2)

@@ -1,9 +1,10 @@
 """What a run would be, without one: ``train.py --plan``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_novograd.config.length import RunLength
 from lightning_novograd.config.pipeline import build_optimizers
@@ -61,15 +62,33 @@ def _lines(settings: RunSettings) -> Iterator[str]:
         freeze(module, settings.freeze)
     per_epoch, total = count_steps(epoch, plan, settings.trainer)
     epochs = epochs_of(settings.trainer)
-    warmup = None
-    is_endless = total is None and epochs is None  # which not every schedule can be: then it says so
-    if total or is_endless:
-        block = {key: value for key, value in optim.items() if key not in _OF_TRAINING}
-        length = None if is_endless else RunLength(total, "the plan", epochs, per_epoch)
-        entry = build_optimizers(block, module, max_steps=length).get("lr_scheduler")
-        warmup = "no schedule" if entry is None else describe_warmup(entry["scheduler"], entry["interval"])
+    warmup = warmup_of(optim, module, total, epochs, per_epoch)
     yield describe_steps(per_epoch, total, epochs, warmup)
     yield describe_state(module, settings.trainer, plan.world_size) + stood_in
+
+
+def warmup_of(
+    optim: Mapping[str, Any], module: nn.Module, total: int | None, epochs: int | None, per_epoch: int | None
+) -> str | None:
+    """The warmup of a run, in words; None where its length is not known yet.
+
+    Args:
+        optim: the optim block.
+        module: to train, on any device.
+        total: optimizer steps of the run.
+        epochs: of the run, at most; None besides `total`: it has no end.
+        per_epoch: optimizer steps of an epoch.
+
+    Raises:
+        ConfigError: the run has no end, and the schedule needs one.
+    """
+    is_endless = total is None and epochs is None
+    if not total and not is_endless:
+        return None
+    block = {key: value for key, value in optim.items() if key not in _OF_TRAINING}
+    length = RunLength(total, "the plan", epochs, per_epoch) if total else None
+    entry = build_optimizers(block, module, max_steps=length).get("lr_scheduler")
+    return "no schedule" if entry is None else describe_warmup(entry["scheduler"], entry["interval"])
 
 
 def _epoch(settings: RunSettings, plan: BatchPlan, size: TrainingSize, seconds: float | None) -> EpochSteps | None:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
+from lightning_novograd.recipes.asr.training.callbacks.metric import WER, Metric
 from lightning_novograd.recipes.asr.training.loss import MeanLoss
 
 
@@ -21,10 +22,12 @@ class CurveRecorder(pl.Callback):
         every_n_steps: optimizer steps between two points of loss and learning rate.
     """
 
+    metric = WER
+
     def __init__(self, path: Path, every_n_steps: int = 10) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
-        self.points: dict[str, list[tuple[int, float]]] = {"loss": [], "lr": [], "wer": []}
+        self.points: dict[str, list[tuple[int, float]]] = {"loss": [], "lr": [], self.metric.name: []}
         self._step = 0  # optimizer steps before the micro-batches below
         self._losses = MeanLoss()
 
@@ -54,31 +57,41 @@ class CurveRecorder(pl.Callback):
         self._step, self._losses = step, MeanLoss()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the dev WER."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and "dev_wer" in trainer.callback_metrics:
-            self.points["wer"].append((trainer.global_step, float(trainer.callback_metrics["dev_wer"])))
+        """Keep the error rate of the dev set."""
+        name, metrics = self.metric.name, trainer.callback_metrics
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and f"dev_{name}" in metrics:
+            self.points[name].append((trainer.global_step, float(metrics[f"dev_{name}"])))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves, on rank 0."""
         if trainer.is_global_zero:
-            draw_curves(self.points, self.path)
+            self.draw()
+
+    def draw(self) -> None:
+        """Write the picture."""
+        draw_curves(self.points, self.path)
 
 
-def draw_curves(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Write one picture with loss, WER and learning rate below each other against optimizer steps.
+def draw_curves(
+    points: dict[str, list[tuple[int, float]]], path: Path, metric: Metric = WER, loss: str = "CTC loss"
+) -> None:
+    """Write one picture with loss, error rate and learning rate below each other against optimizer steps.
 
     Args:
-        points: ``(step, value)`` pairs under ``loss``, ``wer`` (a fraction) and ``lr``.
+        points: ``(step, value)`` pairs under ``loss``, the metric's name and ``lr``.
         path: the picture to write.
+        metric: of the dev set.
+        loss: what the loss is called.
     """
     from matplotlib.figure import Figure
 
-    titles = {"loss": "CTC loss (training)", "wer": "WER (dev), %", "lr": "learning rate"}
+    percent = ", %" if metric.is_fraction else ""
+    titles = {"loss": f"{loss} (training)", metric.name: f"{metric.label} (dev){percent}", "lr": "learning rate"}
     figure = Figure(figsize=(8, 9), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(3, 1, sharex=True), titles.items(), strict=True):
         steps = [step for step, _ in points[name]]
-        values = [100 * v if name == "wer" else v for _, v in points[name]]
-        axes.plot(steps, values, marker="o" if name == "wer" else None)
+        values = [100 * v if name == metric.name and metric.is_fraction else v for _, v in points[name]]
+        axes.plot(steps, values, marker="o" if name == metric.name else None)
         axes.set_ylabel(title)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

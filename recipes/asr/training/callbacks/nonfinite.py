@@ -72,10 +72,11 @@ class NonFiniteGuard(pl.Callback):
         action: ``"raise"``, or ``"skip"`` to leave bad steps out.
         max_consecutive: bad steps in a row that are skipped; one more is an error. 20 more of a GradScaler's, whatever
             the action, as it begins with a scale that is too large.
+        samples: the tensor of a batch whose rows are its samples.
     """
 
-    def __init__(self, action: str = "raise", max_consecutive: int = 10) -> None:
-        self.action, self.max_consecutive = action, max_consecutive
+    def __init__(self, action: str = "raise", max_consecutive: int = 10, samples: str = "wave_BS") -> None:
+        self.action, self.max_consecutive, self.samples = action, max_consecutive, samples
         self.inbox: Inbox | None = None
         self.skipped = 0
         self.consecutive = 0
@@ -105,7 +106,7 @@ class NonFiniteGuard(pl.Callback):
             if self.action == "skip":
                 self._statistics = [(kept, kept.clone()) for kept in running_statistics(pl_module)]
         # a sum has one number that is not finite if the samples have; and no array of booleans is made
-        waves_B = torch.isfinite(batch.wave_BS.detach().sum(dim=1, dtype=torch.float32))
+        waves_B = torch.isfinite(getattr(batch, self.samples).detach().flatten(1).sum(dim=1, dtype=torch.float32))
         self._window.append(_Seen(batch.places, waves_B, torch.zeros(())))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

@@ -3,11 +3,13 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
+from lightning_novograd.recipes.asr.training.callbacks.metric import CER, WER, Metric
 from lightning_novograd.recipes.asr.training.callbacks.rate import UtteranceRate
 from lightning_novograd.recipes.asr.training.loss import MeanLoss
 
@@ -24,9 +26,19 @@ class ProgressLog(pl.Callback):
         rate: counts the utterances.
         interval: s between two lines.
         extra: attributes of the log records.
+        metrics: of the dev set; a training batch may have the first.
+        unit: what the utterances are called.
     """
 
-    def __init__(self, rate: UtteranceRate, interval: float = 30.0, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        rate: UtteranceRate,
+        interval: float = 30.0,
+        extra: dict[str, Any] | None = None,
+        metrics: Sequence[Metric] = (WER, CER),
+        unit: str = "utterances",
+    ) -> None:
+        self.metrics, self.unit = metrics, unit
         self.rate, self.interval, self.extra = rate, interval, extra
         self._began = self._said = 0.0
         self._first_step = 0
@@ -63,17 +75,16 @@ class ProgressLog(pl.Callback):
         if not math.isnan(loss := self._losses.mean):
             parts.append(f"loss {loss:.4g}")
         self._losses = MeanLoss(finite_only=True)
-        if "train_wer" in metrics:
-            parts.append(f"WER {100 * metrics['train_wer']:.2f} %")
-        parts.append(f"{self.rate.mean:.1f} utterances/s")
+        first = self.metrics[0]
+        if (name := f"train_{first.name}") in metrics:
+            parts.append(first.show(float(metrics[name])))
+        parts.append(f"{self.rate.mean:.1f} {self.unit}/s")
         if (done := trainer.global_step - self._first_step) > 0 and steps > 0:
             left = (self._said - self._began) / done * max(steps - trainer.global_step, 0)
             parts.append(f"{shown_time(left)} left")
-        if dev and "dev_wer" in metrics:
-            parts.append(
-                f"dev: loss {metrics['dev_loss']:.4g}, WER {100 * metrics['dev_wer']:.2f} %, "
-                f"CER {100 * metrics['dev_cer']:.2f} %"
-            )
+        if dev and f"dev_{first.name}" in metrics:
+            of_dev = ", ".join(metric.show(float(metrics[f"dev_{metric.name}"])) for metric in self.metrics)
+            parts.append(f"dev: loss {metrics['dev_loss']:.4g}, {of_dev}")
         log.info("%s", ", ".join(parts), extra=self.extra)
 
 

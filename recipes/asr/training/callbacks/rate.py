@@ -1,6 +1,7 @@
 """How fast a run trains."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +10,15 @@ from lightning_novograd.recipes.asr.data.dataset import Batch
 
 
 class UtteranceRate(pl.Callback):
-    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``."""
+    """Training utterances per second over all ranks, validation not counted; logged as ``utt_per_s``.
 
-    def __init__(self) -> None:
+    Args:
+        name: under which it is logged.
+        size: how many there are in a batch.
+    """
+
+    def __init__(self, name: str = "utt_per_s", size: Callable[[Any], int] = lambda batch: len(batch.texts)) -> None:
+        self.name, self.size = name, size
         self.utterances = 0
         self.seconds = 0.0
         self._since: float | None = None
@@ -57,7 +64,8 @@ class UtteranceRate(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count the batch on all ranks."""
-        self.utterances += len(batch.texts) * trainer.world_size
+        size = self.size(batch)
+        self.utterances += size * trainer.world_size
         self._stop()
         self._start()
-        pl_module.log("utt_per_s", self.mean, prog_bar=True, batch_size=len(batch.texts))
+        pl_module.log(self.name, self.mean, prog_bar=True, batch_size=size)

@@ -1,0 +1,1 @@
+"""What recipes share whose tasks are a table of examples, a small model and one number to get down."""

@@ -1,0 +1,37 @@
+"""Train a small ResNet on handwritten digits: ``python recipes/image/train.py optim.lr=0.02``.
+
+Everything of the run goes to Hydra's run folder, as with the speech recipe: the config, the log, metrics.csv,
+TensorBoard events, checkpoints, curves.png and results.json. ``conf/image.yaml`` lists what can be set. With
+``--plan`` nothing is trained: it prints how the global batch is split, the learning rate, the steps, and the memory
+of the optimizer's state.
+"""
+
+from functools import partial
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_novograd.recipes.asr.train import job, plan_by, say_plan, start
+from lightning_novograd.recipes.common.plan import describe_run
+from lightning_novograd.recipes.common.run import run
+from lightning_novograd.recipes.image.module import IMAGE
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="image")
+def main(cfg: DictConfig) -> float | None:
+    """Train, test, write the results.
+
+    Returns:
+        The dev set's top-1 error, a fraction, for a sweeper that optimizes; None where it is left out.
+    """
+    return job(cfg, partial(run, IMAGE), IMAGE.metric)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_novograd.conf", config_name="image")
+def show_plan(cfg: DictConfig) -> None:
+    """Print what the run would be."""
+    say_plan(cfg, partial(describe_run, IMAGE))
+
+
+if __name__ == "__main__":
+    start(main, partial(plan_by, show_plan))
