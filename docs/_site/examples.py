@@ -1,0 +1,13 @@
+"""Docstrings here have an `Example:`; the parser of Google's style knows `Examples:` alone."""
+
+from typing import Any
+
+import griffe
+
+
+class Examples(griffe.Extension):
+    """Reads the one as the other."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
