@@ -47,6 +47,7 @@ def recipes() -> list[Path]:
 
 
 def relative(path: Path) -> str:
+    """By its path in the repository."""
     return path.relative_to(ROOT).as_posix()
 
 

@@ -135,6 +135,8 @@ def _check_python(words: list[str], folder: Path | None) -> None:
         _check_paths(arguments)
     elif name == "-c":
         compile(arguments[0], "python -c", "exec")
+    elif is_module and not arguments and folder is None:
+        return  # named in the text
     elif is_module or (ROOT / name).is_file():
         if is_module or "argparse" in (ROOT / name).read_text("utf-8"):
             _check_arguments(name, arguments, is_module)
