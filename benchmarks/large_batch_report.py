@@ -298,7 +298,8 @@ def draw(sections: Sequence[Section], path: Path) -> None:
     for axes in figure.axes[-2:]:
         axes.set_xlabel("global batch, utterances")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))  # no place in the axes is free of curves
+    # no place in the axes is free of curves
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=100)
 
 

@@ -58,11 +58,15 @@ def title(path: Path) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill in the recipes of the navigation."""
+    """Fill in the recipes of the navigation, and the pages that mkdocs.yml does not name."""
     places = outside_docs()
-    for entry in config.nav or []:
-        if isinstance(entry, dict) and "Recipes" in entry:
+    config.nav = config.nav or []
+    for entry in config.nav:
+        if "Recipes" in entry:
             entry["Recipes"] = [{title(path): places[relative(path)]} for path in recipes()]
+    named = str(config.nav)
+    others = [path for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
+    config.nav += [{title(path): path.name} for path in others]
     return config
 
 
