@@ -15,6 +15,7 @@ logging.getLogger("lightning_novograd").setLevel(logging.WARNING)
 
 STEPS = 200
 LR = 0.1
+SIZE = (6, 3.4)  # inches; two beside each other on the page
 WARMUP = {"warmup_steps": 20}
 HOLD = {**WARMUP, "hold_steps": 40}
 FLOOR = {"min_lr": 0.01}
@@ -69,5 +70,7 @@ def picture(sched: dict[str, Any]) -> str:
     scheduler = build_optimizers(block, torch.nn.Linear(1, 1), max_steps=STEPS)["lr_scheduler"]["scheduler"]
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": sched["name"]}):
-        plot_schedule(scheduler, STEPS).savefig(text, format="svg", metadata={"Date": None})
+        figure = plot_schedule(scheduler, STEPS)
+        figure.set_size_inches(SIZE)
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

@@ -123,6 +123,8 @@ def _check_launcher(program: str, words: list[str], folder: Path | None) -> None
 
 
 def _check_python(words: list[str], folder: Path | None) -> None:
+    if not words or words == ["-m"]:
+        return  # named in the text
     is_module = words[0] == "-m"
     name, arguments = (words[1], words[2:]) if is_module else (words[0], words[1:])
     if folder is not None and (folder / name).is_file():
@@ -135,11 +137,13 @@ def _check_python(words: list[str], folder: Path | None) -> None:
         _check_paths(arguments)
     elif name == "-c":
         compile(arguments[0], "python -c", "exec")
-    elif is_module and not arguments and folder is None:
-        return  # named in the text
     elif is_module or (ROOT / name).is_file():
         if is_module or "argparse" in (ROOT / name).read_text("utf-8"):
-            _check_arguments(name, arguments, is_module)
+            try:
+                _check_arguments(name, arguments, is_module)
+            except Wrong as error:
+                if folder is not None or "arguments are required" not in str(error):  # the text may name it alone
+                    raise
         elif folder is not None:
             _run([str(ROOT / name), *arguments], folder)
     else:
