@@ -147,7 +147,7 @@ test-hosts: $(VENV)/.installed
 
 # The site, in site/, with all that is wrong with a page an error; torch is not installed anew
 docs: $(VENV)/.installed
-	$(BIN)/python -c "import material, mkdocs, mkdocstrings_handlers.python" 2>/dev/null || \
+	$(BIN)/python -c "import latex2mathml, material, mkdocs, mkdocstrings_handlers.python" 2>/dev/null || \
 	  $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
 
