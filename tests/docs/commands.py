@@ -6,6 +6,7 @@ have their targets and extras looked up.
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -137,17 +138,27 @@ def _check_python(words: list[str], folder: Path | None) -> None:
         _check_paths(arguments)
     elif name == "-c":
         compile(arguments[0], "python -c", "exec")
-    elif is_module or (ROOT / name).is_file():
-        if is_module or "argparse" in (ROOT / name).read_text("utf-8"):
+    elif (source := _source(name, is_module)) is not None:
+        if "argparse" in source.read_text("utf-8"):
             try:
                 _check_arguments(name, arguments, is_module)
             except Wrong as error:
                 if folder is not None or "arguments are required" not in str(error):  # the text may name it alone
                     raise
         elif folder is not None:
-            _run([str(ROOT / name), *arguments], folder)
+            _run(words if is_module else [str(source), *arguments], folder)
     else:
         raise Wrong(f"python {name}: there is no such file")
+
+
+def _source(name: str, is_module: bool) -> Path | None:
+    """The file of a program; None: there is none."""
+    if not is_module:
+        return ROOT / name if (ROOT / name).is_file() else None
+    found = importlib.util.find_spec(name)
+    if found is not None and found.submodule_search_locations:
+        found = importlib.util.find_spec(f"{name}.__main__")
+    return Path(found.origin) if found is not None and found.origin else None
 
 
 def _run(words: list[str], folder: Path) -> None:

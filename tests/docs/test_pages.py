@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import Wrong, check
 from pages import ROOT, all_pages, blocks, inline_commands, plain_commands
 
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in all_pages()}
@@ -80,3 +81,11 @@ def test_a_comment_above_a_block_has_the_reason(tmp_path):
         "<!-- not run: shows\nan abort -->\n\n```python\n1 / 0\n```\n\n<!-- needs: torch, no_such -->\n```sh\nx\n```\n"
     )
     assert [block.not_run for block in blocks(page)] == ["shows an abort", "needs no_such"]
+
+
+def test_a_program_that_the_text_names_is_not_run(tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    check(["python", "-m", "planted"], None)
+    with pytest.raises(Wrong, match="exit code 1"):
+        check(["python", "-m", "planted"], tmp_path)
