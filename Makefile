@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-chaos test-isa test-golden test-oldest test-newest test-mutants wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-chaos test-isa test-golden test-oldest test-newest test-mutants docs test-docs wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -21,10 +21,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python recipes/asr/train.py $(DEMO_ARGS)
 
 test: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos and not docs"
 
 test-all: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not chaos and not docs"
 
 # Runs that are killed, stopped and starved of disk; outputs/faults.md is the table of what came of it. One test at a time: they time what they wait for, and two ranks
 # take two cores.
@@ -79,10 +79,10 @@ $(NEWEST_VENV)/.installed: pyproject.toml setup.py
 	touch $@
 
 test-oldest: $(OLDEST_VENV)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos and not docs"
 
 test-newest: $(NEWEST_VENV)/.installed
-	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos"
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not gpu and not chaos and not docs"
 
 # Plants single defects and sees whether a test notices (CONTRIBUTING.md); not part of CI
 MUTANTS_ARGS ?=
@@ -145,9 +145,19 @@ test-hosts: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,hosts]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_hosts.py tests/integration/test_huggingface.py
 
+# The site, in site/, with all that is wrong with a page an error; torch is not installed anew
+docs: $(VENV)/.installed
+	$(BIN)/python -c "import latex2mathml, material, mkdocs, mkdocstrings_handlers.python" 2>/dev/null || \
+	  $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
+# Every command and every block of code in README.md, docs/ and recipes/, as printed; then the site, if it is built
+test-docs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m docs tests/docs
+
 # On a machine with a GPU
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/gpu
 
 clean:
-	rm -rf $(VENV) $(NEMO_VENV) $(OLDEST_VENV) $(NEWEST_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf site $(VENV) $(NEMO_VENV) $(OLDEST_VENV) $(NEWEST_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis

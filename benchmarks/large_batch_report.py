@@ -303,9 +303,11 @@ def draw(sections: Sequence[Section], path: Path) -> None:
             axes.set_title(f"{name}, {section.epochs:g} epochs")
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("WER, %: median and range of the seeds")
-        panels[0].legend()
     for axes in figure.axes[-2:]:
         axes.set_xlabel("global batch, utterances")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    # no place in the axes is free of curves
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=100)
 
 

@@ -86,7 +86,7 @@ def draw_noise(noise: NoiseCurves, path: Path) -> None:
     lower.plot(noise.steps, noise.sq_gradient, label="|G|², running")
     lower.plot(noise.steps, noise.trace, label="tr Σ, running")
     lower.set(xlabel="optimizer step", yscale="log")
-    lower.legend()
+    _legend_above(lower)
     figure.savefig(path, dpi=110)
 
 
@@ -94,5 +94,10 @@ def _noise_scale(axes: Any, noise: NoiseCurves) -> Any:
     axes.plot(noise.steps, noise.scale, label="noise scale, running")
     axes.plot(noise.steps, noise.batch_size, "--", color="gray", label="global batch")
     axes.set(ylabel="samples", yscale="log")
-    axes.legend()
+    _legend_above(axes)
     return axes
+
+
+def _legend_above(axes: Any) -> None:
+    """Where no curve is."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
