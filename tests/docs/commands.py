@@ -6,6 +6,7 @@ have their targets and extras looked up.
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -22,7 +23,12 @@ from unittest import mock
 
 from pages import ROOT
 
-TRAIN = ("recipes/asr/train.py", "lightning_novograd.recipes.asr.train")
+# whose config is conf/NAME.yaml
+TRAIN = {
+    f"{path}": name
+    for name in ("asr", "image", "language")
+    for path in (f"recipes/{name}/train.py", f"lightning_novograd.recipes.{name}.train")
+}
 QUICK = ("describe", "plot-schedule", "convert-checkpoint")  # of python -m lightning_novograd
 PASSED = (".", "cd", "export", "git", "mkdir", "python3", "source")  # what a reader's shell does, and python3 -m venv
 LAUNCHERS = ("torchrun", "srun")
@@ -72,7 +78,7 @@ def check(words: list[str], folder: Path | None) -> None:
         _check_paths(rest)
     elif program == "sbatch":
         _check_paths(rest[:1])
-        _check_train(rest[1:])
+        _check_train("asr", rest[1:])
     elif program in ("cibuildwheel", "pre-commit"):
         return
     elif program in LAUNCHERS:
@@ -131,7 +137,7 @@ def _check_python(words: list[str], folder: Path | None) -> None:
     if folder is not None and (folder / name).is_file():
         _run(words, folder)
     elif name in TRAIN:
-        _check_train(arguments)
+        _check_train(TRAIN[name], arguments)
     elif name == "lightning_novograd" and folder is not None and arguments[0] in QUICK:
         _run(words, folder)
     elif name in ("pytest", "build", "pip", "pydoc", "auditwheel"):
@@ -169,24 +175,35 @@ def _run(words: list[str], folder: Path) -> None:
         raise Wrong(f"python {shlex.join(words)}: exit code {done.returncode}\n{output}")
 
 
-def _check_train(words: list[str]) -> None:
+def _check_train(recipe: str, words: list[str]) -> None:
     """The config is composed, and the run planned as by ``--plan``: nothing is read, made or trained."""
     from hydra import compose, initialize_config_module
-
-    from lightning_novograd.recipes.asr.training.batches.plan import describe_run
 
     unknown = [word for word in words if word.startswith("-") and word not in ("--plan", "-m", "--multirun")]
     if unknown:
         raise Wrong(f"train.py {unknown[0]}: not an option of it")
     overrides = [word for word in words if not word.startswith(("-", "hydra/launcher="))]
+    if len(overrides) < len(words) and "--plan" not in words:  # a sweep: its first run
+        overrides = [re.sub(r"(?<==)([^\[{,]*),.*", r"\1", word) for word in overrides]
     try:
         with initialize_config_module("lightning_novograd.conf", version_base="1.3"):
-            config = compose("asr", overrides)
+            config = compose(recipe, overrides)
         if config.trainer.get("accelerator") == "gpu" and config.trainer.devices in ("auto", -1):
             config.trainer.devices = 8  # there may be none here to count
-        describe_run(config)
+        _describe(recipe, config)
     except Exception as error:
         raise Wrong(f"train.py {shlex.join(words)}: {error}") from error
+
+
+def _describe(recipe: str, config: Any) -> str:
+    if recipe == "asr":
+        from lightning_novograd.recipes.asr.training.batches.plan import describe_run
+
+        return describe_run(config)
+    from lightning_novograd.recipes.common.plan import describe_run as describe_task
+
+    module = importlib.import_module(f"lightning_novograd.recipes.{recipe}.module")
+    return describe_task(getattr(module, recipe.upper()), config)
 
 
 def _check_arguments(name: str, arguments: list[str], is_module: bool) -> None:
