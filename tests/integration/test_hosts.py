@@ -83,6 +83,7 @@ def test_two_accumulated_batches_are_one(plain, tmp_path):
     same(run(tmp_path, "Plain torch", changes), plain)
 
 
+@pytest.mark.slow
 def test_plain_torch_resumes(plain, tmp_path):
     """Saved and loaded after the first epoch, as the page says."""
     restart = """
@@ -117,12 +118,14 @@ def test_the_scaler_lines_leave_out_skipped_steps():
     assert scheduler.last_epoch == 3
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # that the page's code runs at all is tested with the pages
+@pytest.mark.parametrize("processes", [1, 2])
 def test_fabric(plain, tmp_path, processes):
     changes = {"devices=1": f"devices={processes}", "accumulation = 2": f"accumulation = {2 // processes}"}
     same(run(tmp_path, "Fabric", changes, processes), plain)
 
 
+@pytest.mark.slow
 def test_fabric_resumes(plain, tmp_path):
     """With fabric.save and fabric.load, as the page says."""
     restart = """
