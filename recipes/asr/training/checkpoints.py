@@ -44,7 +44,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             partial.replace(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nor can anything be deleted in a folder that became read-only
+                partial.unlink(missing_ok=True)
             if lost_worker(error) is not None:  # torch's handler of SIGCHLD raises wherever this process is
                 raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

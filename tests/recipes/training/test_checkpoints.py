@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -82,6 +83,16 @@ def test_what_is_not_written_whole_leaves_the_old_one(tmp_path, monkeypatch, err
         assert "\n" not in str(caught.value)
         assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert WholeCheckpoints().load_checkpoint(path, weights_only=True) == {"a": 1}
+
+
+def test_a_folder_that_became_read_only_in_the_middle(tmp_path, monkeypatch):
+    def refused(self, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(DataError, match=r"last\.ckpt cannot be written: Permission denied$"):
+        WholeCheckpoints().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
 
 
 def test_a_lost_worker_is_not_taken_for_the_disk(tmp_path, monkeypatch):
