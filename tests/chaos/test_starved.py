@@ -60,12 +60,12 @@ def assert_goes_on(job: Job, *more: str) -> None:
         assert resumed.codes() == [0], resumed.said()
         assert f"resume=auto goes on from {job.run_dir / 'checkpoints'}" in resumed.said()
         assert json.loads((job.run_dir / "results.json").read_text())["optimizer_steps"] == reached + 3
+    assert not list(job.run_dir.glob("checkpoints/.*.partial")), "which a disk that takes nothing may have kept"
 
 
 def whole_checkpoints(job: Job) -> list[int]:
     """Steps of all checkpoints, each of which can be read."""
     files = list(job.run_dir.glob("checkpoints/*.ckpt"))
-    assert not list(job.run_dir.glob("checkpoints/.*.partial"))
     return [torch.load(file, weights_only=True)["global_step"] for file in files]
 
 
