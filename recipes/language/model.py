@@ -48,7 +48,7 @@ class Layer(nn.Module):
         width = config.width
         self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        # not one: an optimizer that normalizes by layer would drown the first two in the third's gradients
+        # three layers, not one: an optimizer that normalizes by layer then gives each of them a step of its own
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
