@@ -11,6 +11,7 @@ from typing import Any
 from large_batch_runs import (
     BATCHES,
     CONTENDERS,
+    KIND,
     SEARCH_SEED,
     SEEDS,
     Outcome,
@@ -19,7 +20,6 @@ from large_batch_runs import (
     at_edge,
     best_exponent,
     plan,
-    read_runs,
     steps_of,
 )
 
@@ -104,7 +104,7 @@ def write_report(runs: Sequence[Path], page: Path) -> None:
     """
     sections: list[Section] = []
     for path in runs:
-        settings, outcomes = read_runs(path)
+        settings, outcomes = KIND.read(path)
         if not settings:
             raise SystemExit(f"{path} holds no runs")
         batches = sorted({trial.batch for trial in outcomes}) if sections else BATCHES

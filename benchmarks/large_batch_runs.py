@@ -1,12 +1,11 @@
-"""What large_batch.py runs: optimizers, LR grids, the order of the trials, the file of the finished ones."""
+"""What large_batch.py runs: optimizers, LR grids, the order of the trials."""
 
-import fcntl
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from runs_file import Kind
 
 BATCHES = (16, 64, 256, 1024)
 REFERENCE = 16  # the batch that an optimizer's `base_lr` is for
@@ -62,6 +61,10 @@ class Trial:
         middle = CONTENDERS[self.optimizer].base_lr * math.sqrt(self.batch / REFERENCE)
         return float(f"{middle * 10 ** (self.exponent / 2):.3g}")
 
+    def row(self) -> dict[str, Any]:
+        """The fields and the LR."""
+        return {**vars(self), "lr": self.lr}
+
     def __str__(self) -> str:
         return f"{self.optimizer} batch {self.batch} lr {self.lr:g} seed {self.seed}"
 
@@ -76,9 +79,18 @@ class Outcome:
     test_cer: float
     diverged: bool = False
 
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> "Outcome":
+        """That of a run, from its results.json."""
+        return cls(*(results[name] for name in ("dev_wer", "dev_cer", "test_wer", "test_cer")))
+
+    def __str__(self) -> str:
+        return "diverged" if self.diverged else f"dev {self.dev_wer:.4f} test {self.test_wer:.4f}"
+
 
 DIVERGED = Outcome(CHANCE, CHANCE, CHANCE, CHANCE, diverged=True)
 Outcomes = dict[Trial, Outcome]
+KIND = Kind(Trial, Outcome)
 
 
 def steps_of(batch: int, epochs: float, utterances: int) -> int:
@@ -136,73 +148,3 @@ def plan(outcomes: Outcomes, batches: Iterable[int] = BATCHES, optimizers: Itera
                 assert exponent is not None
                 seeds += [Trial(batch, name, exponent, seed) for seed in SEEDS if seed != SEARCH_SEED]
     return [*wanted, *sorted(seeds, key=lambda trial: trial.seed)]
-
-
-class RunsFile:
-    """Finished trials, one JSON object a line after one of the settings that they share.
-
-    Args:
-        path: of the file; made if it is not there.
-        settings: of this call. Those under `fixed` must be the file's.
-        fixed: keys of what makes runs comparable.
-
-    Raises:
-        SystemExit: another call writes to it, or it holds runs of other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any], fixed: Iterable[str]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SystemExit(f"{path}: another call is writing to it") from None
-        self._drop_torn_line()
-        if path.stat().st_size == 0:
-            self._write({"settings": settings})
-        known, self.outcomes = read_runs(path)
-        for name in fixed:
-            if known.get(name) != settings.get(name):
-                raise SystemExit(f"{path} has runs with {name} {known.get(name)!r}, not {settings.get(name)!r}")
-
-    def add(self, trial: Trial, outcome: Outcome, **more: Any) -> None:
-        """Keep a finished trial."""
-        self._write({**vars(trial), "lr": trial.lr, **vars(outcome), **more})
-        self.outcomes[trial] = outcome
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def _drop_torn_line(self) -> None:
-        """What a killed call has not finished writing."""
-        self._file.seek(0)
-        text = self._file.read()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._file.truncate(len(whole.encode()))
-
-
-def read_runs(path: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Settings and finished trials of a file; a last line without an end is not one."""
-    settings: dict[str, Any] = {}
-    outcomes: Outcomes = {}
-    for row in _rows(path):
-        if "settings" in row:
-            settings = row["settings"]
-            continue
-        trial = Trial(*(row[name] for name in Trial.__dataclass_fields__))
-        if trial.lr != row["lr"]:
-            raise SystemExit(f"{path}: {trial} was run with lr {row['lr']}: the grid was another one then")
-        outcomes[trial] = Outcome(*(row[name] for name in Outcome.__dataclass_fields__))
-    return settings, outcomes
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)

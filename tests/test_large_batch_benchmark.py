@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -19,11 +20,11 @@ NAMES = ("NovoGrad", "AdamW", "SGD", "SGD+LARC")
 @pytest.fixture(scope="module")
 def modules():
     """The script and what it imports from beside it; none of them stays importable."""
-    names = ("large_batch_runs", "large_batch_report", "large_batch")
+    names = ("large_batch_runs", "large_batch_report", "large_batch", "runs_file", "trainings")
     shadowed = sys.modules.pop("large_batch", None)  # tests/large_batch, for pytest
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        yield tuple(importlib.import_module(name) for name in names)
+        yield tuple(importlib.import_module(name) for name in names[:3])
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
         for name in names:
@@ -72,7 +73,7 @@ def complete(runs, batches=(16, 64, 256, 1024), wer=lambda trial: 0.1 + 0.1 * ab
 
 
 def write(runs, path, settings, outcomes):
-    file = runs.RunsFile(path, settings, ())
+    file = sys.modules["runs_file"].RunsFile(path, settings, (), runs.KIND)
     for trial, outcome in outcomes.items():
         file.add(trial, outcome)
     file.close()
@@ -151,23 +152,28 @@ def test_runs_all_once_and_a_second_call_goes_on(modules, tmp_path, settings, jo
         started.append(trial)
         return Training(runs, trial, best=1)
 
-    file = runs.RunsFile(path, settings, script.FIXED)
+    file = script.RunsFile(path, settings, script.FIXED, runs.KIND)
     with pytest.raises(KeyboardInterrupt):
-        script.carry_out(file, start, jobs, poll=0)
+        script.carry_out(file, start, runs.plan, jobs, poll=0)
     file.close()
     with path.open("a") as torn:
         torn.write('{"batch": 16, "opti')
-    kept = runs.read_runs(path)[1]
+    kept = runs.KIND.read(path)[1]
     assert 30 - jobs <= len(kept) <= 30
 
     started.clear()
     again = []
-    file = runs.RunsFile(path, settings, script.FIXED)
-    assert script.carry_out(file, lambda t: again.append(t) or Training(runs, t, best=1), jobs, poll=0) == []
+    file = script.RunsFile(path, settings, script.FIXED, runs.KIND)
+
+    def start_again(trial):
+        again.append(trial)
+        return Training(runs, trial, best=1)
+
+    assert script.carry_out(file, start_again, runs.plan, jobs, poll=0) == []
     file.close()
     assert not set(again) & set(kept)
     assert len(again) + len(kept) == len(set(again) | set(kept)) == 4 * 4 * 7
-    assert runs.read_runs(path)[1] == file.outcomes
+    assert runs.KIND.read(path)[1] == file.outcomes
     assert sum("opti" in line for line in path.read_text().splitlines()) == 4 * 4 * 7
 
 
@@ -178,8 +184,8 @@ def test_a_run_that_fails_is_left_to_the_next_call(modules, tmp_path, settings, 
     def start(trial):
         return Training(runs, trial, best=0, error=RuntimeError("exit code -9") if trial == bad else None)
 
-    file = runs.RunsFile(tmp_path / "runs.jsonl", settings, script.FIXED)
-    assert script.carry_out(file, start, 2, [16, 64], poll=0) == [bad]
+    file = script.RunsFile(tmp_path / "runs.jsonl", settings, script.FIXED, runs.KIND)
+    assert script.carry_out(file, start, partial(runs.plan, batches=[16, 64]), 2, poll=0) == [bad]
     assert "exit code -9" in capsys.readouterr().err
     assert bad not in file.outcomes
     assert {trial.batch for trial in file.outcomes if trial.seed == 2} == {16}  # those of 64 wait for the whole search
@@ -188,12 +194,12 @@ def test_a_run_that_fails_is_left_to_the_next_call(modules, tmp_path, settings, 
 def test_other_settings_and_another_writer_are_refused(modules, tmp_path, settings):
     runs, _, script = modules
     path = tmp_path / "runs.jsonl"
-    file = runs.RunsFile(path, settings, script.FIXED)
+    file = script.RunsFile(path, settings, script.FIXED, runs.KIND)
     with pytest.raises(SystemExit, match="another call"):
-        runs.RunsFile(path, settings, script.FIXED)
+        script.RunsFile(path, settings, script.FIXED, runs.KIND)
     file.close()
     with pytest.raises(SystemExit, match=r"epochs 8\.0, not 4"):
-        runs.RunsFile(path, {**settings, "epochs": 4}, script.FIXED)
+        script.RunsFile(path, {**settings, "epochs": 4}, script.FIXED, runs.KIND)
 
 
 @pytest.mark.parametrize(
