@@ -3,11 +3,12 @@
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tables
 from large_batch_runs import (
     BATCHES,
     CONTENDERS,
@@ -22,6 +23,7 @@ from large_batch_runs import (
     plan,
     steps_of,
 )
+from tables import BETTER, NO_DIFFERENCE, OPEN, WORSE, row, spread, table
 
 RATES = ("dev_wer", "test_wer", "dev_cer", "test_cer")
 LEAST = 0.05  # % WER in the picture, half a word: a logarithmic axis has no 0
@@ -34,7 +36,7 @@ PAIRS = [
     for other in CONTENDERS.values()
     if not other.is_layer_wise
 ]
-NO_DIFFERENCE, BETTER, WORSE, NEITHER, OPEN = "no difference seen", "better", "worse", "no words yet", "open"
+NEITHER = "no words yet"
 UNTUNED = "open: the worse one's best LR lies at the edge"
 
 
@@ -237,13 +239,9 @@ def compare(first: Sequence[float], second: Sequence[float]) -> str:
         first: of the one that is judged, fractions.
         second: of the other.
     """
-    if min(len(first), len(second)) < len(SEEDS):
-        return OPEN
-    if min(statistics.median(first), statistics.median(second)) >= NO_WORDS:
-        return NEITHER
-    if max(first) < min(second):
-        return BETTER
-    return WORSE if min(first) > max(second) else NO_DIFFERENCE
+    said = tables.compare(first, second, len(SEEDS))
+    is_neither = said != OPEN and min(statistics.median(first), statistics.median(second)) >= NO_WORDS
+    return NEITHER if is_neither else said
 
 
 def search_table(section: Section) -> list[str]:
@@ -266,22 +264,6 @@ def search_table(section: Section) -> list[str]:
                 cells.append(f"**{text}**" if exponent == best else text)
             lines.append(row(batch, name, f"{Trial(batch, name, 0, SEARCH_SEED).lr:g}", *cells))
     return lines
-
-
-def spread(values: Iterable[float]) -> str:
-    """Median and range, in %."""
-    percent = [100 * value for value in values]
-    middle = f"{statistics.median(percent):.1f}"
-    return middle if len(percent) == 1 else f"{middle} ({min(percent):.1f} to {max(percent):.1f})"
-
-
-def table(*names: object) -> list[str]:
-    """The head of a table."""
-    return [row(*names), row(*["---"] * len(names))]
-
-
-def row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def draw(sections: Sequence[Section], path: Path) -> None:
