@@ -12,7 +12,7 @@ LEAST = 0.0005  # half a word: a logarithmic axis has no 0
 def draw(results: Results, path: Path) -> None:
     """The dev metric against multiples of the best learning rate of each optimizer; a dot for each other seed."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     for axes, (task, about) in zip(figure.subplots(1, len(TASKS)), TASKS.items(), strict=True):
@@ -26,9 +26,13 @@ def draw(results: Results, path: Path) -> None:
             axes.scatter([1.0] * len(seeds), seeds, s=14, facecolors="none", edgecolors=color, linewidths=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks([*FACTORS, 1.0], [TICKS[factor] for factor in (*FACTORS, 1.0)])
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(0.2, 5)
+        axes.xaxis.set_minor_locator(NullLocator())
+        if any(len(line.get_xdata()) for line in axes.lines):  # a logarithmic axis of nothing cannot be drawn
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="times the best learning rate of the search", ylabel=f"dev {about.label}", title=about.title)
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[-1].get_legend_handles_labels()
