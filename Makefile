@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(4, os.cpu_count() or 1)))")
 DEMO_ARGS ?=
 
-.PHONY: demo test test-all test-chaos test-isa test-golden test-oldest test-newest test-mutants docs test-docs wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu lint ruff types format clean
+.PHONY: demo test test-all test-chaos test-isa test-golden test-oldest test-newest test-mutants docs test-docs wheel test-nemo test-nemo-configs test-export test-hosts test-triton test-gpu evidence lint ruff types format clean
 .DEFAULT_GOAL := test
 
 # torch first and alone: a plain requirement would pull the newest build with several GB of CUDA packages
@@ -158,6 +158,14 @@ test-docs: $(VENV)/.installed
 # On a machine with a GPU
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/gpu
+
+# All that README.md and the pages cite, measured anew into benchmarks/results: about a night on two cores that do nothing
+# else. Called again, it goes on. FSDD is a clone of https://github.com/Jakobovski/free-spoken-digit-dataset.
+FSDD ?= $(NOVOGRAD_TEST_DATA)/fsdd
+EVIDENCE_ARGS ?=
+
+evidence: $(VENV)/.installed
+	$(BIN)/python benchmarks/evidence.py --fsdd "$(FSDD)" $(EVIDENCE_ARGS)
 
 clean:
 	rm -rf site $(VENV) $(NEMO_VENV) $(OLDEST_VENV) $(NEWEST_VENV) build dist *.egg-info outputs multirun .mypy_cache .pytest_cache .ruff_cache .hypothesis

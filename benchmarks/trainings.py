@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,15 +132,12 @@ def carry_out(
 
 def machine() -> dict[str, Any]:
     """What a report says of where the runs were made."""
-    import lightning
-    import torch
-
     with open("/proc/cpuinfo") as info:
         names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
     return {
         "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
+        "torch": version("torch"),
+        "lightning": version("lightning"),
         "python": sys.version.split()[0],
         "cpu": names[0] if names else "unknown",
         "cores": os.cpu_count(),
