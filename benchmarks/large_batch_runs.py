@@ -99,9 +99,12 @@ def steps_of(batch: int, epochs: float, utterances: int) -> int:
 
 
 def best_exponent(optimizer: str, batch: int, outcomes: Outcomes) -> int | None:
-    """Of the LRs tried; by dev WER, then dev CER (WER is 1 until the first word is right), then nearest the middle."""
+    """Of the LRs tried; by dev WER, then dev CER, then nearest the middle.
+
+    A WER above 1, of words that were never said, counts as 1: no word is right, and the characters decide.
+    """
     tried = [
-        (outcome.dev_wer, outcome.dev_cer, abs(trial.exponent), trial.exponent)
+        (min(outcome.dev_wer, CHANCE), outcome.dev_cer, abs(trial.exponent), trial.exponent)
         for trial, outcome in outcomes.items()
         if (trial.optimizer, trial.batch, trial.seed) == (optimizer, batch, SEARCH_SEED)
     ]

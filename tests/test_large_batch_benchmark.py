@@ -124,6 +124,8 @@ def test_where_no_word_is_right_the_characters_decide_and_divergence_is_worst(ru
     }
     found[runs.Trial(16, "SGD", 2, 1)] = runs.DIVERGED
     assert runs.best_exponent("SGD", 16, found) == 1
+    found[runs.Trial(16, "SGD", -1, 1)] = runs.Outcome(1.07, 0.6, 1.0, 1.0)  # words that were never said
+    assert runs.best_exponent("SGD", 16, found) == -1
 
 
 @pytest.mark.parametrize(
