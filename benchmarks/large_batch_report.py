@@ -52,11 +52,11 @@ all of them. Cosine schedule down to 0 with a tenth of warmup; weights of the la
 
 Each optimizer has five learning rates at each batch, a factor of 3.16 apart, seed {search_seed}; the middle one grows
 with the square root of the batch. Where the best of one optimizer is the first or the last, all four get one more on
-that side. The best by dev WER (equal ones, and those of 100 % or more: by dev CER) is run with two more seeds. The LR is searched on the dev set
-with one of the three seeds, so dev is a little flattered; test is not. Not searched: NovoGrad betas 0.9 and 0.25,
-weight decay 0.001; AdamW betas 0.9 and 0.98, weight decay 0.001; SGD Nesterov momentum 0.9, weight decay 0.0001; LARC
-around the same SGD, trust coefficient 0.02, clipped; biases and norms without weight decay but for NovoGrad's, as in
-conf/optim. A run that diverged counts as 100 %.
+that side. The best by dev WER (equal ones, and those of 100 % or more: by dev CER) is run with two more seeds. The LR
+is searched on the dev set with one of the three seeds, so dev is a little flattered; test is not. Not searched:
+NovoGrad betas 0.9 and 0.25, weight decay 0.001; AdamW betas 0.9 and 0.98, weight decay 0.001; SGD Nesterov momentum
+0.9, weight decay 0.0001; LARC around the same SGD, trust coefficient 0.02, clipped; biases and norms without weight
+decay but for NovoGrad's, as in conf/optim. A run that diverged counts as 100 %.
 """
 
 
