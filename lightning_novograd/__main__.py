@@ -14,7 +14,7 @@ from lightning_novograd.errors import ConfigError, LightningNovoGradError, choic
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; user errors are one line on stderr and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m lightning_novograd", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="describe|plot-schedule|convert-checkpoint")
     for add in (_add_describe, _add_plot_schedule, add_convert_checkpoint):
         add(commands)
     args = parser.parse_args(argv)

@@ -55,8 +55,8 @@ optim:
 - An unknown key, a wrong type, a value out of range: one `ConfigError` with the key's full path and the nearest match.
 - Numbers are in range in float32 too: 1e39 is infinite there, and 0.99999999 is 1. Where the weights are float16
   (`precision: 16-true`), torch's Adam and its kin need an `eps` that float16 holds (1.0e-4).
-- What would do nothing is refused, as `luc_trust` without `luc` or `dampening` without `momentum`; so is what can only
-  fail in the first step, as `differentiable: true` and SparseAdam for parameters that are no sparse embedding's.
+- What would have no effect is refused, such as `luc_trust` without `luc` or `dampening` without `momentum`; so is what
+  is bound to fail in the first step, such as `differentiable: true`, or SparseAdam for anything but sparse embeddings.
 - Everything becomes plain Python before it reaches an optimizer: checkpoints load with `weights_only=True`.
 - `python -m lightning_novograd describe optimizer NAME` (or `scheduler NAME`) lists the arguments of any of them.
 """
@@ -68,8 +68,8 @@ convolutions with one channel in each group), `1d` or `ndim<=1` (at most one dim
 names, dots included, without what torch.compile puts into them; its brackets are a choice of characters, so the name
 `x[0]` is `x[[]0]`. With both `match` and `module_type`, both must hold.
 
-- A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule that earlier rules leave
-  nothing to. Names of groups, given or made of the patterns, differ.
+- A rule, or a glob in a rule or in `no_decay`, that matches nothing is an error; so is a rule whose parameters
+  earlier rules have all taken. No two groups have the same name, whether it is given or made of the patterns.
 - `no_decay` takes the same shorthands and globs. It sets `weight_decay: 0` unless the parameter's rule itself has
   `weight_decay`; that of a rule's optimizer is like the block's, and `no_decay` goes before it, and before `wd_mult`.
 - Frozen parameters (`requires_grad=False`) are left out; the log says how many. A param group that a fine-tuning
@@ -105,8 +105,8 @@ that is above a group's LR. `layers` says how layers are found:
   comes before the first one is one layer (embeddings, a stem), so is all that comes after the last (norm, head), and
   what stands between two. Parameters that a module around the blocks has itself come before its blocks if a word in
   their name begins with `token`, `embed` or `pos` (`cls_token`, `pos_embed`), else after them (`logit_scale`). In a
-  model without lists every module that owns parameters is a layer. As BEiT does (timm has the last norm with the
-  last block). Where the order of registration is not that of the forward pass, use one of the other two.
+  model without lists every module that owns parameters is a layer. BEiT counts in this way, too (timm has the last
+  norm with the last block). Where the order of registration is not that of the forward pass, use one of the other two.
 - A list of globs from input to output; what none matches is with the output.
 - The name of a public method that the model's own class defines, which takes a parameter's name and returns the
   layer's index, 0 at the input.
@@ -125,7 +125,7 @@ optim:
 
 `self.optimizers()` and `self.lr_schedulers()` return them in this order. Names of parameters in rules begin below the
 submodule. A schedule is as long as its own optimizer's steps: `steps_per_batch` of each batch (2, or 0.25 for every
-fourth batch), 1 if it does not say. A schedule that is not stepped as often is warned of once, at an epoch's end.
+fourth batch), 1 if it does not say. If a schedule is not stepped as often, one warning says so at an epoch's end.
 """
 
 _EMA = """\

@@ -173,7 +173,7 @@ def expected(hint: Any) -> str:
         inner = list(dict.fromkeys(_noun(a) for a in args))
         return f"a list of {len(args)} {inner[0]}s" if len(inner) == 1 else f"a list ({', '.join(inner)})"
     if origin in _SEQUENCES or origin is tuple:
-        return f"a list of {_noun(args[0])}s" if _noun(args[0]) else ""
+        return f"a list of {_plural(_noun(args[0]))}" if _noun(args[0]) else ""
     words: dict[Any, str] = {
         Any: "a value",
         bool: "true or false",
@@ -189,6 +189,10 @@ def expected(hint: Any) -> str:
 
 def _noun(hint: Any) -> str:
     return expected(hint).removeprefix("a ").removeprefix("an ")
+
+
+def _plural(noun: str) -> str:
+    return f"lists{noun.removeprefix('list')}" if noun.startswith("list ") else f"{noun}s"
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -68,6 +68,7 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
     Raises:
         ConfigError: a block that does not parse or does not fit the module or the length of the run, or one with
             `ema`, `large_batch` or `steps_per_batch`, which need more than an optimizer.
+        TypeError: `module` is none; rules need its names, so parameters will not do.
 
     Example:
         >>> block = {"name": "sgd", "lr": 0.1, "sched": {"name": "cosine", "warmup_steps": 1}}
@@ -76,6 +77,9 @@ def build_optimizers(cfg: Any, module: nn.Module, *, max_steps: Length = None) -
         ([0.05], 'step')
 
     """
+    if not isinstance(module, nn.Module):
+        given = type(module).__name__
+        raise TypeError(f"build_optimizers takes the block and then the model, an nn.Module; the second is a {given}")
     configs = parse_blocks(cfg)
     for config in configs.values():
         refuse_keys(config, _OF_LIGHTNING)

@@ -50,12 +50,16 @@ def parse_blocks(cfg: Any, path: str = "optim") -> dict[str, OptimConfig]:
 
 
 def _are_several(values: Any) -> bool:
-    """Whether every value is a block; a single block that lacks its name has keys that blocks have."""
+    """Whether every value is a block; a single block that lacks its name has keys that blocks have.
+
+    Of a whole config, given by mistake, `optim` is a block and what stands beside it is not.
+    """
     return (
         isinstance(values, Mapping)
         and bool(values)
         and not values.keys() & {"name", "args", *OPTIM_KEYS}
         and all(isinstance(block, Mapping) for block in values.values())
+        and ("optim" not in values or all(block.keys() & {"name", "_target_"} for block in values.values()))
     )
 
 
@@ -117,5 +121,7 @@ def submodule(module: nn.Module, config: OptimConfig) -> nn.Module:
     if found is None:
         allowed = [name for name, _ in module.named_children()]
         problem = f"{type(module).__name__} has no submodule {config.module!r}{choices(config.module, allowed)}"
+        if config.path.endswith(".optim"):
+            problem += "; if this is a whole config, give what is in its key 'optim'"
         raise ConfigError(f"{config.path}.module", problem)
     return found

@@ -145,6 +145,18 @@ def set_lr(module: Any, lr: float) -> None:
             warnings.warn(f"{leaf.path}: {problem}", UserWarning, stacklevel=3)
 
 
+class Unused(Watcher):
+    """Says that nothing is built of the block; `OptimMixin.configure_optimizers`, if it runs, takes it away."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """What was called instead is over."""
+        log.warning(
+            "%s.configure_optimizers does not call super().configure_optimizers(): its optim block is not used; delete "
+            "the method, or take the optimizer and the schedule from super()'s",
+            type(pl_module).__name__,
+        )
+
+
 class FoundLr(Watcher):
     """Takes what Lightning's LR finder has found into the block, whatever attribute the finder sets."""
 

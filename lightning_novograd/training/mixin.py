@@ -23,7 +23,7 @@ from lightning_novograd.training.accumulation import end_batch_ramp, new_batch_r
 from lightning_novograd.training.amp import StepCount, leave_unscaling_to_scaler
 from lightning_novograd.training.averaging.ema import end_averaging, new_averaging, resume_weights, save_average
 from lightning_novograd.training.averaging.schedule_free import Teller, averages_itself, save_evaluated
-from lightning_novograd.training.block import BlockLr, FoundLr, built_by_cli, parse_assigned, seeks_lr
+from lightning_novograd.training.block import BlockLr, FoundLr, Unused, built_by_cli, parse_assigned, seeks_lr
 from lightning_novograd.training.checkpoint.files import refuse_foreign_files
 from lightning_novograd.training.checkpoint.hparams import arguments_of_init, plain_references, store_plain
 from lightning_novograd.training.checkpoint.parameters import KEY as _PARAMETERS
@@ -155,6 +155,8 @@ class OptimMixin(_LightningModule):
         end_batch_ramp(self.trainer)
         ours = [new(config, self) for key, new in _CALLBACKS.items() if config and getattr(config, key) is not None]
         end_averaging(self.trainer, self)
+        if getattr(self.configure_optimizers, "__func__", None) is not OptimMixin.configure_optimizers:
+            put_first(self.trainer, [Unused()])
         return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *ours] if ours else callbacks
 
     def configure_optimizers(self) -> Any:

@@ -164,8 +164,10 @@ def _endless(trainer: Any) -> str:
 
 def _accumulation(trainer: Any) -> str:
     """What batches are divided by, in words."""
-    if _batch_ramp(trainer) is not None:
-        return " / the accumulation of the batch ramp"
+    if (ramp := _batch_ramp(trainer)) is not None:
+        several = len(ramp.plans) > 1
+        batches = ramp.plans[0].accumulate_grad_batches
+        return " / the accumulation of the batch ramp" if several else f" / {batches} accumulated (large_batch)"
     if _accumulation_scheduler(trainer) is not None:
         return " / the accumulation of GradientAccumulationScheduler"
     accumulation = trainer.accumulate_grad_batches

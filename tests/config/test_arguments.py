@@ -111,6 +111,11 @@ def test_types_are_inferred_from_defaults(name, words):
     assert expected(arguments_of(Child, skip=("params",))[name].hint) == words
 
 
+def test_lists_of_lists_are_said_in_english():
+    hint = int | list[list[int]]
+    assert expected(hint) == "an integer or a list of lists of integers"
+
+
 class OfOtherTypes:
     def __init__(
         self,

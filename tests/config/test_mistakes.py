@@ -31,6 +31,7 @@ MISTAKES = [
     pytest.param(None, "optim", "expected a mapping, got None", id="no block"),
     pytest.param([1], "optim", "expected a mapping", id="list"),
     pytest.param({"lr": 1.0}, "optim.name", "missing; which optimizer?", id="no name"),
+    pytest.param({"optim": block()}, "optim.name", "is a key 'optim': give what is in it", id="whole config"),
     pytest.param(block(name=3), "optim.name", "expected a text, got 3", id="name is a number"),
     pytest.param(block(name="novagrad"), "optim.name", "did you mean 'NovoGrad'?", id="unknown optimizer"),
     pytest.param(block(learning_rate=1), "optim.learning_rate", "unknown key", id="unknown key"),

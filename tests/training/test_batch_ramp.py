@@ -265,6 +265,25 @@ def test_one_number_is_an_accumulation_for_the_whole_run():
     assert [len(step) for step in net.steps] == [8, 8, 8, 2]
 
 
+@pytest.mark.parametrize(
+    ("batch", "length", "step"),
+    [
+        (8, "epochs x 16 batches / 4 accumulated (large_batch)", "At optimizer step 0: global batch 8 ="),
+        (
+            STAGES,
+            "epochs x 16 batches / the accumulation of the batch ramp",
+            "At optimizer step 3, in the stage from 3 on",
+        ),
+    ],
+)
+def test_the_log_speaks_of_stages_only_where_there_are_several(batch, length, step, caplog):
+    net = Net({**LINEAR, "large_batch": {"global_batch_size": batch, "per_device_batch_size": 2}})
+    with caplog.at_level("INFO"):
+        trainer(max_epochs=1).fit(net, loader(32))
+    assert length in caplog.text
+    assert step in caplog.text
+
+
 @pytest.mark.parametrize(("fn", "step"), [("validate", "validation"), ("test", "test"), ("predict", "predict")])
 def test_who_does_not_train_needs_no_ramp(fn, step):
     run = trainer(accumulate_grad_batches=2)

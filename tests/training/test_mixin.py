@@ -50,6 +50,23 @@ def test_the_mixin_comes_first():
             pass
 
 
+class KeepsItsOwn(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class AsksForOurs(Net):
+    def configure_optimizers(self):
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize(("kind", "warned"), [(KeepsItsOwn, True), (AsksForOurs, False), (Net, False)])
+def test_a_block_that_nobody_uses_is_said(kind, warned, caplog):
+    trainer(max_epochs=1).fit(kind(BLOCK), loader())
+    said = f"{kind.__name__}.configure_optimizers does not call super().configure_optimizers()"
+    assert (said in caplog.text) is warned
+
+
 # ---------------------------------------------------------------------------------------------- both packages
 
 

@@ -37,7 +37,8 @@ class Block:
             return entry.name
         if not isinstance(name, str):
             given = "missing" if name is None else f"expected a text, got {name!r}"
-            raise ConfigError(f"{self.path}.name", f"{given}; which {kind}?")
+            whole = " There is a key 'optim': give what is in it, not the whole config." * ("optim" in self.values)
+            raise ConfigError(f"{self.path}.name", f"{given}; which {kind}?{whole}")
         return name
 
     def rename(self, aliases: Mapping[str, str]) -> None:

@@ -58,7 +58,7 @@ _LAYER_BY_LAYER = (*_FOLLOW_GRADIENT_SCALE, *_UNDO_GRADIENT_SCALE)
 
 
 class LARC(Wrapper):
-    r"""Layer-wise adaptive rate control: keeps every layer's step small against the layer's weights.
+    r"""Layer-wise adaptive rate control: limits each layer's step to a fraction of the size of its weights.
 
     A layer is one parameter tensor :math:`w` with gradient :math:`g`; :math:`\gamma` and :math:`\lambda` are its
     group's `lr` and `weight_decay`, :math:`\tau` is `trust_coefficient` and :math:`\mu` is `min_update`.

@@ -121,7 +121,8 @@ class BatchRampScheduler(pl.Callback):
         stage = self.ramp.stage_at(trainer.global_step)
         if self._step < 0 or stage != self.ramp.stage_at(self._step):
             begin, plan = self.ramp.begins[stage], self.ramp.plans[stage]
-            log.info("Batch ramp: at optimizer step %d, in the stage from %d on: %s", trainer.global_step, begin, plan)
+            stage_of = f", in the stage from {begin} on" if len(self.ramp.plans) > 1 else ""
+            log.info("At optimizer step %d%s: %s", trainer.global_step, stage_of, plan)
         self._step, self._first_batch = trainer.global_step, batch_idx
         self._set(trainer)
 
