@@ -13,7 +13,7 @@ from lightning_novograd.config import parse_optim
 from lightning_novograd.recipes.asr.data.config import DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings
-from lightning_novograd.recipes.common.settings import TaskSettings
+from lightning_novograd.recipes.common.tasks.settings import TaskSettings
 from lightning_novograd.recipes.image.module import IMAGE
 from lightning_novograd.recipes.language.module import LANGUAGE
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from lightning_novograd.recipes.asr import allocator
+from lightning_novograd.recipes.common import allocator
 
 # 8 MB are below the largest size that glibc takes from its heap; touching them again faults once per page of 4 KiB
 PROGRAM = """
 import ctypes, resource, sys
-from lightning_novograd.recipes.asr.allocator import keep_freed_memory
+from lightning_novograd.recipes.common.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

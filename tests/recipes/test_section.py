@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.section import Section, _checked, join, key
+from lightning_novograd.recipes.common.section import Section, _checked, join, key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

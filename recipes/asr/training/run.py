@@ -7,65 +7,50 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
-from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.text.labels import write_labels
-from lightning_novograd.recipes.asr.training.batches.log import PlanLog
-from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
-from lightning_novograd.recipes.asr.training.callbacks import (
-    BatchSeed,
-    CurveRecorder,
-    NonFiniteGuard,
-    ProgressLog,
-    UtteranceRate,
-)
-from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
-from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
-from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
-from lightning_novograd.recipes.asr.training.faults.ending import ended_together
-from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
-from lightning_novograd.recipes.asr.training.folder import claimed_folder, is_requeued, save_config
+from lightning_novograd.recipes.asr.training.callbacks import CurveRecorder, NonFiniteGuard, ProgressLog, UtteranceRate
 from lightning_novograd.recipes.asr.training.freezing import freeze
-from lightning_novograd.recipes.asr.training.labels import with_labels
-from lightning_novograd.recipes.asr.training.loggers import build_loggers
-from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.restart.newest import (
-    Found,
-    check_same_batch,
-    check_same_run,
-    newest_checkpoint,
-    set_torn_aside,
-)
-from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
-from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
-from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, listening
+from lightning_novograd.recipes.asr.training.labels import check_resumed, with_labels
+from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
     measure,
     measured_weights,
     report,
-    results_of_training,
-    set_results_aside,
-)
-from lightning_novograd.recipes.asr.training.resume import (
-    check_resumed,
-    is_finished,
-    read_resumed,
-    set_later_checkpoints_aside,
 )
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
+from lightning_novograd.recipes.asr.training.sharding import ShardedCTCModule
+from lightning_novograd.recipes.asr.training.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
 from lightning_novograd.recipes.asr.weights.source import load
+from lightning_novograd.recipes.common.batches.memory import count_parameters
+from lightning_novograd.recipes.common.batches.optim import planned_optim
+from lightning_novograd.recipes.common.callbacks import BatchSeed
+from lightning_novograd.recipes.common.callbacks.memory import PeakMemory
+from lightning_novograd.recipes.common.checkpoints.kept import build_checkpoints
+from lightning_novograd.recipes.common.console import FILE_ONLY, shows_bar
+from lightning_novograd.recipes.common.data.steps import GlobalBatch
+from lightning_novograd.recipes.common.engines.sharding import FSDP2
+from lightning_novograd.recipes.common.faults.ending import ended_together
+from lightning_novograd.recipes.common.faults.heartbeat import Heartbeat
+from lightning_novograd.recipes.common.folder import claimed_folder, save_config
+from lightning_novograd.recipes.common.restart.newest import (
+    check_same_batch,
+    check_same_run,
+    find_resumed,
+    set_torn_aside,
+)
+from lightning_novograd.recipes.common.restart.origin import SameOrigin
+from lightning_novograd.recipes.common.restart.resume import is_finished, set_later_checkpoints_aside
+from lightning_novograd.recipes.common.restart.signals import INBOX, listening
+from lightning_novograd.recipes.common.results import results_of_training, set_results_aside
+from lightning_novograd.recipes.common.trainer import build_trainer
 from lightning_novograd.training.callbacks import LayerMonitor
 
 log = logging.getLogger(__name__)
@@ -120,7 +105,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         check_resumed(resumed, checkpoint, module)
         if (length := is_finished(checkpoint, settings.trainer)) is not None:
             log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
-            of_training = results_of_training(run_dir, checkpoint["global_step"])
+            of_training = results_of_training(run_dir, checkpoint["global_step"], "utt_per_s")
         elif settings.resume == "auto":
             check_same_batch(resumed, checkpoint, GlobalBatch.planned(plan, seconds))
         step = checkpoint["global_step"]
@@ -136,7 +121,7 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         reduction=module.reduction,
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
-    checkpoints = build_checkpoints(settings, run_dir)
+    checkpoints = build_checkpoints(settings, run_dir, "dev_wer")
     guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
     module.guard = guard
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
@@ -186,42 +171,3 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
             partial.write_text(json.dumps(results, indent=2) + "\n")
         report(results, run_dir, trained=length is None)
     return results
-
-
-def find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
-    """What the run goes on from; None if it begins."""
-    asked = "resume=auto" if settings.resume == "auto" else "the requeued job" if is_requeued(run_dir) else None
-    if asked is not None and (found := newest_checkpoint(run_dir)) is not None:
-        log.info("%s goes on from %s", asked, found.path)
-        return found
-    path = None if settings.resume_from is None else Path(settings.resume_from)
-    return None if path is None else Found(path, read_resumed(path))
-
-
-def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
-    loggers = build_loggers(settings, run_dir)
-    # the rows of a run that has ended stay, whatever is made of it
-    cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
-    batch = GlobalBatch.planned(plan, settings.data.get("batch_seconds"))
-    callbacks = [*last_behind(callbacks), RestartPoint(cuts, batch), StopAtSignal(INBOX, run_dir / "checkpoints")]
-    if loggers:
-        callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
-    given = settings.trainer.get("plugins") or []
-    plugins = [*(given if isinstance(given, list) else [given]), WholeCheckpoints()]
-    if sync := layer_sync(settings.trainer, plan.world_size):
-        plugins.append(sync)
-    return pl.Trainer(
-        **{
-            **settings.trainer,
-            "strategy": build_strategy(settings.distributed, settings.trainer, plan.world_size),
-            "sync_batchnorm": bool(settings.trainer.get("sync_batchnorm")) and sync is None,
-            "accumulate_grad_batches": plan.accumulate_grad_batches,
-            "enable_progress_bar": shows_bar(settings.trainer.get("enable_progress_bar") is not False),
-            "plugins": plugins,
-        },
-        logger=loggers,
-        callbacks=[*callbacks, PlanLog(settings.trainer)],
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,
-    )

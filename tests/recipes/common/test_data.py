@@ -3,7 +3,7 @@
 import torch
 from tiny_task import PointData, Points
 
-from lightning_novograd.recipes.common.data import TaskData
+from lightning_novograd.recipes.common.tasks.data import TaskData
 
 
 def data(**changes) -> TaskData:

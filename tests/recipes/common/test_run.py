@@ -8,9 +8,9 @@ import torch
 from tiny_task import POINTS, PointModule, config
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.training.callbacks import DivergenceError
-from lightning_novograd.recipes.common.plan import describe_run
-from lightning_novograd.recipes.common.run import run
+from lightning_novograd.recipes.common.callbacks import DivergenceError
+from lightning_novograd.recipes.common.tasks.plan import describe_run
+from lightning_novograd.recipes.common.tasks.run import run
 
 
 def test_what_a_run_leaves_behind(tmp_path, caplog):

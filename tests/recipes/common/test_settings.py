@@ -4,7 +4,7 @@ import pytest
 from tiny_task import config
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.common.settings import TaskSettings
+from lightning_novograd.recipes.common.tasks.settings import TaskSettings
 
 
 def test_what_recipes_share_is_taken():

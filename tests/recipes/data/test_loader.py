@@ -2,9 +2,9 @@
 
 import pytest
 
-from lightning_novograd.recipes.asr.data import loader as loader_file
-from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
-from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.common.data import loader as loader_file
+from lightning_novograd.recipes.common.data.loader import BatchLoader, ResumableLoader
+from lightning_novograd.recipes.common.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 DURATIONS = [1.0, 3.0, 2.0, 5.0, 4.0]
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.recipes.common.data.mixture import Mixture
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
 
 SIZES, WEIGHTS = [10, 20, 7], [2.0, 0.25, 1.5]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.common.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 DURATIONS = np.random.default_rng(0).gamma(4.0, 0.7, 210).tolist()
 

@@ -7,10 +7,10 @@ import speech_files
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.recipes.common.data.loader import BatchLoader, ResumableLoader
+from lightning_novograd.recipes.common.data.sampler import EvalBatchSampler, GlobalBatchSampler
 
 DURATIONS = [1.0, 2.0, 3.0, 4.0]
 

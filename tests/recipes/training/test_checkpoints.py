@@ -12,9 +12,9 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.training import checkpoints as checkpoints_file
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.checkpoints import kept as checkpoints_file
+from lightning_novograd.recipes.common.checkpoints.kept import WholeCheckpoints, build_checkpoints, last_behind
 
 BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")
 
@@ -24,7 +24,7 @@ def settings(**changes) -> RunSettings:
 
 
 def test_every_name_can_be_typed_as_resume_from(tmp_path):
-    kept = build_checkpoints(settings(checkpoint={"every_n_steps": 4}), tmp_path)
+    kept = build_checkpoints(settings(checkpoint={"every_n_steps": 4}), tmp_path, "dev_wer")
     names = [one.format_checkpoint_name({"epoch": 3, "step": 70, "dev_wer": 0.03374}) for one in kept]
     assert [name.rpartition("/")[2] for name in names] == [
         "epoch003-dev_wer0.0337.ckpt",
@@ -38,10 +38,10 @@ def test_every_name_can_be_typed_as_resume_from(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 0.0])
 def test_without_a_dev_set_there_is_no_best(tmp_path, limit):
-    [last] = build_checkpoints(settings(trainer={"limit_val_batches": limit}), tmp_path)
+    [last] = build_checkpoints(settings(trainer={"limit_val_batches": limit}), tmp_path, "dev_wer")
     assert (last.filename, last.monitor) == ("last", None)
-    assert len(build_checkpoints(settings(trainer={"limit_val_batches": 1}), tmp_path)) == 2
-    assert len(build_checkpoints(settings(trainer={"limit_val_batches": None}), tmp_path)) == 2
+    assert len(build_checkpoints(settings(trainer={"limit_val_batches": 1}), tmp_path, "dev_wer")) == 2
+    assert len(build_checkpoints(settings(trainer={"limit_val_batches": None}), tmp_path, "dev_wer")) == 2
 
 
 def test_a_checkpoint_is_written_under_another_name_and_renamed(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_what_is_no_local_file_goes_lightnings_way(monkeypatch):
 
 WRITES = """
 import sys, torch
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints
+from lightning_novograd.recipes.common.checkpoints.kept import WholeCheckpoints
 content = {"a": torch.zeros(4_000_000)}
 while True:
     content["a"] += 1
@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_
 def test_names_are_used_again_and_the_last_one_comes_behind_the_others(tmp_path):
     """A run that was killed between two of them goes on before both, and writes both again."""
     settings = RunSettings.read({**{name: {} for name in BLOCKS}, "checkpoint": {"average": 2, "every_n_steps": 3}}, "")
-    kept = build_checkpoints(settings, tmp_path)
+    kept = build_checkpoints(settings, tmp_path, "dev_wer")
     assert not any(one._enable_version_counter for one in kept)
     names = [one.filename.partition("{")[0] for one in last_behind(kept)]
     assert names == ["epoch", "recent-", "step", "last"]

@@ -14,8 +14,8 @@ import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.training import console
-from lightning_novograd.recipes.asr.training.console import (
+from lightning_novograd.recipes.common import console
+from lightning_novograd.recipes.common.console import (
     FILE_ONLY,
     fail,
     one_line,
@@ -24,7 +24,7 @@ from lightning_novograd.recipes.asr.training.console import (
     shows_bar,
     write_to_log,
 )
-from lightning_novograd.recipes.asr.training.folder import FAILURE
+from lightning_novograd.recipes.common.folder import FAILURE
 
 LOGGERS = (None, "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
 
@@ -242,7 +242,7 @@ def test_a_log_that_cannot_be_found(tmp_path, monkeypatch):
 OUTLIVES = """
 import logging, sys, time
 from pathlib import Path
-from lightning_novograd.recipes.asr.training.console import outlive_readers
+from lightning_novograd.recipes.common.console import outlive_readers
 outlive_readers()
 outlive_readers()
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, handlers=None)

@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.training import folder as folder_file
-from lightning_novograd.recipes.asr.training.folder import (
+from lightning_novograd.recipes.common import folder as folder_file
+from lightning_novograd.recipes.common.folder import (
     FAILURE,
     LOCK,
     claim_folder,
@@ -24,7 +24,7 @@ from lightning_novograd.recipes.asr.training.folder import (
     release_folder,
     save_config,
 )
-from lightning_novograd.recipes.asr.training.restart.way_on import note_way_on
+from lightning_novograd.recipes.common.way_on import note_way_on
 
 LAUNCHERS = ("NODE_RANK", "SLURM_JOB_NAME", "RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
 LAUNCHERS += ("SLURM_RESTART_COUNT",)
@@ -195,7 +195,7 @@ def test_what_a_process_left_that_was_killed_while_it_wrote_is_gone(tmp_path):
 HOLDS = """
 import sys, time
 from pathlib import Path
-from lightning_novograd.recipes.asr.training.folder import claim_folder
+from lightning_novograd.recipes.common.folder import claim_folder
 claim_folder(Path(sys.argv[1]), None)
 print("held", flush=True)
 time.sleep(60)

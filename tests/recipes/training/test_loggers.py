@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.loggers import build_loggers
 
 BLOCKS = ("model", "data", "optim", "trainer", "checkpoint", "large_batch")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_speech import MODEL, batch, loader, module, trainer
 
-from lightning_novograd.recipes.asr.training.batches.memory import describe_state, outline, state_bytes
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.common.batches.memory import describe_state, outline, state_bytes
 
 
 def held(optimizer: torch.optim.Optimizer) -> int:

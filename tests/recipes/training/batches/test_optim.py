@@ -7,8 +7,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from lightning_novograd import parse_optim
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.training.batches.optim import command_line, planned_optim
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches
+from lightning_novograd.recipes.common.batches.optim import command_line, planned_optim
 
 OPTIM = {"name": "novograd", "lr": 0.02, "sched": {"name": "CosineAnnealing", "warmup_ratio": 0.1, "min_lr": 1e-5}}
 

@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_module
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.data.steps import EpochSteps
-from lightning_novograd.recipes.asr.training.batches.log import PlanLog
-from lightning_novograd.recipes.asr.training.batches.plan import describe_run
-from lightning_novograd.recipes.asr.training.batches.size import training_size
-from lightning_novograd.recipes.asr.training.batches.steps import count_steps
+from lightning_novograd.recipes.asr.data.size import training_size
+from lightning_novograd.recipes.asr.training.plan import describe_run
 from lightning_novograd.recipes.asr.training.run import run
+from lightning_novograd.recipes.common.batches.log import PlanLog
+from lightning_novograd.recipes.common.batches.steps import count_steps
+from lightning_novograd.recipes.common.data.steps import EpochSteps
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.training.batches.settings import LargeBatchSettings, ReferenceSettings
+from lightning_novograd.recipes.common.settings.large_batch import LargeBatchSettings, ReferenceSettings
 
 
 @pytest.mark.parametrize(

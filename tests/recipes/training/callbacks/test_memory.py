@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_novograd.recipes.asr.training.callbacks import memory
-from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory, describe_peaks, peak_memory_mb
+from lightning_novograd.recipes.common.callbacks import memory
+from lightning_novograd.recipes.common.callbacks.memory import PeakMemory, describe_peaks, peak_memory_mb
 
 CPU = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
 

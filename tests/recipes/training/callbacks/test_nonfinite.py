@@ -10,8 +10,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from tiny_speech import batch, loader, module, trainer
 
 from lightning_novograd.errors import DataError, LightningNovoGradError
-from lightning_novograd.recipes.asr.training.callbacks import DivergenceError, NonFiniteGuard
-from lightning_novograd.recipes.asr.training.callbacks.nonfinite import gradient_sizes, shown
+from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
+from lightning_novograd.recipes.common.callbacks import DivergenceError
+from lightning_novograd.recipes.common.callbacks.nonfinite import gradient_sizes, shown
 from lightning_novograd.training.averaging.ema import averaging_of
 
 NAN, INF = float("nan"), float("inf")

@@ -8,8 +8,8 @@ import torch
 from tiny_speech import batch, loader, module, trainer
 
 from lightning_novograd.recipes.asr.training.callbacks import ProgressLog, UtteranceRate
-from lightning_novograd.recipes.asr.training.callbacks import progress as progress_file
-from lightning_novograd.recipes.asr.training.callbacks.progress import shown_time
+from lightning_novograd.recipes.common.callbacks import progress as progress_file
+from lightning_novograd.recipes.common.callbacks.progress import shown_time
 
 WHOLE = SimpleNamespace(weight=1.0)
 

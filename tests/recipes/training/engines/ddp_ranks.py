@@ -16,10 +16,10 @@ from tiny_speech import MODEL, OPTIM, batch, loader, trainer
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
-from lightning_novograd.recipes.asr.training.engines.ddp import HookedDDPStrategy
-from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
 from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.common.engines.ddp import HookedDDPStrategy
+from lightning_novograd.recipes.common.engines.strategy import build_strategy, layer_sync
+from lightning_novograd.recipes.common.settings.distributed import DistributedSettings
 
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 STEPS = 4

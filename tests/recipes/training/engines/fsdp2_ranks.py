@@ -11,11 +11,12 @@ from tiny_speech import MODEL, OPTIM, batch, loader, trainer
 from torch.distributed.tensor import DTensor
 
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
-from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
-from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy
 from lightning_novograd.recipes.asr.training.freezing import freeze
 from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.asr.training.sharding import ShardedCTCModule
+from lightning_novograd.recipes.common.engines.sharding import FSDP2
+from lightning_novograd.recipes.common.engines.strategy import build_strategy
+from lightning_novograd.recipes.common.settings.distributed import DistributedSettings
 from lightning_novograd.training.callbacks import LayerMonitor
 
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
-from lightning_novograd.recipes.asr.training.engines.batch_norm import RanksBatchNorm, SyncBatchNormOnCPU
+from lightning_novograd.recipes.common.batch_norm import BatchNorm
+from lightning_novograd.recipes.common.engines.batch_norm import RanksBatchNorm, SyncBatchNormOnCPU
 
 
 @pytest.fixture(autouse=True)

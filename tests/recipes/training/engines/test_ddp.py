@@ -9,9 +9,9 @@ from tiny_speech import batch, loader, module, trainer
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
-from lightning_novograd.recipes.asr.training.engines.ddp import Communication, HookedDDPStrategy
-from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy
+from lightning_novograd.recipes.common.engines.ddp import Communication, HookedDDPStrategy
+from lightning_novograd.recipes.common.engines.strategy import build_strategy
+from lightning_novograd.recipes.common.settings.distributed import DistributedSettings
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from ranks import run_ranks
 from speech_files import write_corpus
 from speech_runs import manifests
 
-from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
 from lightning_novograd.recipes.asr.weights.source import load
+from lightning_novograd.recipes.common.checkpoints.finite import nonfinite_names
 
 SCRIPT = Path(__file__).with_name("fsdp2_ranks.py")
 CASES = ("plain", "accumulated", "skipping", "clipped", "larc", "adamw", "frozen", "bf16")

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_module
 
-from lightning_novograd.recipes.asr.training.settings import RunSettings, count_devices
+from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.engines.devices import count_devices
 
 SCRIPT = ROOT / "recipes" / "asr" / "slurm.sbatch"
 ALLOCATION = {

@@ -5,11 +5,11 @@ from datetime import timedelta
 import pytest
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.training.engines.batch_norm import SyncBatchNormOnCPU
-from lightning_novograd.recipes.asr.training.engines.ddp import HookedDDPStrategy
-from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings
-from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2Strategy
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
+from lightning_novograd.recipes.common.engines.batch_norm import SyncBatchNormOnCPU
+from lightning_novograd.recipes.common.engines.ddp import HookedDDPStrategy
+from lightning_novograd.recipes.common.engines.sharding import FSDP2Strategy
+from lightning_novograd.recipes.common.engines.strategy import build_strategy, layer_sync
+from lightning_novograd.recipes.common.settings.distributed import DistributedSettings
 
 
 def build(block: dict, world_size: int = 2, **trainer):

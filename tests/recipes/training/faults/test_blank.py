@@ -9,7 +9,7 @@ from speech_runs import manifests, train
 
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.faults.blank import Progress, Seen, diagnose, look_at
+from lightning_novograd.recipes.asr.training.blank import Progress, Seen, diagnose, look_at
 from lightning_novograd.recipes.asr.training.module import CTCModule
 
 BLANK = Seen(utterances=10, blank=9.9)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_novograd.recipes.asr.training.faults import launch
-from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH, Launch
-from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, claimed_folder
+from lightning_novograd.recipes.common.faults import launch
+from lightning_novograd.recipes.common.faults.launch import LAUNCH, Launch
+from lightning_novograd.recipes.common.folder import FAILURE, RANKS, claimed_folder
 
 VARIABLES = (
     "TORCHELASTIC_RUN_ID",

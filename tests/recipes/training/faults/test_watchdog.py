@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from lightning_novograd.recipes.asr.training import console
-from lightning_novograd.recipes.asr.training.faults import processes, watchdog
-from lightning_novograd.recipes.asr.training.faults.board import Board
-from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat, Pulse
-from lightning_novograd.recipes.asr.training.faults.launch import LAUNCH
-from lightning_novograd.recipes.asr.training.faults.processes import GONE, RUNNING, STOPPED, Process, this_process
-from lightning_novograd.recipes.asr.training.faults.verdict import Lookout, RankError
-from lightning_novograd.recipes.asr.training.faults.watchdog import Watchdog, watched
-from lightning_novograd.recipes.asr.training.folder import FAILURE, RANKS, claimed_folder
+from lightning_novograd.recipes.common import console
+from lightning_novograd.recipes.common.faults import processes, watchdog
+from lightning_novograd.recipes.common.faults.board import Board
+from lightning_novograd.recipes.common.faults.heartbeat import Heartbeat, Pulse
+from lightning_novograd.recipes.common.faults.launch import LAUNCH
+from lightning_novograd.recipes.common.faults.processes import GONE, RUNNING, STOPPED, Process, this_process
+from lightning_novograd.recipes.common.faults.verdict import Lookout, RankError
+from lightning_novograd.recipes.common.faults.watchdog import Watchdog, watched
+from lightning_novograd.recipes.common.folder import FAILURE, RANKS, claimed_folder
 
 BEFORE = time.time() - 3600
 

@@ -6,18 +6,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
-from lightning_novograd.recipes.asr.data.steps import GlobalBatch
-from lightning_novograd.recipes.asr.training import resume as resume_file
-from lightning_novograd.recipes.asr.training.folder import claimed_folder
-from lightning_novograd.recipes.asr.training.restart import newest as newest_file
-from lightning_novograd.recipes.asr.training.restart.newest import (
+from lightning_novograd.recipes.common.checkpoints.reading import UnreadableError
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.data.steps import GlobalBatch
+from lightning_novograd.recipes.common.folder import claimed_folder
+from lightning_novograd.recipes.common.restart import newest as newest_file
+from lightning_novograd.recipes.common.restart import resume as resume_file
+from lightning_novograd.recipes.common.restart.newest import (
     check_same_batch,
     check_same_run,
     newest_checkpoint,
     set_torn_aside,
 )
-from lightning_novograd.recipes.asr.weights.checkpoint import UnreadableError
 
 ELEMENTS = 10000
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
+from lightning_novograd.recipes.common.restart.origin import SameOrigin
 
 A, B = Path("run/checkpoints/step0000006.ckpt"), Path("run/checkpoints/step0000002.ckpt")
 LAST = Path("last.ckpt")

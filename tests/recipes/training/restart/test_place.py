@@ -8,19 +8,19 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from tiny_speech import MODEL, OPTIM, batch, trainer
 
-from lightning_novograd.recipes.asr.data.loader import ResumableLoader
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
-from lightning_novograd.recipes.asr.data.steps import GlobalBatch
-from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
-from lightning_novograd.recipes.asr.training.loggers import build_loggers
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.restart.place import (
+from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.checkpoints.kept import StepCheckpoint
+from lightning_novograd.recipes.common.data.loader import ResumableLoader
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.data.steps import GlobalBatch
+from lightning_novograd.recipes.common.loggers import build_loggers
+from lightning_novograd.recipes.common.restart.place import (
     RestartPoint,
     compare_split,
     relocated,
     remove_older_requeued,
 )
-from lightning_novograd.recipes.asr.training.settings import RunSettings
 
 BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")
 

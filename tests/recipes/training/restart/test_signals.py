@@ -16,13 +16,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from tiny_speech import batch, loader, module, trainer
 
-from lightning_novograd.recipes.asr.data.loader import ResumableLoader, stand_apart
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
 from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
-from lightning_novograd.recipes.asr.training.checkpoints import StepCheckpoint
-from lightning_novograd.recipes.asr.training.console import stop
-from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
-from lightning_novograd.recipes.asr.training.restart.signals import (
+from lightning_novograd.recipes.common.checkpoints.kept import StepCheckpoint
+from lightning_novograd.recipes.common.console import stop
+from lightning_novograd.recipes.common.data.loader import ResumableLoader, stand_apart
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.restart.place import RestartPoint
+from lightning_novograd.recipes.common.restart.signals import (
     ENDING,
     Inbox,
     StopAtSignal,
