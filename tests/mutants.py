@@ -88,8 +88,12 @@ TESTS = {
     ],
     "recipes/asr/data/": ["tests/recipes/data", "tests/recipes/test_limits.py"],
     "recipes/asr/prepare.py": ["tests/recipes/test_prepare.py"],
-    "recipes/common/data/": ["tests/recipes/data", "tests/recipes/test_limits.py"],
-    "recipes/common/section.py": ["tests/recipes/test_section.py", "tests/recipes/training", "tests/recipes/data"],
+    "recipes/common/data/": ["tests/recipes/common/data", "tests/recipes/data", "tests/recipes/test_limits.py"],
+    "recipes/common/section.py": [
+        "tests/recipes/common/test_section.py",
+        "tests/recipes/training",
+        "tests/recipes/data",
+    ],
     "recipes/common/batch_norm.py": ["tests/recipes/model"],
     "recipes/common/": [
         "tests/recipes/test_train.py",

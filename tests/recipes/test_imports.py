@@ -8,7 +8,6 @@ import doctest
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -45,13 +44,13 @@ ROOMS = {
         "engines": {"batch_norm", "settings"},
         "batches": GROUND | {"data", "settings", "engines"},
         "callbacks": GROUND | {"checkpoints"},
-        "restart": READING | {"callbacks"},
+        "restart": READING | {"callbacks", "results"},
         "faults/processes": set(),
         "faults/launch": {"folder"},
         "console": {"folder", "way_on", "restart", "faults/processes", "faults/launch"},
         "faults": {"data", "folder", "way_on", "restart", "console", "faults/processes", "faults/launch"},
         "results": READING,
-        "trainer": SHOWN | {"console", "engines", "loggers", "restart"},
+        "trainer": SHOWN | {"console", "engines", "faults", "loggers", "restart"},
         "command": {"allocator", "console", "folder"},
         "tasks": SHOWN | {"console", "engines", "faults", "restart", "results", "trainer"},
     },

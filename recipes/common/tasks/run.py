@@ -13,31 +13,22 @@ from lightning_novograd.commands.output import whole_file
 from lightning_novograd.recipes.common.batches.memory import count_parameters
 from lightning_novograd.recipes.common.batches.optim import planned_optim
 from lightning_novograd.recipes.common.batches.plan import plan_batches
-from lightning_novograd.recipes.common.callbacks import BatchSeed, NonFiniteGuard, ProgressLog, Rate
-from lightning_novograd.recipes.common.callbacks.memory import PeakMemory
+from lightning_novograd.recipes.common.callbacks import NonFiniteGuard, ProgressLog, Rate
 from lightning_novograd.recipes.common.checkpoints.kept import build_checkpoints
 from lightning_novograd.recipes.common.console import FILE_ONLY, shows_bar
 from lightning_novograd.recipes.common.data.steps import GlobalBatch
 from lightning_novograd.recipes.common.faults.ending import ended_together
-from lightning_novograd.recipes.common.faults.heartbeat import Heartbeat
 from lightning_novograd.recipes.common.folder import claimed_folder, save_config
-from lightning_novograd.recipes.common.restart.newest import (
-    check_same_batch,
-    check_same_run,
-    find_resumed,
-    set_torn_aside,
-)
-from lightning_novograd.recipes.common.restart.origin import SameOrigin
-from lightning_novograd.recipes.common.restart.resume import check_resumed, is_finished, set_later_checkpoints_aside
+from lightning_novograd.recipes.common.restart.resume import check_resumed
 from lightning_novograd.recipes.common.restart.signals import INBOX, listening
-from lightning_novograd.recipes.common.results import measure, measured_weights, results_of_training, set_results_aside
+from lightning_novograd.recipes.common.restart.start import Start
+from lightning_novograd.recipes.common.results import measure, measured_weights
 from lightning_novograd.recipes.common.tasks.curves import TaskCurves
 from lightning_novograd.recipes.common.tasks.data import SPLITS, TaskData
 from lightning_novograd.recipes.common.tasks.results import metric_names, report
 from lightning_novograd.recipes.common.tasks.settings import TaskSettings
 from lightning_novograd.recipes.common.tasks.task import Task
-from lightning_novograd.recipes.common.trainer import build_trainer
-from lightning_novograd.training.callbacks import LayerMonitor
+from lightning_novograd.recipes.common.trainer import build_trainer, watch
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +57,7 @@ def run(task: Task, cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def _run(task: Task, cfg: DictConfig, settings: TaskSettings, run_dir: Path, started: float) -> dict[str, Any]:
-    resumed, checkpoint, torn = find_resumed(settings, run_dir) or (None, None, ())
-    if resumed is not None and settings.resume == "auto":
-        check_same_run(run_dir, cfg, resumed)
+    start = Start(settings, cfg, run_dir)
     data_settings = task.data.read(settings.data, "data")
     plan = plan_batches(settings, data_settings.batch_size)
     log.info("%s", plan)
@@ -76,16 +65,9 @@ def _run(task: Task, cfg: DictConfig, settings: TaskSettings, run_dir: Path, sta
     log.info("%s", lr)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     module: Any = task.module(settings.model, optim)
-    length, of_training = None, {}
-    if resumed is not None and checkpoint is not None:
-        check_resumed(resumed, checkpoint, module)
-        if (length := is_finished(checkpoint, settings.trainer)) is not None:
-            log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
-            of_training = results_of_training(run_dir, checkpoint["global_step"], task.rate)
-        elif settings.resume == "auto":
-            check_same_batch(resumed, checkpoint, GlobalBatch.planned(plan, None))
-        step = checkpoint["global_step"]
-        del checkpoint
+    if start.path is not None and start.checkpoint is not None:
+        check_resumed(start.path, start.checkpoint, module)
+    start.compare(GlobalBatch.planned(plan, None), task.rate)
     sets = data_settings.sets(settings.seed)
     log.info("%s", ", ".join(f"{len(sets[split])} {task.unit} for {split}" for split in SPLITS))
     size, last = plan.per_device_batch_size, settings.large_batch.last
@@ -95,22 +77,14 @@ def _run(task: Task, cfg: DictConfig, settings: TaskSettings, run_dir: Path, sta
     module.guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
     extra = {FILE_ONLY: shows_bar(settings.trainer.get("enable_progress_bar") is not False)}
     progress = ProgressLog(rate, [task.module.metric], task.unit, settings.console.interval, extra)
-    memory, heartbeat, curves = PeakMemory(), Heartbeat(), TaskCurves(run_dir / "curves.png", task)
-    origin, guard = SameOrigin(resumed, 0 if resumed is None else step), module.guard
-    callbacks: list[pl.Callback] = [heartbeat, origin, BatchSeed(settings.seed), rate, curves, guard, progress, memory]
-    callbacks += checkpoints
-    if settings.layer_monitor is not None:
-        callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
+    own = [rate, TaskCurves(run_dir / "curves.png", task), module.guard, progress]
+    callbacks, heartbeat, memory = watch(start, own, checkpoints)
     trainer = build_trainer(settings, plan, run_dir, callbacks)
     # from here on the folder changes: a command that is refused leaves the run in it as it was
     save_config(run_dir, cfg)
-    if resumed is not None:
-        set_torn_aside(torn)
-        if settings.resume != "auto" or length is None:
-            set_results_aside(run_dir)
-        set_later_checkpoints_aside(run_dir, step)
+    start.set_aside()
     with ended_together(trainer, heartbeat, settings.watchdog.timeout, run_dir):
-        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+        trainer.fit(module, data, ckpt_path=start.path and str(start.path), weights_only=True)
         weights = measured_weights(settings, checkpoints, run_dir)
         measured = measure(trainer, module, data, weights, metric_names(task))
 
@@ -127,9 +101,9 @@ def _run(task: Task, cfg: DictConfig, settings: TaskSettings, run_dir: Path, sta
     }
     if module.guard.skipped:
         results["skipped_steps"] = module.guard.skipped
-    results |= of_training
+    results |= start.of_training
     if trainer.is_global_zero:
         with whole_file(run_dir / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")
-        report(results, task, run_dir, trained=length is None)
+        report(results, task, run_dir, trained=start.length is None)
     return results
