@@ -12,7 +12,7 @@ aten = torch.ops.aten
 class BatchNorm(nn.BatchNorm1d):
     """``torch.nn.BatchNorm1d``, with its statistics computed a quarter as long on the CPU.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with mean and variance of a batch over utterances and frames,
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with mean and variance of a batch over examples and frames,
     padding included, as in NeMo. torch's kernel sums up one number after the other, in float64; here vectorized
     reductions do, over the frames and then over the batch: the mean first, then the squares of what differs from it.
     Both agree to float32's rounding, up to values whose squares float32 holds. All but float32 on the CPU is torch's.

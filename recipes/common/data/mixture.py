@@ -1,4 +1,4 @@
-"""How often the utterances of several manifests are heard in an epoch."""
+"""How often the examples of several manifests are heard in an epoch."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from lightning_novograd.errors import DataError
 
 
 class Mixture:
-    """Utterances of several parts, each part with a weight: how often one of its utterances is heard per epoch.
+    """Examples of several parts, each part with a weight: how often one of its examples is heard per epoch.
 
     Weight 2 is twice in every epoch, 0.25 a quarter of the part in each epoch, drawn without replacement, 1.5 once and
     half of the part once more. An epoch is equally long every time, and depends on nothing but seed and epoch.
 
-    The second hearing of utterance `i` of `n` is the entry ``n + i``, the third ``2 n + i``, so that each can be
+    The second hearing of example `i` of `n` is the entry ``n + i``, the third ``2 n + i``, so that each can be
     augmented in its own way.
 
     Args:
-        sizes: utterances of each part; they are numbered through.
+        sizes: examples of each part; they are numbered through.
         weights: of each part, above 0.
 
     Raises:
-        DataError: a weight is so small that no utterance of its part would be heard.
+        DataError: a weight is so small that no example of its part would be heard.
 
     Example:
         >>> mixture = Mixture([2, 4], [2.0, 0.5])
@@ -32,7 +32,7 @@ class Mixture:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
         self.total = sum(sizes)
         self.weights = np.repeat(np.asarray(weights, dtype=np.float64), sizes)
-        self._parts: list[tuple[int, int, int, int]] = []  # first utterance, size, whole hearings, utterances drawn
+        self._parts: list[tuple[int, int, int, int]] = []  # first example, size, whole hearings, examples drawn
         first = 0
         for size, weight in zip(sizes, weights, strict=True):
             whole = int(weight)

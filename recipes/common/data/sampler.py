@@ -1,4 +1,4 @@
-"""Which utterances make a batch, on which rank, in which step."""
+"""Which examples make a batch, on which rank, in which step."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ log = rank_zero_logger(__name__)
 
 
 class MicroBatch(list[int]):
-    """Utterances of a micro-batch, by their indices.
+    """Examples of a micro-batch, by their indices.
 
     Args:
-        indices: the utterances.
+        indices: the examples.
         weight: of their mean loss in the mean over the micro-batches of the step, so that it is that over all the
-            utterances of the step, or over their characters; 0: they fill in for a rank that has none left.
+            examples of the step, or over their characters; 0: they fill in for a rank that has none left.
     """
 
     def __init__(self, indices: Iterable[int], weight: float = 1.0) -> None:
@@ -43,7 +43,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     The entries of an epoch are shuffled by ``(seed, epoch)`` and cut into pools of `bucket_steps` global batches.
     Sorted by duration, a pool is cut into batches of ``G = batch_size * world_size * accumulate`` neighbours, which
     have little padding; the order of the steps is drawn at random. One process with batch 64 and two ranks with batch
-    16 and accumulation 2 so make the same updates from the same utterances. Inside a step the utterances are cut into
+    16 and accumulation 2 so make the same updates from the same examples. Inside a step the examples are cut into
     micro-batches of neighbours; each rank's share of micro-batches is chosen so that all ranks are busy for about the
     same time, and their order is drawn at random, so that no rank and no micro-batch (BatchNorm's statistics are those
     of rank 0 and favour the last) always has the long ones.
@@ -53,38 +53,38 @@ class GlobalBatchSampler(Sampler[list[int]]):
     each rank. A rank for which none is left hears one again, with the weight 0.
 
     With `batch_seconds` a step has ``batch_seconds * world_size * accumulate`` seconds of audio, to within an
-    utterance, whatever the number of utterances; it is cut into micro-batches of about equal padded seconds.
+    example, whatever the number of examples; it is cut into micro-batches of about equal padded seconds.
 
     The weights of micro-batches make the mean over those of all ranks and rounds of accumulation, as Lightning and DDP
-    take it, the mean over all utterances of the step (by `counts`, or their sum), however unequal the micro-batches
+    take it, the mean over all examples of the step (by `counts`, or their sum), however unequal the micro-batches
     are. Every rank knows the whole step, so none asks another for it.
 
     The position can be saved and restored: `delivered` counts this rank's batches of the epoch that have reached the
     training loop (`ResumableLoader` keeps it), and iteration begins there.
 
     Args:
-        durations: s, of the utterances; their order defines the indices.
-        batch_size: utterances of one micro-batch on one rank.
+        durations: s, of the examples; their order defines the indices.
+        batch_size: examples of one micro-batch on one rank.
         world_size: number of ranks.
         rank: this one.
         accumulate: micro-batches per optimizer step.
         seed: of the permutations.
-        shuffle: False takes the utterances in the same order in every epoch (to overfit a few batches); then nothing is
+        shuffle: False takes the examples in the same order in every epoch (to overfit a few batches); then nothing is
             sorted across steps.
         batch_seconds: s, of audio in a micro-batch, instead of `batch_size`; padding comes on top. At least twice the
-            longest utterance.
-        bucket_steps: global batches of a pool. It is at most a quarter of an epoch, so that utterances do not meet the
+            longest example.
+        bucket_steps: global batches of a pool. It is at most a quarter of an epoch, so that examples do not meet the
             same ones in every epoch; 1 sorts nothing across steps.
-        mixture: how often which utterances are heard in an epoch; None: each once. Index ``k * n + i`` is the
-            utterance `i` of `n`, heard once more.
+        mixture: how often which examples are heard in an epoch; None: each once. Index ``k * n + i`` is the
+            example `i` of `n`, heard once more.
         lengths: s, of entries (int64) in an epoch, where these are not `durations` (speed perturbation).
         last: what becomes of the entries that do not fill a step: ``"drop"`` or ``"keep"``.
-        counts: what each utterance counts in the mean loss of a step, such as its characters; None: all the same.
-        sums: a step's loss is the sum of its utterances', not their mean.
-        unit: what the utterances are called in messages.
+        counts: what each example counts in the mean loss of a step, such as its characters; None: all the same.
+        sums: a step's loss is the sum of its examples', not their mean.
+        unit: what the examples are called in messages.
 
     Raises:
-        DataError: fewer utterances than one global batch needs, or one too long for `batch_seconds`.
+        DataError: fewer examples than one global batch needs, or one too long for `batch_seconds`.
         ValueError: arguments out of range.
 
     Example:
@@ -233,7 +233,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else self.bucket_steps
 
     def _deal(self, lengths: np.ndarray, step: int) -> list[list[np.ndarray]]:
-        """Micro-batches of every rank in one step whose utterances are so long; empty where none is left for a rank."""
+        """Micro-batches of every rank in one step whose examples are so long; empty where none is left for a rank."""
         longest_first = np.argsort(-lengths, kind="stable")
         rounds = self.accumulate
         if self._short and step == self.steps - 1:
@@ -326,7 +326,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return checksum
 
 
-# how a global batch is split; a step is the same utterances however it is
+# how a global batch is split; a step is the same examples however it is
 _SPLIT = ("batch_size", "batch_seconds", "world_size", "accumulate", "batches")
 
 
@@ -338,19 +338,19 @@ def _said(changed: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
 
 
 class EvalBatchSampler(Sampler[list[int]]):
-    """Evaluation batches: every utterance exactly once over all ranks, equally many batches on each.
+    """Evaluation batches: every example exactly once over all ranks, equally many batches on each.
 
     Sorted by duration, longest first: little padding, and a batch that does not fit in memory fails at once.
 
     Args:
-        durations: s, of the utterances.
-        batch_size: most utterances of a batch. It is exceeded by one only where the number of batches could not be
+        durations: s, of the examples.
+        batch_size: most examples of a batch. It is exceeded by one only where the number of batches could not be
             equal otherwise (batch size 1, several ranks).
         world_size: number of ranks.
         rank: this one.
 
     Raises:
-        DataError: fewer utterances than ranks.
+        DataError: fewer examples than ranks.
         ValueError: arguments out of range.
 
     Example:

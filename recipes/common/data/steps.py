@@ -1,4 +1,4 @@
-"""From an epoch's utterances to the steps of it, and from a step to micro-batches."""
+"""From an epoch's examples to the steps of it, and from a step to micro-batches."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
@@ -8,7 +8,7 @@ import numpy as np
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.large_batch.plan import BatchPlan
 
-# what becomes of the utterances of an epoch that do not fill a step
+# what becomes of the examples of an epoch that do not fill a step
 LAST = ("drop", "keep")
 
 
@@ -16,7 +16,7 @@ class EpochSteps(NamedTuple):
     """How long an epoch is.
 
     `steps` counts a shorter last one too, which has `short` micro-batches on each rank; 0: there is none. `left_out`
-    counts utterances.
+    counts examples.
     """
 
     steps: int
@@ -32,7 +32,7 @@ class GlobalBatch(NamedTuple):
     """What an optimizer step hears, and how it is split.
 
     Args:
-        per_device: utterances of a micro-batch, or s of audio in it.
+        per_device: examples of a micro-batch, or s of audio in it.
         world_size: number of ranks.
         accumulate: micro-batches per optimizer step.
         by_seconds: whether batches are by seconds.
@@ -83,14 +83,14 @@ class GlobalBatch(NamedTuple):
 def epoch_steps(
     entries: int, batch_size: int, world_size: int, accumulate: int, last: str = "drop", unit: str = "utterances"
 ) -> EpochSteps:
-    """The steps of an epoch of so many utterances.
+    """The steps of an epoch of so many examples.
 
     Args:
         entries: that an epoch hears.
-        batch_size: utterances of one micro-batch on one rank.
+        batch_size: examples of one micro-batch on one rank.
         world_size: number of ranks.
         accumulate: micro-batches per optimizer step.
-        last: what becomes of the utterances that do not fill a step, one of `LAST`.
+        last: what becomes of the examples that do not fill a step, one of `LAST`.
         unit: what they are called in messages.
 
     Raises:

@@ -12,7 +12,7 @@ class SameOrigin(pl.Callback):
 
     Each rank looks for what a run goes on from by itself. A disk that all of them share may show a new file to one
     machine a minute before it does to another (NFS); weights would then be the first rank's, by DDP, and optimizer,
-    schedule and utterances each rank's own.
+    schedule and examples each rank's own.
 
     Args:
         path: of the checkpoint; None: the run begins.

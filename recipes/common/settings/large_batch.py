@@ -14,7 +14,7 @@ class ReferenceSettings(Section):
     """The ``large_batch.reference`` block: where the learning rate was tuned.
 
     Args:
-        global_batch_size: utterances of a step there; None: nothing is scaled.
+        global_batch_size: examples of a step there; None: nothing is scaled.
         lr: what was found; None: ``optim.lr``, which every option of ``optim`` has.
     """
 
@@ -32,14 +32,14 @@ class LargeBatchSettings(Section):
     """The ``large_batch`` block.
 
     Args:
-        global_batch_size: utterances behind one optimizer step; None: what the trainer and data blocks amount to. A
+        global_batch_size: examples behind one optimizer step; None: what the trainer and data blocks amount to. A
             list of stages is refused by :func:`plan_batches`.
         max_per_device_batch_size: what fits into a device's memory, in place of ``data.batch_size``: the largest
             micro-batch up to it that splits the global batch is taken.
         reference: see :class:`ReferenceSettings`.
         lr_scaling: how the LR follows the ratio of the global batch to the reference's, see :func:`scale_lr`.
         warmup_ratio: share of the run's steps, in place of that of ``optim.sched``.
-        last: whether the utterances that do not fill a global batch are left out of an epoch, other ones in every
+        last: whether the examples that do not fill a global batch are left out of an epoch, other ones in every
             epoch, or are its last, shorter step.
     """
 
