@@ -1,6 +1,7 @@
 """The run's own part of the config: everything in ``conf/asr.yaml`` that is not optim, model or data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -45,6 +46,27 @@ class PublishedSettings(Section):
                 raise ConfigError(f"wer.{name}", f"must be a fraction from 0 to 1, not {wer!r}")
 
 
+def _has_moved(name: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether files may be the same ones in another place; the names of a corpus' parts are no paths.
+
+    The sampler sees whether the corpus is the same one.
+    """
+    if name == "data.augment.noise.manifest" or (
+        name in ("data.train", "data.dev", "data.test") and saved.get("data.name") == "manifest"
+    ):
+        before, now = _without_paths(saved.get(name)), _without_paths(ours.get(name))
+        return before is not None and before == now
+    return name == "data.root"
+
+
+def _without_paths(manifests: Any) -> Any:
+    if isinstance(manifests, list):
+        return [_without_paths(one) for one in manifests]
+    if isinstance(manifests, Mapping):
+        return {**manifests, "manifest_filepath": ""}
+    return "" if isinstance(manifests, str) else manifests
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(CommonSettings):
     """A ``conf/asr.yaml``, checked at its top level; the blocks in it are read by the parts they configure.
@@ -61,6 +83,16 @@ class RunSettings(CommonSettings):
     """
 
     measure: ClassVar[str] = "dev WER"
+    identity = replace(
+        CommonSettings.identity,
+        blocks=(*CommonSettings.identity.blocks, "init_from", "freeze"),
+        same=(
+            *CommonSettings.identity.same,
+            *(f"data.{name}" for name in ("batch_seconds", "num_workers", "cache_audio", "cache_dir")),
+        ),
+        silent=(*CommonSettings.identity.silent, "num_samples", "published"),
+        has_moved=_has_moved,
+    )
     sections = MappingProxyType(
         {**CommonSettings.sections, "early_stopping": EarlyStoppingSettings, "published": PublishedSettings}
     )

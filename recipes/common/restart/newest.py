@@ -15,6 +15,7 @@ from lightning_novograd.recipes.common.data.steps import GlobalBatch
 from lightning_novograd.recipes.common.folder import is_requeued, process_rank
 from lightning_novograd.recipes.common.restart.place import saved_position
 from lightning_novograd.recipes.common.restart.resume import read_resumed
+from lightning_novograd.recipes.common.settings.identity import Identity
 from lightning_novograd.recipes.common.settings.run import CommonSettings
 from lightning_novograd.recipes.common.way_on import AVERAGE
 
@@ -23,18 +24,6 @@ log = logging.getLogger(__name__)
 TORN = "{}.torn"
 # what is written when nothing else of its moment is missing; the others are for the day when these are damaged
 _FIRST = ("last*.ckpt", "step*.ckpt")
-# with another one of these it is another run; the exceptions change how the same is computed, or where it is kept, or
-# make up the global batch, which is compared as a whole
-_IDENTITY = ("model", "data", "optim", "seed", "large_batch", "init_from", "freeze")
-_BATCH = (
-    *("data.batch_size", "data.batch_seconds"),
-    *("large_batch.global_batch_size", "large_batch.max_per_device_batch_size"),
-)
-_SAME_RUN = (*_BATCH, *(f"data.{name}" for name in ("eval_batch_size", "num_workers", "cache_audio", "cache_dir")))
-# where a corpus is; the sampler sees whether it is the same one
-_MANIFESTS = ("data.train", "data.dev", "data.test", "data.augment.noise.manifest")
-# and a change of these is not worth a line
-_SILENT = ("resume", "resume_from", "console", "num_samples", "published", "logger")
 _SHOWN = 8
 
 
@@ -97,13 +86,14 @@ def set_torn_aside(torn: tuple[Path, ...]) -> None:
         path.replace(path.with_name(TORN.format(path.name)))
 
 
-def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any], path: Path) -> None:
+def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any], path: Path, identity: Identity) -> None:
     """Compare the config with that of the run in the folder; what does not matter to its numbers is a warning.
 
     Args:
         run_dir: of the run that is to go on; nothing is compared if it has kept no config.
         cfg: the composed config.
         path: of the checkpoint that it would go on from.
+        identity: what both must have in common.
 
     Raises:
         ConfigError: they are different trainings.
@@ -115,9 +105,9 @@ def check_same_run(run_dir: Path, cfg: DictConfig | Mapping[str, Any], path: Pat
         _flat(OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one)
         for one in (load_yaml(kept), cfg)
     )
-    names = [n for n in {**saved, **ours} if saved.get(n) != ours.get(n) and n.split(".")[0] not in _SILENT]
+    names = [n for n in {**saved, **ours} if saved.get(n) != ours.get(n) and n.split(".")[0] not in identity.silent]
     said = {name: f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names}
-    if other := [name for name in names if _is_identity(name) and not _has_moved(name, saved, ours)]:
+    if other := [name for name in names if identity.has(name) and not identity.has_moved(name, saved, ours)]:
         problem = f"{run_dir} holds a run of another config: {_shown([said[name] for name in other])}"
         raise ConfigError("resume", f"{problem}; {_all_the_same(path)}, or choose another folder")
     if said:
@@ -183,26 +173,6 @@ def _flat(mapping: Any, path: str = "") -> dict[str, Any]:
     return {
         name: value for key, item in mapping.items() for name, value in _flat(item, f"{path}.{key}".lstrip(".")).items()
     }
-
-
-def _is_identity(name: str) -> bool:
-    return name.partition(".")[0] in _IDENTITY and not any(f"{name}.".startswith(f"{same}.") for same in _SAME_RUN)
-
-
-def _has_moved(name: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether files may be the same ones in another place; the names of a corpus' parts are no paths."""
-    if name == _MANIFESTS[-1] or (name in _MANIFESTS and saved.get("data.name") == "manifest"):
-        before, now = _without_paths(saved.get(name)), _without_paths(ours.get(name))
-        return before is not None and before == now
-    return name == "data.root"
-
-
-def _without_paths(manifests: Any) -> Any:
-    if isinstance(manifests, list):
-        return [_without_paths(one) for one in manifests]
-    if isinstance(manifests, Mapping):
-        return {**manifests, "manifest_filepath": ""}
-    return "" if isinstance(manifests, str) else manifests
 
 
 def _shown(texts: list[str]) -> str:

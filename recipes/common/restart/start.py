@@ -51,7 +51,7 @@ class Start:
         self.length: str | None = None
         self.of_training: dict[str, Any] = {}
         if self.path is not None and settings.resume == "auto":
-            check_same_run(run_dir, cfg, self.path)
+            check_same_run(run_dir, cfg, self.path, settings.identity)
 
     def compare(self, batch: GlobalBatch, rate: str) -> None:
         """See whether there is something left to train, with the same global batch; let go of the checkpoint.

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning_novograd.errors import ConfigError, choices
 from lightning_novograd.recipes.common.section import Section, join, key, plain_mapping
 from lightning_novograd.recipes.common.settings.distributed import DistributedSettings
+from lightning_novograd.recipes.common.settings.identity import Identity
 from lightning_novograd.recipes.common.settings.large_batch import LargeBatchSettings
 
 # the name in the config -> the class in lightning.pytorch.loggers
@@ -113,6 +114,14 @@ class CommonSettings(Section):
     """
 
     measure: ClassVar[str] = "dev result"  # what the best checkpoint is chosen by
+    identity: ClassVar[Identity] = Identity(
+        blocks=("model", "data", "optim", "seed", "large_batch"),
+        same=(
+            *("data.batch_size", "data.eval_batch_size"),
+            *("large_batch.global_batch_size", "large_batch.max_per_device_batch_size"),
+        ),
+        silent=("resume", "resume_from", "console", "logger"),
+    )
     # blocks by name
     sections: ClassVar[Mapping[str, type[Section]]] = MappingProxyType(
         {

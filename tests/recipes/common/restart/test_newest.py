@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_novograd.errors import ConfigError, DataError
+from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.common.checkpoints.reading import UnreadableError
 from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
 from lightning_novograd.recipes.common.data.steps import GlobalBatch
@@ -124,16 +125,20 @@ def test_a_checkpoint_that_is_named_is_compared_with_its_checksums_too(run_dir):
 def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
     path = tmp_path / "checkpoints" / "step0000007.ckpt"
     began = {"model": {"filters": 8}, "seed": 1, "data": {"batch_size": 4}, "trainer": {"devices": 1}, "num_samples": 3}
-    check_same_run(tmp_path, {"seed": 2}, path)  # nothing to compare with
+    check_same_run(tmp_path, {"seed": 2}, path, RunSettings.identity)  # nothing to compare with
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}), path)
+    check_same_run(
+        tmp_path, OmegaConf.create({**began, "num_samples": 0, "resume": "auto"}), path, RunSettings.identity
+    )
     assert not caplog.messages
     OmegaConf.save(OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), path)
+    check_same_run(tmp_path, OmegaConf.create({**began, "init_from": "${oc.env:HOME}"}), path, RunSettings.identity)
     assert not caplog.messages, "what both refer to is the same"
     OmegaConf.save(OmegaConf.create(began), tmp_path / ".hydra" / "config.yaml")
-    check_same_run(tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}}, path)
+    check_same_run(
+        tmp_path, {**began, "data": {"batch_size": 2}, "trainer": {"devices": 2}}, path, RunSettings.identity
+    )
     assert caplog.messages == [
         "the run goes on with another config than it began with: data.batch_size was 4 and is 2; "
         "trainer.devices was 1 and is 2"
@@ -146,9 +151,9 @@ def test_another_config_is_another_run(tmp_path, caplog, monkeypatch):
         with pytest.raises(
             ConfigError, match=rf"^resume: .* holds a run of another config: {said}; resume_from={path} "
         ):
-            check_same_run(tmp_path, {**began, **changes}, path)
+            check_same_run(tmp_path, {**began, **changes}, path, RunSettings.identity)
     monkeypatch.setenv("RANK", "1")
-    check_same_run(tmp_path, {**began, "seed": 2}, path)
+    check_same_run(tmp_path, {**began, "seed": 2}, path, RunSettings.identity)
     assert not HydraConfig.initialized()
 
 
@@ -184,9 +189,9 @@ def test_a_corpus_that_has_moved_is_the_same(tmp_path, caplog, before, now, is_r
     kept(tmp_path, {"data": before})
     if is_refused:
         with pytest.raises(ConfigError, match="holds a run of another config"):
-            check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path)
+            check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path, RunSettings.identity)
         return
-    check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path)
+    check_same_run(tmp_path, {"data": {**before, **now}}, tmp_path, RunSettings.identity)
     assert caplog.messages[0].startswith("the run goes on with another config than it began with: data.")
 
 
@@ -213,7 +218,9 @@ def test_another_global_batch_is_another_run(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.batch_seconds=40 keeps it"):
         check_same_batch(path, position(batch_seconds=20.0), GlobalBatch(20.0, by_seconds=True))
     kept(tmp_path, {"data": {"batch_size": 4}, "large_batch": {"global_batch_size": None}})
-    check_same_run(tmp_path, {"data": {"batch_size": 4}, "large_batch": {"global_batch_size": 8}}, path)
+    check_same_run(
+        tmp_path, {"data": {"batch_size": 4}, "large_batch": {"global_batch_size": 8}}, path, RunSettings.identity
+    )
 
 
 def test_a_folder_with_a_run_is_claimed(run_dir):
