@@ -24,12 +24,12 @@ import numpy as np
 import torch
 import yaml
 
-from lightning_novograd.recipes.asr.allocator import keep_freed_memory
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.training.loss import ctc_loss
+from lightning_novograd.recipes.common.allocator import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 MODELS = HERE.parent / "conf" / "model"

@@ -20,10 +20,11 @@ import torch
 from hydra import compose, initialize_config_module
 from speech_runs import manifests
 
-from lightning_novograd.recipes.asr.training import checkpoints, loggers
 from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.console import set_up_console
-from lightning_novograd.recipes.asr.training.restart.signals import Stopped, exit_code
+from lightning_novograd.recipes.common import loggers
+from lightning_novograd.recipes.common.checkpoints import kept as checkpoints
+from lightning_novograd.recipes.common.console import set_up_console
+from lightning_novograd.recipes.common.restart.signals import Stopped, exit_code
 
 # three epochs of six steps of two micro-batches; everything on that draws random numbers or keeps counters
 EVERYTHING = [

@@ -42,7 +42,7 @@ AREAS = {
     "lr_scheduler": ["lightning_novograd/lr_scheduler"],
     "config": ["lightning_novograd/config", "lightning_novograd/ranges.py"],
     "training": ["lightning_novograd/training", "lightning_novograd/large_batch"],
-    "recipes": ["recipes/asr"],
+    "recipes": ["recipes/asr", "recipes/common"],
 }
 # Not run here: what needs a GPU or kernels that a copy does not have, and programs that stand in processes of their own
 SKIPPED = (
@@ -87,8 +87,21 @@ TESTS = {
         "tests/recipes/test_limits.py",
     ],
     "recipes/asr/data/": ["tests/recipes/data", "tests/recipes/test_limits.py"],
-    "recipes/asr/section.py": ["tests/recipes/test_section.py", "tests/recipes/training", "tests/recipes/data"],
     "recipes/asr/prepare.py": ["tests/recipes/test_prepare.py"],
+    "recipes/common/data/": ["tests/recipes/common/data", "tests/recipes/data", "tests/recipes/test_limits.py"],
+    "recipes/common/section.py": [
+        "tests/recipes/common/test_section.py",
+        "tests/recipes/training",
+        "tests/recipes/data",
+    ],
+    "recipes/common/batch_norm.py": ["tests/recipes/model"],
+    "recipes/common/": [
+        "tests/recipes/test_train.py",
+        "tests/recipes/training",
+        "tests/recipes/common",
+        "tests/recipes/test_limits.py",
+        "tests/integration/test_train.py",
+    ],
     "recipes/asr/": [
         "tests/recipes/test_evaluate.py",
         "tests/recipes/test_train.py",

@@ -13,12 +13,12 @@ from lightning_novograd.config import parse_optim
 from lightning_novograd.recipes.asr.data.config import DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.training.settings import RunSettings
-from lightning_novograd.recipes.common.settings import TaskSettings
+from lightning_novograd.recipes.common.tasks.settings import TaskSettings
 from lightning_novograd.recipes.image.module import IMAGE
 from lightning_novograd.recipes.language.module import LANGUAGE
 
 CONF = ROOT / "conf"
-OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))  # options of Hydra's own groups: tests/recipes/training/engines
+OF_HYDRA = sorted(CONF.glob("hydra/**/*.yaml"))  # options of Hydra's own groups: tests/recipes/common/engines
 GROUPS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/**/*.yaml") if p not in OF_HYDRA)
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_novograd.recipes.asr.section import key
-from lightning_novograd.recipes.asr.training.callbacks.metric import Metric
-from lightning_novograd.recipes.common.data import DataSettings
-from lightning_novograd.recipes.common.module import TaskModule
-from lightning_novograd.recipes.common.task import Task
+from lightning_novograd.recipes.common.metric import Metric
+from lightning_novograd.recipes.common.section import key
+from lightning_novograd.recipes.common.tasks.data import DataSettings
+from lightning_novograd.recipes.common.tasks.module import TaskModule
+from lightning_novograd.recipes.common.tasks.task import Task
 
 
 class Points:

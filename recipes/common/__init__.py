@@ -1,1 +1,1 @@
-"""What recipes share whose tasks are a table of examples, a small model and one number to get down."""
+"""What a training run of any recipe is made of, whatever it learns."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.section import key
-from lightning_novograd.recipes.common.data import SPLITS, DataSettings, Examples
+from lightning_novograd.recipes.common.section import key
+from lightning_novograd.recipes.common.tasks.data import SPLITS, DataSettings, Examples
 
 _DEV = _TEST = 0.2  # of the images of each class
 _SPLIT_SEED = 2020  # of the split, which no run changes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.section import key
-from lightning_novograd.recipes.common.data import DataSettings, Examples
+from lightning_novograd.recipes.common.section import key
+from lightning_novograd.recipes.common.tasks.data import DataSettings, Examples
 from lightning_novograd.recipes.language.text import read_texts
 
 # the same whatever the text, and so the model's size; the last stands for all others

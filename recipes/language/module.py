@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_novograd.recipes.asr.training.callbacks.metric import Metric
-from lightning_novograd.recipes.common.module import TaskModule
-from lightning_novograd.recipes.common.task import Task
+from lightning_novograd.recipes.common.metric import Metric
+from lightning_novograd.recipes.common.tasks.module import TaskModule
+from lightning_novograd.recipes.common.tasks.task import Task
 from lightning_novograd.recipes.language.data import TextData
 from lightning_novograd.recipes.language.model import Transformer, TransformerConfig
 

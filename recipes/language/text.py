@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.common.data import SPLITS
+from lightning_novograd.recipes.common.tasks.data import SPLITS
 
 _DEV = _TEST = 0.06  # share of the documents
 _OTHERS = {"test", "tests"}

@@ -11,9 +11,9 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
-from lightning_novograd.recipes.asr.train import job, plan_by, say_plan, start
-from lightning_novograd.recipes.common.plan import describe_run
-from lightning_novograd.recipes.common.run import run
+from lightning_novograd.recipes.common.command import job, plan_by, say_plan, start
+from lightning_novograd.recipes.common.tasks.plan import describe_run
+from lightning_novograd.recipes.common.tasks.run import run
 from lightning_novograd.recipes.language.module import LANGUAGE
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning_novograd.recipes.asr import train
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
 from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.folder import process_rank
+from lightning_novograd.recipes.common.folder import process_rank
 
 FOLDER, FAULT = Path(os.environ["FAULT_FOLDER"]), os.environ["FAULT"]
 

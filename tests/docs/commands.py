@@ -197,10 +197,10 @@ def _check_train(recipe: str, words: list[str]) -> None:
 
 def _describe(recipe: str, config: Any) -> str:
     if recipe == "asr":
-        from lightning_novograd.recipes.asr.training.batches.plan import describe_run
+        from lightning_novograd.recipes.asr.training.plan import describe_run
 
         return describe_run(config)
-    from lightning_novograd.recipes.common.plan import describe_run as describe_task
+    from lightning_novograd.recipes.common.tasks.plan import describe_run as describe_task
 
     module = importlib.import_module(f"lightning_novograd.recipes.{recipe}.module")
     return describe_task(getattr(module, recipe.upper()), config)

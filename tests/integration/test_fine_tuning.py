@@ -11,7 +11,7 @@ from lightning_novograd.recipes.asr import evaluate, export
 from lightning_novograd.recipes.asr.training.run import run
 from lightning_novograd.recipes.asr.weights import source
 from lightning_novograd.recipes.asr.weights.average import average
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
+from lightning_novograd.recipes.common.checkpoints.reading import read_checkpoint
 
 BLOCK = {"filters": 8, "kernel": 5, "separable": True, "residual": True}
 MODEL = {

@@ -44,7 +44,7 @@ def test_a_run_that_has_finished_is_measured_and_said_to_have(finished, tiny_cor
     run_dir, results = finished
     with caplog.at_level("WARNING", logger="lightning_novograd"):
         again = train(tmp_path, [*manifests(tiny_corpus), f"resume_from={run_dir}/checkpoints/last.ckpt"])
-    assert [r.getMessage().partition(" has ")[2] for r in caplog.records if r.name.endswith("training.run")] == [
+    assert [r.getMessage().partition(" has ")[2] for r in caplog.records if r.name.endswith("restart.start")] == [
         "finished its 2 epochs (trainer.max_epochs=2): it is only measured; raise that number to go on"
     ]
     assert {name: again[name] for name in ("dev_wer", "test_cer", "epochs", "optimizer_steps")} == {

@@ -14,19 +14,35 @@ import pytest
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes import asr
 from lightning_novograd.recipes.asr.data.corpora import an4, librispeech
-from lightning_novograd.recipes.asr.section import Section, _checked
-from lightning_novograd.recipes.asr.training.batches.settings import ReferenceSettings
-from lightning_novograd.recipes.asr.training.engines.options import DistributedSettings, PowerSgdSettings
-from lightning_novograd.recipes.asr.training.settings import (
-    ConsoleSettings,
-    EarlyStoppingSettings,
-    NonFiniteSettings,
-    WatchdogSettings,
-)
+from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings
+from lightning_novograd.recipes.common import settings
+from lightning_novograd.recipes.common.section import Section, _checked
+from lightning_novograd.recipes.common.settings.distributed import DistributedSettings, PowerSgdSettings
+from lightning_novograd.recipes.common.settings.large_batch import ReferenceSettings
+from lightning_novograd.recipes.common.settings.run import ConsoleSettings, NonFiniteSettings, WatchdogSettings
 
+ROOMS = (asr, settings)
 REQUIRED = dataclasses.MISSING
 INITIALIZERS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", None]
-# section -> key -> default and limits
+# key -> default and limits, of the config of every run
+COMMON = {
+    "model": (REQUIRED, {}),
+    "data": (REQUIRED, {}),
+    "optim": (REQUIRED, {}),
+    "trainer": (REQUIRED, {}),
+    "logger": (REQUIRED, {}),
+    "checkpoint": (REQUIRED, {}),
+    "large_batch": (REQUIRED, {}),
+    "distributed": (DistributedSettings(), {}),
+    "nonfinite": (NonFiniteSettings(), {}),
+    "watchdog": (WatchdogSettings(), {}),
+    "console": (ConsoleSettings(), {}),
+    "seed": (1, {"low": 0}),
+    "resume": (None, {"allowed": ["auto", None]}),
+    "resume_from": (None, {}),
+    "layer_monitor": (None, {"low": 1}),
+}
+# section -> key -> the same
 KEYS = {
     "An4Options": {
         "root": (None, {}),
@@ -189,27 +205,14 @@ KEYS = {
         "global_batch_size": (None, {"low": 1}),
         "lr": (None, {"above": 0.0}),
     },
+    "CommonSettings": COMMON,
     "RunSettings": {
-        "model": (REQUIRED, {}),
-        "data": (REQUIRED, {}),
-        "optim": (REQUIRED, {}),
-        "trainer": (REQUIRED, {}),
-        "logger": (REQUIRED, {}),
-        "checkpoint": (REQUIRED, {}),
-        "large_batch": (REQUIRED, {}),
-        "distributed": (DistributedSettings(), {}),
-        "nonfinite": (NonFiniteSettings(), {}),
-        "watchdog": (WatchdogSettings(), {}),
-        "console": (ConsoleSettings(), {}),
-        "seed": (1, {"low": 0}),
-        "resume": (None, {"allowed": ["auto", None]}),
-        "resume_from": (None, {}),
+        **COMMON,
         "init_from": (None, {}),
         "freeze": (None, {}),
         "early_stopping": (EarlyStoppingSettings(), {}),
         "num_samples": (3, {"low": 0}),
         "published": (None, {}),
-        "layer_monitor": (None, {"low": 1}),
     },
     "NoiseConfig": {
         "prob": (0.5, {"low": 0, "high": 1}),
@@ -251,14 +254,15 @@ FIXED = {
 
 def sections() -> dict[str, type[Section]]:
     """Every section of the recipe; tests and docstrings' examples may have defined others."""
-    for module in pkgutil.walk_packages(asr.__path__, f"{asr.__name__}."):
-        if not module.name.endswith("worker"):
-            importlib.import_module(module.name)
+    for package in ROOMS:
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("worker"):
+                importlib.import_module(module.name)
 
     def below(cls: type) -> list[type]:
         return [sub for direct in cls.__subclasses__() for sub in (direct, *below(direct))]
 
-    own = [cls for cls in below(Section) if cls.__module__.startswith(asr.__name__)]
+    own = [cls for cls in below(Section) if cls.__module__.startswith(tuple(package.__name__ for package in ROOMS))]
     return {cls.__name__: cls for cls in own if getattr(sys.modules[cls.__module__], cls.__name__, None) is cls}
 
 

@@ -10,6 +10,7 @@ from hydra.types import RunMode
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr import train
+from lightning_novograd.recipes.common import command
 
 
 def missing(name: str | None) -> MissingConfigException:
@@ -32,15 +33,15 @@ def missing(name: str | None) -> MissingConfigException:
     ],
 )
 def test_the_nearest_choice(error, meant):
-    assert train.nearest(error) == meant
+    assert command.nearest(error) == meant
 
 
 def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     asked = []
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.RUN)
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
-    monkeypatch.setattr(train, "set_up_console", lambda: None)
-    monkeypatch.setattr(train, "claim_folder", lambda *args: None)
+    monkeypatch.setattr(command, "set_up_console", lambda: None)
+    monkeypatch.setattr(command, "claim_folder", lambda *args: None)
     monkeypatch.setattr(train, "run", lambda *args: asked.append(args) or {"dev_wer": 0.25})
     assert train.main.__wrapped__({"seed": 1}) == 0.25
     assert asked == [({"seed": 1}, Path("some/where"))]
@@ -54,7 +55,7 @@ def test_a_run_goes_to_hydras_folder_and_a_mistake_is_one_line(monkeypatch):
     assert end.value.code == "ConfigError: optim.lr: is bad"
 
 
-@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, train.JobFailed)])
+@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, command.JobFailed)])
 def test_nothing_is_written_into_the_folder_of_another_run(monkeypatch, tmp_path, mode, error):
     (tmp_path / "results.json").write_text("{}")
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=mode)
@@ -66,8 +67,8 @@ def test_nothing_is_written_into_the_folder_of_another_run(monkeypatch, tmp_path
 
 def test_a_plan_leaves_nothing_behind(monkeypatch):
     seen = []
-    monkeypatch.setattr(train.sys, "argv", ["train.py", "--plan", "data=fsdd", "hydra.run.dir=RUN"])
-    monkeypatch.setattr(train, "show_plan", lambda: seen.extend(train.sys.argv))
+    monkeypatch.setattr(command.sys, "argv", ["train.py", "--plan", "data=fsdd", "hydra.run.dir=RUN"])
+    monkeypatch.setattr(train, "show_plan", lambda: seen.extend(command.sys.argv))
     train.plan()
     assert seen[:3] == ["train.py", "data=fsdd", "hydra.run.dir=RUN"]
     run_dir, sweep_dir, *quiet = seen[3:]  # later ones count
@@ -77,7 +78,7 @@ def test_a_plan_leaves_nothing_behind(monkeypatch):
     assert quiet == ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
 
-@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, train.JobFailed)])
+@pytest.mark.parametrize(("mode", "error"), [(RunMode.RUN, SystemExit), (RunMode.MULTIRUN, command.JobFailed)])
 def test_a_plan_is_printed_or_refused_in_a_line(monkeypatch, capsys, mode, error):
     monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(mode=mode))
     monkeypatch.setattr(train, "describe_run", lambda cfg: f"the plan of {cfg}")
@@ -96,8 +97,8 @@ def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
     """Hydra goes on with the others after an exception, not after SystemExit, and prints such a one in a line."""
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="some/where"), mode=RunMode.MULTIRUN)
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
-    monkeypatch.setattr(train, "set_up_console", lambda: None)
-    monkeypatch.setattr(train, "claim_folder", lambda *args: None)
+    monkeypatch.setattr(command, "set_up_console", lambda: None)
+    monkeypatch.setattr(command, "claim_folder", lambda *args: None)
 
     def refuse(*args):
         raise ConfigError("optim.lr", "is bad")
@@ -110,8 +111,8 @@ def test_a_job_of_a_sweep_fails_alone(monkeypatch, caplog):
 
 def test_the_process_group_ends_behind_all_ranks_and_what_holds_it(monkeypatch):
     done = []
-    monkeypatch.setattr(train.gc, "collect", lambda: done.append("collect"))
-    monkeypatch.setattr(train.dist, "barrier", lambda: done.append("barrier"))
-    monkeypatch.setattr(train.dist, "destroy_process_group", lambda: done.append("destroy"))
-    train.leave()
+    monkeypatch.setattr(command.gc, "collect", lambda: done.append("collect"))
+    monkeypatch.setattr(command.dist, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(command.dist, "destroy_process_group", lambda: done.append("destroy"))
+    command.leave()
     assert done == ["collect", "barrier", "destroy"]

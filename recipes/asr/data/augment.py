@@ -11,7 +11,7 @@ import numpy as np
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.audio import change_speed, load_audio, read_header
 from lightning_novograd.recipes.asr.data.manifest import parse_row, read_rows
-from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
+from lightning_novograd.recipes.common.section import Section, key, plain_mapping
 
 SLOWEST, FASTEST = 0.5, 2.0
 _TILTS = (0.0, 2.0)  # of synthetic noise: its power falls with frequency to minus this, from white to brown

@@ -9,8 +9,8 @@ from typing import Any
 from lightning_novograd.errors import ConfigError, DataError, choices
 from lightning_novograd.recipes.asr.data.augment import AugmentConfig
 from lightning_novograd.recipes.asr.data.corpora import DEFAULT_CACHE, available_corpora, get_corpus
-from lightning_novograd.recipes.asr.section import Section, key, plain_mapping
 from lightning_novograd.recipes.asr.text.normalize import CASES, FORMS, normalize
+from lightning_novograd.recipes.common.section import Section, key, plain_mapping
 
 
 @dataclass(frozen=True, kw_only=True)

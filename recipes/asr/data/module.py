@@ -22,13 +22,13 @@ from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora import get_corpus
 from lightning_novograd.recipes.asr.data.corpora.base import Weighted
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset, collate
-from lightning_novograd.recipes.asr.data.loader import BatchLoader, ResumableLoader, fitting_workers
 from lightning_novograd.recipes.asr.data.manifest import Utterance, read_manifest
-from lightning_novograd.recipes.asr.data.mixture import Mixture
-from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler, GlobalBatchSampler
-from lightning_novograd.recipes.asr.data.steps import limited
 from lightning_novograd.recipes.asr.data.summary import summarize
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.recipes.common.data.loader import BatchLoader, ResumableLoader, fitting_workers
+from lightning_novograd.recipes.common.data.mixture import Mixture
+from lightning_novograd.recipes.common.data.sampler import EvalBatchSampler, GlobalBatchSampler
+from lightning_novograd.recipes.common.data.steps import limited
 from lightning_novograd.training.callbacks.batch_ramp import BatchRampScheduler
 
 log = rank_zero_logger(__name__)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
 from lightning_novograd.recipes.asr.model.convolution import (
     Frames,
     GroupShuffle,
@@ -20,7 +19,8 @@ from lightning_novograd.recipes.asr.model.convolution import (
     convolve,
     padded_conv1d,
 )
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.batch_norm import BatchNorm
+from lightning_novograd.recipes.common.section import Section, key
 
 # every one maps 0 to 0, so that masked frames stay masked behind it
 ACTIVATIONS: dict[str, type[nn.Module]] = {

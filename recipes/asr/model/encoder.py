@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.model.blocks import ACTIVATIONS, BlockConfig, JasperBlock
 from lightning_novograd.recipes.asr.model.convolution import INITIALIZERS, Frames, initialize_convolutions
-from lightning_novograd.recipes.asr.section import Section, join, key, plain_mapping
+from lightning_novograd.recipes.common.section import Section, join, key, plain_mapping
 
 MOST_SUB_BLOCKS = 2000  # Jasper 10x5 has 53
 

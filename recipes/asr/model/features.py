@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.section import Section, key
 
 _WINDOWS = {
     "hann": torch.hann_window,

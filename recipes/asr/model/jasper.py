@@ -11,8 +11,8 @@ from lightning_novograd.recipes.asr.model.decoder import ConvDecoder, DecoderCon
 from lightning_novograd.recipes.asr.model.encoder import ConvEncoder, EncoderConfig, Layer, plan_layers
 from lightning_novograd.recipes.asr.model.features import MelConfig, MelSpectrogram
 from lightning_novograd.recipes.asr.model.spec_augment import SpecAugment, SpecAugmentConfig
-from lightning_novograd.recipes.asr.section import join, plain_mapping
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.recipes.common.section import join, plain_mapping
 
 # of the losses of a step: the mean over its utterances, that over the characters of their texts, their sum
 REDUCTIONS = ("mean_batch", "mean_volume", "sum")

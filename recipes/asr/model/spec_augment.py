@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.section import Section, key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from torch import Tensor
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.corpora.manifest import ManifestOptions
 from lightning_novograd.recipes.asr.data.dataset import Batch, SpeechDataset, collate
-from lightning_novograd.recipes.asr.data.loader import BatchLoader
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.sampler import EvalBatchSampler
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.recognition.statistics import interval, score
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun
 from lightning_novograd.recipes.asr.text.alignment import EditCounts
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
+from lightning_novograd.recipes.common.data.loader import BatchLoader
+from lightning_novograd.recipes.common.data.sampler import EvalBatchSampler
 
 
 def read_set(run: TrainedRun, recognizer: Recognizer, manifest: Path | None = None) -> SpeechDataset:

@@ -10,12 +10,12 @@ from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import AugmentConfig, DataConfig, LoadingConfig
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.recognition.segments import LONGEST, SHORTEST
-from lightning_novograd.recipes.asr.section import Section
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model as load_model  # was here before weights/
 from lightning_novograd.recipes.asr.weights.checkpoint import longest_utterance
 from lightning_novograd.recipes.asr.weights.run_folder import config_of, measured_checkpoint
 from lightning_novograd.recipes.asr.weights.source import choose_checkpoint, is_model_file, load_average, load_file
+from lightning_novograd.recipes.common.section import Section
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
-"""The alphabet of a run: as it is listed, from a file, or of the training text."""
+"""The alphabet of a run: as it is listed, from a file, of the training text, or of the run that it continues."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_novograd.errors import ConfigError
+from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.texts import training_texts
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.labels import labels_of, read_labels
+from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.weights.source import expand
+from lightning_novograd.recipes.common.restart import resume
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,26 @@ def with_labels(
     return {**model, "labels": found}
 
 
+def check_resumed(path: Path, checkpoint: Mapping[str, Any], module: CTCModule) -> None:
+    """Refuse a checkpoint of another alphabet or model.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: as :func:`read_resumed` gives it.
+        module: which is to go on.
+
+    Raises:
+        DataError: its alphabet or its weights are not those of `module`, or are not finite.
+    """
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    model = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
+    labels = model.get("labels") if isinstance(model, Mapping) else None
+    if isinstance(labels, list | tuple) and list(labels) != module.alphabet.labels:
+        letters = f"{_letters(labels)}, not {_letters(module.alphabet.labels)} as model.labels says"
+        raise DataError(f"{path} has another alphabet: {letters}")
+    resume.check_resumed(path, checkpoint, module)
+
+
 def _saved(checkpoint: Mapping[str, Any], path: Path | None) -> list[str]:
     hyper_parameters = checkpoint.get("hyper_parameters")
     model = hyper_parameters.get("model") if isinstance(hyper_parameters, dict) else None
@@ -62,3 +84,8 @@ def _saved(checkpoint: Mapping[str, Any], path: Path | None) -> list[str]:
     if not isinstance(labels, list):
         raise ConfigError("resume_from", f"{path} is no checkpoint of train.py: it has no labels")
     return labels
+
+
+def _letters(labels: Any) -> str:
+    text = "".join(map(str, labels))
+    return f"{text if len(text) <= 60 else f'{text[:57]}...'!r} ({len(labels)})"

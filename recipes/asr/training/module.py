@@ -16,10 +16,10 @@ from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.text.decode import greedy
 from lightning_novograd.recipes.asr.text.metrics import ErrorRate
-from lightning_novograd.recipes.asr.training.callbacks.guarded import GuardedSteps
-from lightning_novograd.recipes.asr.training.callbacks.nonfinite import DivergenceError, merge, shown
-from lightning_novograd.recipes.asr.training.faults.blank import CAUSES, Progress, Seen, diagnose, look_at
+from lightning_novograd.recipes.asr.training.blank import CAUSES, Progress, Seen, diagnose, look_at
 from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
+from lightning_novograd.recipes.common.callbacks.guarded import GuardedSteps
+from lightning_novograd.recipes.common.callbacks.nonfinite import DivergenceError, merge, shown
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +176,3 @@ class CTCModule(GuardedSteps, pl.LightningModule):
                 if isinstance(logger, pl.loggers.TensorBoardLogger):
                     text = f"    reference   {reference}\n    hypothesis  {hypothesis}"
                     logger.experiment.add_text("transcript", text, self.global_step)
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

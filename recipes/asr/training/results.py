@@ -1,33 +1,25 @@
 """What a run has reached: error rates, measured at its end, and how they are said."""
 
-import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.training.callbacks.memory import describe_peaks
-from lightning_novograd.recipes.asr.training.folder import process_rank
 from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.settings import RunSettings
 from lightning_novograd.recipes.asr.weights.average import write_average
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
-from lightning_novograd.recipes.asr.weights.run_folder import AVERAGE
+from lightning_novograd.recipes.common import results as common
+from lightning_novograd.recipes.common.callbacks.memory import describe_peaks
+from lightning_novograd.recipes.common.way_on import AVERAGE
 
 log = logging.getLogger(__name__)
 
-# in results.json: what came of the training, not of the measurement behind it
-_OF_TRAINING = (
-    *("epochs", "global_batch_size", "global_batch_seconds", "wall_s", "peak_memory_mb"),
-    *("stopped_early", "skipped_steps"),
-)
+# in the order of results.json
+_NAMES = ("dev_wer", "test_wer", "dev_cer", "test_cer")
 
 
 def measured_weights(
@@ -45,12 +37,8 @@ def measured_weights(
         DataError: there are none to choose from.
     """
     test, count = settings.checkpoint.test, settings.checkpoint.average
-    if count is None and test == "best":
-        return best_checkpoint(checkpoints)
     if count is None:
-        # without a file Lightning takes the one that a SLURM job was requeued with, not the weights that there are
-        requeued, last = any(run_dir.glob("hpc_ckpt_*.ckpt")), run_dir / "checkpoints" / "last.ckpt"
-        return str(last) if requeued and last.exists() and SLURMEnvironment.detect() else None
+        return common.measured_weights(settings, checkpoints, run_dir)
     if trainer.is_global_zero:
         names = ", ".join(path.name for path in write_average(run_dir, test, count))
         log.info("the mean of the %s epochs is measured: %s", test, names)
@@ -59,11 +47,7 @@ def measured_weights(
 
 
 def measure(
-    trainer: pl.Trainer,
-    module: CTCModule,
-    data: SpeechDataModule,
-    checkpoint: str | None,
-    names: Sequence[str] = ("dev_wer", "test_wer", "dev_cer", "test_cer"),
+    trainer: pl.Trainer, module: CTCModule, data: SpeechDataModule, checkpoint: str | None
 ) -> dict[str, float | None]:
     """Error rates of the dev and the test set; None for those of a set that there is not, or that a limit leaves out.
 
@@ -72,25 +56,8 @@ def measure(
         module: with the weights of the last step.
         data: the corpus.
         checkpoint: weights to measure instead.
-        names: of the metrics, in the order that they have in results.json.
     """
-    metrics: dict[str, float] = {}
-    for evaluate in (trainer.validate, trainer.test) if data.has_test_set else (trainer.validate,):
-        for measured in evaluate(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True):
-            metrics.update(measured)
-    return {name: metrics.get(name) for name in names}
-
-
-def best_checkpoint(checkpoints: Sequence[ModelCheckpoint]) -> str:
-    """The file of the best epoch by dev WER.
-
-    Raises:
-        DataError: none was kept: the training has ended before its first validation.
-    """
-    best = checkpoints[0].best_model_path
-    if not best:
-        raise DataError("checkpoint.test is 'best', but the training has ended before its first validation")
-    return best
+    return common.measure(trainer, module, data, checkpoint, _NAMES)
 
 
 def batch_of_step(plan: BatchPlan, seconds: float | None) -> dict[str, float | None]:
@@ -128,49 +95,6 @@ def describe_plan(plan: BatchPlan, seconds: float | None) -> str:
         f"global batch {size:.12g} s of audio = {seconds:.12g} s per device x {plan.devices} devices "
         f"x {plan.num_nodes} nodes x {plan.accumulate_grad_batches} accumulated"
     )
-
-
-def results_of_training(run_dir: Path, step: int, rate: str = "utt_per_s") -> dict[str, Any]:
-    """What results.json says of a training that has ended, to be kept where it is only measured again.
-
-    Args:
-        run_dir: of the run.
-        step: optimizer steps of the training.
-        rate: the name of its speed.
-
-    Returns:
-        No speed, where it says nothing: nothing is trained on now.
-    """
-    try:
-        results = json.loads((run_dir / "results.json").read_text())
-    except (OSError, ValueError):
-        results = None
-    if not isinstance(results, dict) or results.get("optimizer_steps") != step:
-        return {rate: None}
-    return {name: results[name] for name in (rate, *_OF_TRAINING) if name in results}
-
-
-def set_results_aside(run_dir: Path) -> None:
-    """Give the results of what is continued a name with its number of steps: they are not those of the run to come.
-
-    So too the average that they were measured with.
-    """
-    if process_rank():
-        return
-    path, average = run_dir / "results.json", run_dir / "checkpoints" / AVERAGE
-    if path.is_file():
-        try:
-            steps = int(json.loads(path.read_text())["optimizer_steps"])
-        except (ValueError, KeyError, TypeError):
-            steps = 0
-        path.replace(run_dir / f"results_step{steps:07d}.json")
-    if average.is_file():
-        try:
-            reached = read_checkpoint(average, map_location="meta").get("global_step")
-        except DataError:  # damaged
-            reached = None
-        steps = reached if isinstance(reached, int) else 0
-        average.replace(average.with_name(f"{average.stem}_step{steps:07d}{average.suffix}"))
 
 
 def report(results: dict[str, Any], run_dir: Path, trained: bool = True) -> None:

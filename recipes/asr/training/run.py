@@ -7,66 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch import callbacks as pl_callbacks
 from omegaconf import DictConfig
 
 from lightning_novograd.commands.output import whole_file
-from lightning_novograd.large_batch.plan import BatchPlan
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.steps import GlobalBatch
 from lightning_novograd.recipes.asr.text.labels import write_labels
-from lightning_novograd.recipes.asr.training.batches.log import PlanLog
-from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
-from lightning_novograd.recipes.asr.training.callbacks import (
-    BatchSeed,
-    CurveRecorder,
-    NonFiniteGuard,
-    ProgressLog,
-    UtteranceRate,
-)
-from lightning_novograd.recipes.asr.training.callbacks.memory import PeakMemory
-from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints, last_behind
-from lightning_novograd.recipes.asr.training.console import FILE_ONLY, shows_bar
-from lightning_novograd.recipes.asr.training.engines.sharding import FSDP2, ShardedCTCModule
-from lightning_novograd.recipes.asr.training.engines.strategy import build_strategy, layer_sync
-from lightning_novograd.recipes.asr.training.faults.ending import ended_together
-from lightning_novograd.recipes.asr.training.faults.heartbeat import Heartbeat
-from lightning_novograd.recipes.asr.training.folder import claimed_folder, is_requeued, save_config
+from lightning_novograd.recipes.asr.training.callbacks import CurveRecorder, NonFiniteGuard, ProgressLog, UtteranceRate
 from lightning_novograd.recipes.asr.training.freezing import freeze
-from lightning_novograd.recipes.asr.training.labels import with_labels
-from lightning_novograd.recipes.asr.training.loggers import build_loggers
-from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
-from lightning_novograd.recipes.asr.training.restart.newest import (
-    Found,
-    check_same_batch,
-    check_same_run,
-    newest_checkpoint,
-    set_torn_aside,
-)
-from lightning_novograd.recipes.asr.training.restart.origin import SameOrigin
-from lightning_novograd.recipes.asr.training.restart.place import RestartPoint
-from lightning_novograd.recipes.asr.training.restart.signals import INBOX, StopAtSignal, listening
+from lightning_novograd.recipes.asr.training.labels import check_resumed, with_labels
+from lightning_novograd.recipes.asr.training.module import CTCModule
 from lightning_novograd.recipes.asr.training.results import (
     batch_of_step,
     describe_plan,
     measure,
     measured_weights,
     report,
-    results_of_training,
-    set_results_aside,
-)
-from lightning_novograd.recipes.asr.training.resume import (
-    check_resumed,
-    is_finished,
-    read_resumed,
-    set_later_checkpoints_aside,
 )
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
+from lightning_novograd.recipes.asr.training.sharding import ShardedCTCModule
+from lightning_novograd.recipes.asr.training.stopping import build_early_stopping, why_stopped
 from lightning_novograd.recipes.asr.weights.fine_tuning import start_from
 from lightning_novograd.recipes.asr.weights.source import load
-from lightning_novograd.training.callbacks import LayerMonitor
+from lightning_novograd.recipes.common.batches.memory import count_parameters
+from lightning_novograd.recipes.common.batches.optim import planned_optim
+from lightning_novograd.recipes.common.checkpoints.kept import build_checkpoints
+from lightning_novograd.recipes.common.console import FILE_ONLY, shows_bar
+from lightning_novograd.recipes.common.data.steps import GlobalBatch
+from lightning_novograd.recipes.common.engines.sharding import FSDP2
+from lightning_novograd.recipes.common.faults.ending import ended_together
+from lightning_novograd.recipes.common.folder import claimed_folder, save_config
+from lightning_novograd.recipes.common.restart.signals import INBOX, listening
+from lightning_novograd.recipes.common.restart.start import Start
+from lightning_novograd.recipes.common.trainer import build_trainer, watch
 
 log = logging.getLogger(__name__)
 
@@ -95,18 +68,16 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) -> dict[str, Any]:
     # before any manifest is read; and Lightning's own message would be a stack trace
-    resumed, checkpoint, torn = find_resumed(settings, run_dir) or (None, None, ())
-    if resumed is not None and settings.resume == "auto":
-        check_same_run(run_dir, cfg, resumed)
+    start = Start(settings, cfg, run_dir)
     data_config = DataConfig.from_mapping(settings.data)
     plan = plan_batches(settings, data_config.loading.batch_size)
     seconds = data_config.loading.batch_seconds
     log.info("%s", describe_plan(plan, seconds))
     optim, lr = planned_optim(settings, plan)
     log.info("%s", lr)
-    begins_from = settings.init_from if resumed is None else None
+    begins_from = settings.init_from if start.path is None else None
     trained = None if begins_from is None else load(begins_from)
-    model_config = with_labels(settings.model, data_config, resumed, checkpoint, trained)
+    model_config = with_labels(settings.model, data_config, start.path, start.checkpoint, trained)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     kind = ShardedCTCModule if settings.trainer.get("strategy") == FSDP2 else CTCModule
     module = kind(model_config, optim, num_samples=settings.num_samples)
@@ -115,16 +86,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         start_from(module.model, trained, str(begins_from))
     if settings.freeze:
         freeze(module, settings.freeze)
-    length, of_training = None, {}
-    if resumed is not None and checkpoint is not None:
-        check_resumed(resumed, checkpoint, module)
-        if (length := is_finished(checkpoint, settings.trainer)) is not None:
-            log.warning("%s has finished its %s: it is only measured; raise that number to go on", resumed, length)
-            of_training = results_of_training(run_dir, checkpoint["global_step"])
-        elif settings.resume == "auto":
-            check_same_batch(resumed, checkpoint, GlobalBatch.planned(plan, seconds))
-        step = checkpoint["global_step"]
-        del checkpoint
+    if start.path is not None and start.checkpoint is not None:
+        check_resumed(start.path, start.checkpoint, module)
+    start.compare(GlobalBatch.planned(plan, seconds), "utt_per_s")
     data = SpeechDataModule(
         data_config,
         module.alphabet,
@@ -136,16 +100,12 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         reduction=module.reduction,
     )
     rate, curves = UtteranceRate(), CurveRecorder(run_dir / "curves.png")
-    checkpoints = build_checkpoints(settings, run_dir)
+    checkpoints = build_checkpoints(settings, run_dir, "dev_wer")
     guard = NonFiniteGuard(settings.nonfinite.action, settings.nonfinite.max_consecutive)
     module.guard = guard
     bar = shows_bar(settings.trainer.get("enable_progress_bar") is not False)
     progress = ProgressLog(rate, settings.console.interval, extra={FILE_ONLY: bar})
-    memory, heartbeat, origin = PeakMemory(), Heartbeat(), SameOrigin(resumed, 0 if resumed is None else step)
-    callbacks: list[pl.Callback] = [heartbeat, origin, BatchSeed(settings.seed), rate, curves, guard, progress, memory]
-    callbacks += checkpoints
-    if settings.layer_monitor is not None:
-        callbacks.append(LayerMonitor(settings.layer_monitor, run_dir))
+    callbacks, heartbeat, memory = watch(start, [rate, curves, guard, progress], checkpoints)
     stopping = None
     if settings.early_stopping.patience is not None:
         stopping = build_early_stopping(settings.early_stopping)
@@ -155,13 +115,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
     save_config(run_dir, cfg)
     if trainer.is_global_zero and model_config is not settings.model:
         write_labels(run_dir / "labels.txt", module.alphabet.labels)
-    if resumed is not None:
-        set_torn_aside(torn)
-        if settings.resume != "auto" or length is None:
-            set_results_aside(run_dir)
-        set_later_checkpoints_aside(run_dir, step)
+    start.set_aside()
     with ended_together(trainer, heartbeat, settings.watchdog.timeout, run_dir):
-        trainer.fit(module, data, ckpt_path=resumed and str(resumed), weights_only=True)
+        trainer.fit(module, data, ckpt_path=start.path and str(start.path), weights_only=True)
         measured = measure(trainer, module, data, measured_weights(trainer, settings, checkpoints, run_dir))
 
     results: dict[str, Any] = {
@@ -180,48 +136,9 @@ def _run(cfg: DictConfig, settings: RunSettings, run_dir: Path, started: float) 
         results["stopped_early"] = reason
     if guard.skipped:
         results["skipped_steps"] = guard.skipped
-    results |= of_training
+    results |= start.of_training
     if trainer.is_global_zero:
         with whole_file(run_dir / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")
-        report(results, run_dir, trained=length is None)
+        report(results, run_dir, trained=start.length is None)
     return results
-
-
-def find_resumed(settings: RunSettings, run_dir: Path) -> Found | None:
-    """What the run goes on from; None if it begins."""
-    asked = "resume=auto" if settings.resume == "auto" else "the requeued job" if is_requeued(run_dir) else None
-    if asked is not None and (found := newest_checkpoint(run_dir)) is not None:
-        log.info("%s goes on from %s", asked, found.path)
-        return found
-    path = None if settings.resume_from is None else Path(settings.resume_from)
-    return None if path is None else Found(path, read_resumed(path))
-
-
-def build_trainer(settings: RunSettings, plan: BatchPlan, run_dir: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The Trainer of the ``trainer`` block, with the plan's accumulation, the run's loggers, and a way to end early."""
-    loggers = build_loggers(settings, run_dir)
-    # the rows of a run that has ended stay, whatever is made of it
-    cuts = settings.resume == "auto" or not (run_dir / "results.json").exists()
-    batch = GlobalBatch.planned(plan, settings.data.get("batch_seconds"))
-    callbacks = [*last_behind(callbacks), RestartPoint(cuts, batch), StopAtSignal(INBOX, run_dir / "checkpoints")]
-    if loggers:
-        callbacks = [*callbacks, pl_callbacks.LearningRateMonitor(logging_interval="step")]
-    given = settings.trainer.get("plugins") or []
-    plugins = [*(given if isinstance(given, list) else [given]), WholeCheckpoints()]
-    if sync := layer_sync(settings.trainer, plan.world_size):
-        plugins.append(sync)
-    return pl.Trainer(
-        **{
-            **settings.trainer,
-            "strategy": build_strategy(settings.distributed, settings.trainer, plan.world_size),
-            "sync_batchnorm": bool(settings.trainer.get("sync_batchnorm")) and sync is None,
-            "accumulate_grad_batches": plan.accumulate_grad_batches,
-            "enable_progress_bar": shows_bar(settings.trainer.get("enable_progress_bar") is not False),
-            "plugins": plugins,
-        },
-        logger=loggers,
-        callbacks=[*callbacks, PlanLog(settings.trainer)],
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,
-    )

@@ -11,13 +11,10 @@ from torch import Tensor
 from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
-from lightning_novograd.recipes.asr.weights.checkpoint import model_of, read_checkpoint
-from lightning_novograd.recipes.asr.weights.run_folder import (
-    AVERAGE,
-    best_checkpoints,
-    config_of,
-    last_checkpoints,
-)
+from lightning_novograd.recipes.asr.weights.checkpoint import model_of
+from lightning_novograd.recipes.asr.weights.run_folder import best_checkpoints, config_of, last_checkpoints
+from lightning_novograd.recipes.common.checkpoints.reading import read_checkpoint
+from lightning_novograd.recipes.common.way_on import AVERAGE
 
 log = logging.getLogger(__name__)
 

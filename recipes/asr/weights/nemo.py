@@ -15,7 +15,7 @@ from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.optim.checkpoint.files import load_plain
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC, ModelConfig
 from lightning_novograd.recipes.asr.weights.checkpoint import outline
-from lightning_novograd.recipes.asr.weights.finite import check_finite
+from lightning_novograd.recipes.common.checkpoints.finite import check_finite
 
 CONFIG_MEMBER = "model_config.yaml"
 WEIGHTS_MEMBER = "model_weights.ckpt"

@@ -8,9 +8,8 @@ from typing import Any
 
 from lightning_novograd.config.data import load_yaml
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.weights.checkpoint import read_checkpoint
-
-AVERAGE = "average.ckpt"
+from lightning_novograd.recipes.common.checkpoints.reading import read_checkpoint
+from lightning_novograd.recipes.common.way_on import AVERAGE
 
 
 def config_of(run: Path) -> Path:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.config import DataConfig
-from lightning_novograd.recipes.asr.data.mixture import Mixture
 from lightning_novograd.recipes.asr.data.module import SpeechDataModule
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
-from lightning_novograd.recipes.asr.data.steps import balanced, cut
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
+from lightning_novograd.recipes.common.data.mixture import Mixture
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.data.steps import balanced, cut
 
 DURATIONS = np.random.default_rng(0).gamma(4.0, 0.7, 400) + 0.3
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
 
 # s, of FSDD's connected digits (data=fsdd): every twentieth part of its 2000 utterances is shorter than these
 QUANTILES = [

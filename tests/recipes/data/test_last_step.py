@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.mixture import Mixture
-from lightning_novograd.recipes.asr.data.sampler import GlobalBatchSampler
+from lightning_novograd.recipes.common.data.mixture import Mixture
+from lightning_novograd.recipes.common.data.sampler import GlobalBatchSampler
 
 RNG = np.random.default_rng(0)
 DURATIONS = RNG.gamma(4.0, 0.7, 210).tolist()

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_module
 
 from lightning_novograd.config import build_optimizers
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.training.module import count_parameters
-from lightning_novograd.recipes.common.run import run
+from lightning_novograd.recipes.common.batches.memory import count_parameters
+from lightning_novograd.recipes.common.tasks.run import run
 from lightning_novograd.recipes.image import data
 from lightning_novograd.recipes.image.data import SOURCES, ImageData, Images, read_images, split
 from lightning_novograd.recipes.image.model import ResNet, ResNetConfig

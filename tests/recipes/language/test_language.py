@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from lightning_novograd.config import build_optimizers
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.training.module import count_parameters
-from lightning_novograd.recipes.common.run import run
+from lightning_novograd.recipes.common.batches.memory import count_parameters
+from lightning_novograd.recipes.common.tasks.run import run
 from lightning_novograd.recipes.language import text
 from lightning_novograd.recipes.language.data import CHARACTERS, Sequences, TextData, encode
 from lightning_novograd.recipes.language.model import Transformer, TransformerConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm, _Normalized
+from lightning_novograd.recipes.common.batch_norm import BatchNorm, _Normalized
 
 
 def make_pair(channels: int, **options) -> tuple[BatchNorm, nn.BatchNorm1d]:

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_novograd.errors import ConfigError
-from lightning_novograd.recipes.asr.model.batch_norm import BatchNorm
 from lightning_novograd.recipes.asr.model.blocks import ACTIVATIONS, BlockConfig, JasperBlock
 from lightning_novograd.recipes.asr.model.convolution import Frames, GroupShuffle, MaskedConv1d
+from lightning_novograd.recipes.common.batch_norm import BatchNorm
 
 LENS = torch.tensor([37, 20, 1])
 

@@ -12,7 +12,8 @@ from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.recognition.recognizer import Recognizer
 from lightning_novograd.recipes.asr.recognition.trained_run import TrainedRun, shown
 from lightning_novograd.recipes.asr.text.alphabet import Alphabet
-from lightning_novograd.recipes.asr.weights.checkpoint import load_model, read_checkpoint
+from lightning_novograd.recipes.asr.weights.checkpoint import load_model
+from lightning_novograd.recipes.common.checkpoints.reading import read_checkpoint
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
 LENS = torch.tensor([2])

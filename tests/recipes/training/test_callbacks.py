@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from tiny_speech import MODEL, OPTIM, loader, trainer
 from tiny_speech import batch as speech
 
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, UtteranceRate
-from lightning_novograd.recipes.asr.training.callbacks import curves as curves_module
-from lightning_novograd.recipes.asr.training.callbacks import rate as rate_module
-from lightning_novograd.recipes.asr.training.callbacks.curves import draw_curves
+from lightning_novograd.recipes.asr.training import callbacks as curves_module
+from lightning_novograd.recipes.asr.training.callbacks import CurveRecorder, UtteranceRate, draw_curves
 from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.common.callbacks import BatchSeed
+from lightning_novograd.recipes.common.callbacks import rate as rate_module
 
 BATCH = SimpleNamespace(texts=["a", "b", "c"], weight=1.0)
 

@@ -9,10 +9,10 @@ from lightning.pytorch import callbacks as pl_callbacks
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.training import results as results_file
-from lightning_novograd.recipes.asr.training.callbacks.stopping import build_early_stopping, why_stopped
-from lightning_novograd.recipes.asr.training.checkpoints import build_checkpoints
 from lightning_novograd.recipes.asr.training.results import measured_weights
 from lightning_novograd.recipes.asr.training.settings import EarlyStoppingSettings, RunSettings
+from lightning_novograd.recipes.asr.training.stopping import build_early_stopping, why_stopped
+from lightning_novograd.recipes.common.checkpoints.kept import build_checkpoints
 
 
 def settings(**changes) -> RunSettings:
@@ -48,7 +48,7 @@ def test_a_run_ends_when_nothing_improves_or_is_no_number(block, values, expecte
 @pytest.mark.parametrize(("test", "kept"), [("last", 3), ("best", 2)])
 def test_the_last_epochs_are_kept_where_they_are_averaged(tmp_path, test, kept):
     chosen = settings(checkpoint={"average": 3, "save_top_k": 3, "test": test})
-    by_epoch, last, *recent = checkpoints = build_checkpoints(chosen, tmp_path)
+    by_epoch, last, *recent = checkpoints = build_checkpoints(chosen, tmp_path, "dev_wer")
     assert len(checkpoints) == kept
     assert (by_epoch.save_top_k, last.filename) == (3, "last")
     for one in recent:

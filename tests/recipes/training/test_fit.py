@@ -7,12 +7,14 @@ import torch
 from lightning.pytorch import Callback
 from tiny_speech import MODEL, OPTIM, batch, loader, module, trainer
 
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, CurveRecorder, NonFiniteGuard, UtteranceRate
-from lightning_novograd.recipes.asr.training.callbacks import rate as rate_file
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.asr.training.callbacks import CurveRecorder, NonFiniteGuard, UtteranceRate
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.results import best_checkpoint, measure
+from lightning_novograd.recipes.asr.training.results import measure
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common.callbacks import BatchSeed
+from lightning_novograd.recipes.common.callbacks import rate as rate_file
+from lightning_novograd.recipes.common.checkpoints.kept import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.common.results import best_checkpoint
 
 TRAIN, DEV = loader([batch(1), batch(2)]), loader([batch(3)])
 BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_batch")
@@ -20,7 +22,7 @@ BLOCKS = ("model", "data", "optim", "trainer", "logger", "checkpoint", "large_ba
 
 def checkpoints(folder, **checkpoint):
     blocks = {name: {} for name in BLOCKS}
-    return build_checkpoints(RunSettings.read({**blocks, "checkpoint": checkpoint}, ""), folder)
+    return build_checkpoints(RunSettings.read({**blocks, "checkpoint": checkpoint}, ""), folder, "dev_wer")
 
 
 class Marked(CTCModule):

@@ -11,7 +11,8 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.dataset import Batch
 from lightning_novograd.recipes.asr.training import module as module_file
 from lightning_novograd.recipes.asr.training.loss import ctc_loss, ctc_losses
-from lightning_novograd.recipes.asr.training.module import CTCModule, count_parameters
+from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.common.batches.memory import count_parameters
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
 MODEL = {"labels": ["a", "b"], "encoder": {"jasper": [BLOCK]}}

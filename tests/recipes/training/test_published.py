@@ -13,9 +13,9 @@ from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.config import DataConfig
 from lightning_novograd.recipes.asr.data.corpora.librispeech import TRAIN
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
-from lightning_novograd.recipes.asr.training.batches.optim import planned_optim
 from lightning_novograd.recipes.asr.training.run import report
 from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches, published_results
+from lightning_novograd.recipes.common.batches.optim import planned_optim
 
 CONTINUOUS, DISCRETE = {"min": 0.85, "max": 1.15}, [0.9, 1.0, 1.1]
 # model, optim; epochs, batch per device, accumulation; SpecAugment's (masks, widths), speed, EMA;

@@ -13,13 +13,10 @@ from tiny_speech import MODEL, batch, loader, module, trainer
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr import train
 from lightning_novograd.recipes.asr.training import run as run_file
+from lightning_novograd.recipes.asr.training.labels import check_resumed
 from lightning_novograd.recipes.asr.training.module import CTCModule
-from lightning_novograd.recipes.asr.training.resume import (
-    check_resumed,
-    is_finished,
-    read_resumed,
-    set_later_checkpoints_aside,
-)
+from lightning_novograd.recipes.common import command
+from lightning_novograd.recipes.common.restart.resume import is_finished, read_resumed, set_later_checkpoints_aside
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +223,7 @@ def test_a_command_that_is_refused_leaves_the_run_as_it_was(saved, tmp_path, mon
     hydra = OmegaConf.create({"overrides": {"task": []}, "runtime": {"output_dir": str(tmp_path)}, "mode": "RUN"})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    monkeypatch.setattr(train, "set_up_console", lambda: None)
+    monkeypatch.setattr(command, "set_up_console", lambda: None)
     monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     (tmp_path / "results.json").write_text("{}")
     blocks = {name: {} for name in ("logger", "checkpoint", "large_batch")} | {"model": MODEL, "optim": {"name": "sgd"}}

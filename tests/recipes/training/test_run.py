@@ -15,20 +15,15 @@ from tiny_speech import MODEL
 from lightning_novograd.errors import DataError
 from lightning_novograd.large_batch.plan import BatchPlan, solve_batch_plan
 from lightning_novograd.recipes.asr.training import run as run_file
-from lightning_novograd.recipes.asr.training.checkpoints import WholeCheckpoints, build_checkpoints
-from lightning_novograd.recipes.asr.training.faults import watchdog
-from lightning_novograd.recipes.asr.training.loggers import build_loggers
-from lightning_novograd.recipes.asr.training.results import (
-    batch_of_step,
-    best_checkpoint,
-    describe_plan,
-    measure,
-    report,
-    results_of_training,
-    set_results_aside,
-)
-from lightning_novograd.recipes.asr.training.run import build_trainer
+from lightning_novograd.recipes.asr.training.results import batch_of_step, describe_plan, measure, report
 from lightning_novograd.recipes.asr.training.settings import RunSettings
+from lightning_novograd.recipes.common import trainer as trainer_file
+from lightning_novograd.recipes.common.checkpoints.kept import WholeCheckpoints, build_checkpoints
+from lightning_novograd.recipes.common.faults import watchdog
+from lightning_novograd.recipes.common.loggers import build_loggers
+from lightning_novograd.recipes.common.restart import newest
+from lightning_novograd.recipes.common.results import best_checkpoint, results_of_training, set_results_aside
+from lightning_novograd.recipes.common.trainer import build_trainer
 from lightning_novograd.training.callbacks import LayerMonitor
 
 DEV = {"dev_wer": 0.5, "dev_cer": 0.25, "dev_loss": 3.0}
@@ -60,14 +55,14 @@ def settings(**changes) -> RunSettings:
 
 
 def test_the_checkpoints_that_are_kept(tmp_path):
-    by_epoch, last = build_checkpoints(settings(checkpoint={"save_top_k": 5}), tmp_path)
+    by_epoch, last = build_checkpoints(settings(checkpoint={"save_top_k": 5}), tmp_path, "dev_wer")
     folder = str(tmp_path / "checkpoints")
     assert [kept.dirpath for kept in (by_epoch, last)] == [folder, folder]
     assert (by_epoch.monitor, by_epoch.mode, by_epoch.save_top_k) == ("dev_wer", "min", 5)
     name = by_epoch.format_checkpoint_name({"epoch": 7, "dev_wer": 0.125, "step": 9})
     assert name == f"{folder}/epoch007-dev_wer0.1250.ckpt"
     assert (last.filename, last.monitor, last.save_top_k, last._save_on_train_epoch_end) == ("last", None, 1, True)
-    *_, by_step = three = build_checkpoints(settings(checkpoint={"every_n_steps": 4}), tmp_path)
+    *_, by_step = three = build_checkpoints(settings(checkpoint={"every_n_steps": 4}), tmp_path, "dev_wer")
     assert len(three) == 3
     assert (by_step.dirpath, by_step._every_n_train_steps, by_step.save_top_k) == (folder, 4, 1)
     assert by_step.format_checkpoint_name({"epoch": 7, "step": 9}) == f"{folder}/step0000009.ckpt"
@@ -150,7 +145,7 @@ def test_a_run_gives_each_part_its_settings(tmp_path, monkeypatch, test, resume)
         "read_resumed": {"global_step": 8, "loops": {}},
         "check_resumed": None,
     }.items():
-        monkeypatch.setattr(run_file, name, stands_for(name, result))
+        monkeypatch.setattr(newest if name == "read_resumed" else run_file, name, stands_for(name, result))
     monkeypatch.setattr(run_file.DataConfig, "check_given", lambda self: None)
     monkeypatch.setattr(run_file.pl, "seed_everything", stands_for("seed", 0))
     monkeypatch.setattr(run_file.UtteranceRate, "mean", 3.14159)
@@ -230,7 +225,7 @@ def test_only_the_first_rank_writes_results_and_layers_are_watched_when_said(tmp
 @pytest.mark.parametrize("said", [True, False, None])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_progress_bar_is_for_terminals(tmp_path, monkeypatch, said, terminal):
-    monkeypatch.setattr(run_file, "shows_bar", lambda wanted: wanted and terminal)
+    monkeypatch.setattr(trainer_file, "shows_bar", lambda wanted: wanted and terminal)
     block = {"accelerator": "cpu", "devices": 1} | ({} if said is None else {"enable_progress_bar": said})
     trainer = build_trainer(
         settings(trainer=block), solve_batch_plan(8, devices=1, per_device_batch_size=8), tmp_path, []
@@ -265,11 +260,11 @@ def test_what_came_of_a_training_stays_when_it_is_measured_again(tmp_path, caplo
     of_training |= {"global_batch_size": 64, "stopped_early": "dev_wer"}
     found = {**of_training, "optimizer_steps": 12, "dev_wer": 0.5, "optimizer": "sgd"}
     (tmp_path / "results.json").write_text(json.dumps(found))
-    assert results_of_training(tmp_path, 12) == of_training
-    assert results_of_training(tmp_path, 13) == {"utt_per_s": None}, "of another training"
+    assert results_of_training(tmp_path, 12, "utt_per_s") == of_training
+    assert results_of_training(tmp_path, 13, "utt_per_s") == {"utt_per_s": None}, "of another training"
     for content in ("[", "[1]", "{}"):
         (tmp_path / "results.json").write_text(content)
-        assert results_of_training(tmp_path, 12) == {"utt_per_s": None}
+        assert results_of_training(tmp_path, 12, "utt_per_s") == {"utt_per_s": None}
     for rate, said in (
         (3.1, "the training was 2 epochs, 12 optimizer steps of 64 utterances, 3.1 utterances/s, 99 s"),
         (None, "2 epochs, 12 optimizer steps of 64 utterances, 99 s"),

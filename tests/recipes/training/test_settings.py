@@ -6,7 +6,9 @@ from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lightning_novograd import ConfigError
-from lightning_novograd.recipes.asr.training.settings import LOGGERS, RunSettings, count_devices, plan_batches
+from lightning_novograd.recipes.asr.training.settings import RunSettings, plan_batches
+from lightning_novograd.recipes.common.engines.devices import count_devices
+from lightning_novograd.recipes.common.settings.run import LOGGERS
 
 BLOCKS = {
     "model": {},

@@ -8,8 +8,9 @@ import torch
 from ranks import leave
 from tiny_speech import MODEL, OPTIM, batch, loader, trainer
 
-from lightning_novograd.recipes.asr.training.callbacks import BatchSeed, NonFiniteGuard
+from lightning_novograd.recipes.asr.training.callbacks import NonFiniteGuard
 from lightning_novograd.recipes.asr.training.module import CTCModule
+from lightning_novograd.recipes.common.callbacks import BatchSeed
 
 
 class Notes(CTCModule):

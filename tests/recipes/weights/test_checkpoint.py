@@ -9,7 +9,7 @@ import torch
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.model.jasper import JasperCTC
 from lightning_novograd.recipes.asr.weights.checkpoint import load_model
-from lightning_novograd.recipes.asr.weights.finite import nonfinite_names
+from lightning_novograd.recipes.common.checkpoints.finite import nonfinite_names
 
 BLOCK = {"filters": 8, "kernel": 11, "stride": 2, "residual": False}
 MODEL = {"labels": ["a", "b"], "preprocessor": {"features": 64}, "encoder": {"jasper": [BLOCK]}}

@@ -21,14 +21,15 @@ from typing import Any
 import soundfile
 
 from lightning_novograd.errors import DataError
-from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, Manifests, register_corpus, workers
+from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, Manifests, register_corpus
 from lightning_novograd.recipes.asr.data.corpora.rng import seed_of, shuffled
 from lightning_novograd.recipes.asr.data.corpora.rows import Recording, write_manifest
 from lightning_novograd.recipes.asr.data.download.archive import unpacked
 from lightning_novograd.recipes.asr.data.download.http import download
 from lightning_novograd.recipes.asr.data.download.lock import locked
 from lightning_novograd.recipes.asr.data.download.source import Source, verify
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.data.workers import workers
+from lightning_novograd.recipes.common.section import Section, key
 
 VERSION = 1  # of the audio and the sets; a change of it makes new caches
 URL = "https://dldata-public.s3.us-east-2.amazonaws.com/an4_sphere.tar.gz"  # NVIDIA's copy: CMU's has no https

@@ -17,7 +17,7 @@ import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError, LightningNovoGradError
 from lightning_novograd.recipes.asr.data.download.lock import locked
-from lightning_novograd.recipes.asr.section import Section
+from lightning_novograd.recipes.common.section import Section
 
 STAMP = "corpus.json"
 
@@ -212,8 +212,3 @@ def cache_folder(cache_dir: Path, name: str, fingerprint: Mapping[str, Any]) -> 
     """The folder of one corpus: another one for every fingerprint."""
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     return cache_dir / name / digest[:16]
-
-
-def workers(requested: int | None = None) -> int:
-    """Processes or threads to prepare with: what the machine lets this process use."""
-    return requested or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))

@@ -27,10 +27,11 @@ import numpy as np
 import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus, workers
+from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus
 from lightning_novograd.recipes.asr.data.corpora.rng import randint, seed_of, shuffled
 from lightning_novograd.recipes.asr.data.manifest import parse_row, read_rows
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.data.workers import workers
+from lightning_novograd.recipes.common.section import Section, key
 
 DATASET = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 VERSION = 1  # of the audio; a change of it makes new caches

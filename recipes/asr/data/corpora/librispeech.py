@@ -20,7 +20,7 @@ from lightning_novograd.recipes.asr.data.download.http import download
 from lightning_novograd.recipes.asr.data.download.lock import locked
 from lightning_novograd.recipes.asr.data.download.parallel import run_all
 from lightning_novograd.recipes.asr.data.download.source import Source, verify
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.section import Section, key
 
 AUDIO = "LibriSpeech"  # the folder in the archives
 LOCK = ".prepare.lock"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.corpora.base import Corpus, Manifests, Weighted, register_corpus
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.section import Section, key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from lightning_novograd.commands.output import whole_file
 from lightning_novograd.errors import ConfigError
 from lightning_novograd.recipes.asr.data.audio import read_header
-from lightning_novograd.recipes.asr.data.corpora.base import workers
 from lightning_novograd.recipes.asr.data.download.progress import progress
+from lightning_novograd.recipes.common.data.workers import workers
 
 
 class Recording(NamedTuple):

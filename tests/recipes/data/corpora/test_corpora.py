@@ -13,8 +13,9 @@ import soundfile
 
 from lightning_novograd.errors import ConfigError, DataError
 from lightning_novograd.recipes.asr.data.corpora import Manifests, available_corpora, base, get_corpus, prepare_corpus
-from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, STAMP, cache_folder, prepare_in, workers
-from lightning_novograd.recipes.asr.section import Section
+from lightning_novograd.recipes.asr.data.corpora.base import CORPORA, STAMP, cache_folder, prepare_in
+from lightning_novograd.recipes.common.data.workers import workers
+from lightning_novograd.recipes.common.section import Section
 
 FINGERPRINT = {"corpus": "toy", "version": 1}
 

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.section import Section, key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_novograd.errors import ConfigError, DataError
-from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus, workers
+from lightning_novograd.recipes.asr.data.corpora.base import GeneratedCorpus, register_corpus
 from lightning_novograd.recipes.asr.data.corpora.rng import choice, randint, seed_of
-from lightning_novograd.recipes.asr.section import Section, key
+from lightning_novograd.recipes.common.data.workers import workers
+from lightning_novograd.recipes.common.section import Section, key
 
 VERSION = 1  # of the audio; a change of it makes new caches
 WORKER = Path(__file__).with_name("worker.py")
