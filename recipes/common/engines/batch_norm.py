@@ -96,20 +96,17 @@ class SyncBatchNormOnCPU(LayerSync):
         if not norms:
             raise ConfigError("trainer.sync_batchnorm", "the model has no BatchNorm")
         for layer in norms:
-            if (over := _OVER_RANKS.get(type(layer))) is None or None in (
-                layer.weight,
-                layer.momentum,
-                layer.running_mean,
-            ):
+            over, needed = _OVER_RANKS.get(type(layer)), (layer.weight, layer.momentum, layer.running_mean)
+            if over is None or any(part is None for part in needed):
                 allowed = ", ".join(f"torch.nn.{kind.__name__}" for kind in _OVER_RANKS if kind is not BatchNorm)
                 problem = f"on the CPU it is for {allowed} with weights, momentum and statistics, not for {layer}"
                 raise ConfigError("trainer.sync_batchnorm", problem)
-            layer.__class__ = over
+            layer.__class__ = over  # type: ignore[assignment]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Have them look at their own batches again."""
         for layer in model.modules():
             if (alone := _ALONE.get(type(layer))) is not None:
-                layer.__class__ = alone  # type: ignore[assignment]
+                layer.__class__ = alone
         return model
