@@ -149,11 +149,17 @@ for before, after, _ in {STAGES}:
 @pytest.mark.parametrize(
     ("before", "begin"),
     [
-        ("import logging; logging.basicConfig(format='app %(message)s', level='WARNING')", "app "),
-        ("import lightning.pytorch", ""),
-        ("from absl import logging; logging.use_absl_handler(); logging.set_verbosity('info')", "I.*] "),
+        pytest.param(
+            "import logging; logging.basicConfig(format='app %(message)s', level='WARNING')", "app ", id="logging"
+        ),
+        pytest.param("import lightning.pytorch", "", id="Lightning", marks=pytest.mark.slow),
+        pytest.param(
+            "from absl import logging; logging.use_absl_handler(); logging.set_verbosity('info')",
+            "I.*] ",
+            id="absl",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["logging", "Lightning", "absl"],
 )
 def test_nor_is_it_lost_when_logging_was_set_up_before(before, begin, tmp_path):
     if "absl" in before:

@@ -137,6 +137,7 @@ def result_of(run, block: dict, wrong: dict) -> dict:
     return json.loads(run("-c", RUN, json.dumps([block, wrong])).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_schedule(package):
     folder, run = package
     (folder / "lr_scheduler" / "mine.py").write_text(SCHEDULE)
@@ -160,6 +161,7 @@ def test_a_schedule(package):
     assert result["refused"].startswith("optim.sched.radius: 0.5 is out of range; must be at least 1")
 
 
+@pytest.mark.slow
 def test_its_reference_values_are_found_by_its_name(package):
     folder, run = package
     (folder / "lr_scheduler" / "mine.py").write_text(SCHEDULE)

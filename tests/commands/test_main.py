@@ -120,7 +120,11 @@ def test_it_runs_as_a_module():
     assert "CosineAnnealing" in run.stdout
 
 
-COMMANDS = [["describe"], ["describe", "--markdown"], ["describe", "optimizer", "sgd"]]
+COMMANDS = [
+    pytest.param(["describe"], id="describe"),
+    pytest.param(["describe", "--markdown"], id="describe --markdown", marks=pytest.mark.slow),
+    pytest.param(["describe", "optimizer", "sgd"], id="describe optimizer sgd", marks=pytest.mark.slow),
+]
 
 
 def run_into(stdout, argv):
@@ -129,7 +133,7 @@ def run_into(stdout, argv):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
-@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("argv", COMMANDS)
 def test_a_reader_that_has_gone_ends_it_quietly(argv):
     reader, writer = os.pipe()
     os.close(reader)
@@ -139,7 +143,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(argv):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("argv", COMMANDS)
 def test_a_stdout_that_cannot_be_written_is_one_line(argv):
     with open("/dev/full", "w") as full:
         done = run_into(full, argv)

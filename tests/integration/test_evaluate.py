@@ -183,6 +183,7 @@ def test_files_are_transcribed_one_by_one_on_the_command_line(run_dir, corpus, t
     assert "real-time factor" in time
 
 
+@pytest.mark.slow
 def test_evaluate_runs_as_a_file(run_dir):
     done = python("evaluate.py", run_dir)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 8), done.stderr

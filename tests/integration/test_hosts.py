@@ -195,7 +195,7 @@ def plain_composite(tmp_path_factory) -> dict:
 @pytest.mark.parametrize(
     ("section", "package", "changes"),
     [
-        ("Fabric", "lightning", {}),
+        pytest.param("Fabric", "lightning", {}, marks=pytest.mark.slow),
         ("Hugging Face Trainer", "transformers", HUGGING_FACE),
         ("Accelerate", "accelerate", {}),
     ],

@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line_on_the_command_line(tmp_path):
         pytest.param("sched=cosin", "sched=cosine", marks=pytest.mark.slow),
         ("optim=papr/jasper_8k", "optim=paper/jasper_8k"),
         pytest.param("trainer=ddp-cpu", "trainer=ddp_cpu", marks=pytest.mark.slow),
-        ("shed=cosine", "sched"),
+        pytest.param("shed=cosine", "sched", marks=pytest.mark.slow),
     ],
 )
 def test_a_misspelt_choice_is_refused_with_the_nearest(override, meant, tmp_path):

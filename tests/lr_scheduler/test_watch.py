@@ -158,6 +158,7 @@ def test_a_block_says_what_is_meant(sched, every):
     assert not train(built["optimizer"], built["lr_scheduler"]["scheduler"], every=every)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_not_compiled_anew():
     optimizer, _scheduler = make()
     compiled = []

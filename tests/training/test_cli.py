@@ -215,11 +215,15 @@ def test_lightnings_own_cli_steps_schedules_once_per_epoch_and_that_is_said(fit)
 
 # ---------------------------------------------------------------------------------------------- docs/lightning_cli.md
 
-COMMANDS = re.findall(r"^python main\.py fit (.*)$", (ROOT / "docs" / "lightning_cli.md").read_text(), re.MULTILINE)
+PAGE = (ROOT / "docs" / "lightning_cli.md").read_text()
+COMMANDS = re.findall(r"^python main\.py fit (.*)$", PAGE, re.MULTILINE)
+[CONF] = re.findall(r"```yaml\n# conf\.yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_page_run(fit, command):
+def test_the_commands_of_the_page_run(fit, command, tmp_path, monkeypatch):
+    (tmp_path / "conf.yaml").write_text(CONF)
+    monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)
     model = fit(OptimCLI, NetWithBlock if "--model" in command else Net, *arguments)
     assert len(model.lrs) == 16
@@ -227,7 +231,7 @@ def test_the_commands_of_the_page_run(fit, command):
 
 
 def test_the_page_has_commands():
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 def test_defaults_of_the_command_line_say_nothing_of_luc(fit):

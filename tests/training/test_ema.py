@@ -324,6 +324,7 @@ def run_alone(out, processes, *ckpt):
     return [torch.load(f"{out}-{rank}", weights_only=True) for rank in range(processes)]
 
 
+@pytest.mark.slow
 def test_all_ranks_have_the_average_of_one_process_and_resume_with_it(tmp_path):
     [one], ranks = run_alone(tmp_path / "one", 1), run_alone(tmp_path / "two", 2)
     assert one["steps"] == 8  # 4 + 1 + 3

@@ -280,8 +280,10 @@ def test_arguments_out_of_range_are_refused(arguments):
         GradientNoiseScale(**arguments)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("net", [Net, Dropping])
+@pytest.mark.parametrize(
+    ("net", "accumulation"),
+    [(Dropping, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(Net, 1), (Net, 2), (Dropping, 1)])],
+)
 def test_ranks_are_micro_batches_too(net, accumulation, tmp_path):
     script = Path(__file__).parent / "ddp_noise_scale.py"
     command = [sys.executable, script, str(accumulation), net.__name__]

@@ -348,6 +348,7 @@ def test_a_resumed_run_of_another_length_says_so(tmp_path):
 # ---------------------------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_count_their_own_share(tmp_path):
     import subprocess
     import sys

@@ -213,8 +213,8 @@ def test_a_library_that_a_packager_has_stripped_is_named(places, kernel_library,
 # ------------------------------------------------------------------------------------------------- what `status` says
 
 
-@pytest.mark.parametrize("instructions", ["portable", None])
-@pytest.mark.parametrize("which", [0, 1], ids=["packaged", "built"])
+@pytest.mark.parametrize("instructions", ["portable", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", [pytest.param(0, id="packaged", marks=pytest.mark.slow), pytest.param(1, id="built")])
 def test_status_of_a_good_library(which, instructions, places, kernel_library):
     places[which].write_bytes(kernel_library.read_bytes())
     said = status_in_a_new_process(places, instructions)

@@ -17,7 +17,13 @@ print(Path(path).resolve() if str(Path(path).resolve()) in Path("/proc/self/maps
 """
 
 
-@pytest.mark.parametrize("place", ["packaged", "built", ".", "~/built", "./built/../built"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "packaged",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("built", ".", "~/built", "./built/../built")),
+    ],
+)
 def test_a_library_is_loaded_from_wherever_it_lies(place, places, kernel_library, tmp_path):
     path = places[place != "packaged"]
     path.write_bytes(kernel_library.read_bytes())
@@ -54,7 +60,9 @@ for _ in range(20):
 """
 
 
-@pytest.mark.parametrize("good", [True, False], ids=["good", "damaged"])
+@pytest.mark.parametrize(
+    "good", [pytest.param(True, id="good", marks=pytest.mark.slow), pytest.param(False, id="damaged")]
+)
 def test_threads_may_ask_at_the_same_time(good, places, kernel_library):
     """As those that train several small models: each time in a new process, where nothing is loaded."""
     places[0].write_bytes(kernel_library.read_bytes() if good else b"damaged")
@@ -83,7 +91,7 @@ print(library.load() is not None)
 """
 
 
-@pytest.mark.parametrize("folder", ["open", "closed"])
+@pytest.mark.parametrize("folder", ["open", pytest.param("closed", marks=pytest.mark.slow)])
 def test_in_a_fresh_process(folder, places, kernel_library, tmp_path):
     """Once with a library that is good and once in a folder that is closed to its reader."""
     packaged = tmp_path / "closed" / "kernels.so"
@@ -118,7 +126,7 @@ print(first is not None and loaded(library) is first)
 """
 
 
-@pytest.mark.parametrize("how", ["reload", "import"])
+@pytest.mark.parametrize("how", ["reload", pytest.param("import", marks=pytest.mark.slow)])
 def test_importing_it_again_does_no_harm(how, places, kernel_library):
     """As notebooks do; the operators are in torch already."""
     command = [sys.executable, "-c", AGAIN, str(kernel_library), how]

@@ -266,7 +266,9 @@ def test_cpp_gives_the_same_bits_with_any_number_of_threads(inner, cpp_kernels):
         assert torch.equal(one[kind], three[kind]), kind
 
 
-@pytest.mark.parametrize("inner", ["sgd", "novograd", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "inner", ["novograd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
+)
 def test_the_step_can_be_compiled(inner, kernels):
     """Inside torch.compile the general path is taken: it cannot look into the kernels."""
 
