@@ -207,7 +207,7 @@ def processors(models: list[Model]) -> list[str]:
             f"Ranks of one thread with {PER_RANK} utterances each, {ETHERNET.per_machine} in a machine, over gloo. "
             f"Assumed: {ETHERNET.adapter / 1e9:.0f} GB/s within and between machines (10 Gb/s Ethernet), "
             f"2 (n - 1) messages of {ETHERNET.hop * 1e6:.0f} us, and cores that do not slow each other down "
-            "(two did, by 9 %: benchmarks/results/ddp_scaling_epyc2_2026-11-22.md)."
+            "(two did, by up to 9 %: benchmarks/results/ddp_scaling_epyc2_2026-11-22.md)."
         ),
         *table((*header, "DDP, s (of it computing)", "an epoch of LibriSpeech, h"), rows),
     ]
@@ -219,9 +219,9 @@ def thresholds(gpu: GPU) -> list[tuple[GPU, Network]]:
 
 
 def noise(models: list[Model]) -> list[str]:
-    """Where a large batch stops to pay."""
+    """Where a large batch stops paying."""
     lines = [
-        f"## Where a global batch of {LARGE} stops to pay",
+        f"## Where a global batch of {LARGE} stops paying",
         "",
         *paragraph(
             "Steps to a given loss are S_min (1 + B_noise / B) for the gradient noise scale B_noise (arXiv 1812.06162; "

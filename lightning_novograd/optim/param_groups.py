@@ -229,8 +229,10 @@ def _check_unique(uses: Uses, takers: Mapping[int, int], rules: Sequence[ParamGr
             f"as {uses.names[use]!r} it is in {f'{rules[i].path} ({rules[i].label})' if i < len(rules) else 'no rule'}"
             for i, use in sorted(takers.items())
         )
-        path = rules[min(takers)].path
-        raise ConfigError(f"{path}.match", f"a shared parameter has no unique rule: {wanted}; match all its names")
+        shared = next(uses_of for uses_of in uses.of.values() if set(takers.values()) <= set(uses_of))
+        names = ", ".join(f'"{uses.names[use]}"' for use in shared)
+        problem = f"a shared parameter has no unique rule: {wanted}; match all its names, [{names}]"
+        raise ConfigError(f"{rules[min(takers)].path}.match", problem)
 
 
 def _check_all_used(uses: Uses, rules: Sequence[ParamGroupRule], used: set[int]) -> None:

@@ -290,7 +290,8 @@ def test_a_shared_parameter_under_two_rules_is_an_error(pattern):
     with pytest.raises(ConfigError, match="a shared parameter has no unique rule") as caught:
         built(Tied(), [rule(pattern, lr=1.0)])
     assert caught.value.path == "optim.param_groups[0].match"
-    for words in ("'embedding.weight'", "'head.weight'", "in no rule", f"optim.param_groups[0] ({pattern})"):
+    names = 'match all its names, ["embedding.weight", "head.weight"]'
+    for words in ("'embedding.weight'", "'head.weight'", "in no rule", f"optim.param_groups[0] ({pattern})", names):
         assert words in caught.value.problem
 
 
