@@ -15,7 +15,9 @@ import torch.distributed as dist
 from lightning_novograd.recipes.asr import train
 from lightning_novograd.recipes.asr.data.dataset import SpeechDataset
 from lightning_novograd.recipes.asr.training import run as run_file
+from lightning_novograd.recipes.common import command, console
 from lightning_novograd.recipes.common.folder import process_rank
+from lightning_novograd.recipes.common.restart import newest as newest_file
 
 FOLDER, FAULT = Path(os.environ["FAULT_FOLDER"]), os.environ["FAULT"]
 
@@ -56,11 +58,11 @@ def planted_newest(run_dir):
     return None if FAULT == "behind" and process_rank() == int(os.environ["RANK_OF_FAULT"]) else newest(run_dir)
 
 
-newest, run_file.newest_checkpoint = run_file.newest_checkpoint, planted_newest
+newest, newest_file.newest_checkpoint = newest_file.newest_checkpoint, planted_newest
 build, run_file.build_trainer = run_file.build_trainer, planted_build
 load, SpeechDataset.__getitem__ = SpeechDataset.__getitem__, planted_item
 if __name__ == "__main__":
-    train.outlive_readers()
+    console.outlive_readers()
     train.main()
     if dist.is_initialized():
-        train.leave()
+        command.leave()
