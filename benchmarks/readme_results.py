@@ -1,4 +1,4 @@
-"""The table of README.md's results, made of the newest files of optimizers.py.
+"""The table of README.md's results, made of the newest complete runs of optimizers.py.
 
 python benchmarks/readme_results.py           # writes it
 python benchmarks/readme_results.py --check   # exit code 1 if it is another one
@@ -22,9 +22,10 @@ BEGIN, END = "<!-- results: made by benchmarks/readme_results.py -->", "<!-- end
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
-    """The runs of the last date in their name; None: there are none."""
+    """The runs of the last date in their name, of those that are complete; None: there are none."""
     found = sorted(folder.glob("optimizers_*.jsonl"), key=lambda path: path.stem.rsplit("_", 1)[1])
-    return found[-1] if found else None
+    complete = [path for path in found if not Results(KIND.read(path)[1]).missing]
+    return complete[-1] if complete else None
 
 
 def lines(runs: Path) -> Iterator[str]:

@@ -133,8 +133,10 @@ def test_names_of_pages_differ():
 
 def test_the_table_of_the_readme_is_that_of_the_newest_results(modules):
     _, _, table = modules
+    if (runs := table.newest()) is None:
+        pytest.skip("no comparison of optimizers is complete yet: make evidence")
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert table.with_table(readme, table.newest()) == readme, "run: python benchmarks/readme_results.py"
+    assert table.with_table(readme, runs) == readme, "run: python benchmarks/readme_results.py"
 
 
 def test_a_readme_without_a_place_for_the_table_is_refused(modules):
@@ -142,8 +144,32 @@ def test_a_readme_without_a_place_for_the_table_is_refused(modules):
         modules[2].with_table("# Read me", Path("optimizers_x_2026-01-02.jsonl"))
 
 
-def test_the_newest_is_that_of_the_last_date(modules, tmp_path):
-    for name in ("optimizers_z_2026-01-02", "optimizers_a_2026-02-01"):
-        (tmp_path / f"{name}.jsonl").touch()
-    assert modules[2].newest(tmp_path).stem == "optimizers_a_2026-02-01"
-    assert modules[2].newest(tmp_path / "none") is None
+def write_runs(table, path, tasks):
+    """All trials of some tasks, each with a metric of its own."""
+    runs = sys.modules["optimizers_runs"]
+    outcomes = {}
+    while missing := [trial for trial in runs.plan(outcomes, tasks) if trial not in outcomes]:
+        for trial in missing:
+            metric = 0.01 * (1 + trial.point + trial.seed + list(runs.CONTENDERS).index(trial.optimizer))
+            outcomes[trial] = runs.Outcome(metric, 2 * metric, metric)
+    file = sys.modules["runs_file"].RunsFile(path, {"date": "2026-01-02"}, (), runs.KIND)
+    for trial, outcome in outcomes.items():
+        file.add(trial, outcome)
+    file.close()
+
+
+def test_the_table_is_of_the_newest_complete_runs_and_can_be_written_again(modules, tmp_path):
+    _, _, table = modules
+    assert table.newest(tmp_path) is None
+    every = list(sys.modules["optimizers_runs"].TASKS)
+    for name, tasks in (("z_2026-01-02", every), ("a_2026-02-01", every), ("a_2026-03-01", every[:1])):
+        write_runs(table, tmp_path / f"optimizers_{name}.jsonl", tasks)
+    runs = table.newest(tmp_path)
+    assert runs.stem == "optimizers_a_2026-02-01"
+    text = f"# Read me\n\n{table.BEGIN}\nold\n{table.END}\n\nThe rest.\n"
+    once = table.with_table(text, runs)
+    assert table.with_table(once, runs) == once
+    assert "| NovoGrad | 3.0 / 6.0 | 3.0 / 6.0 | 0.030 / 0.060 |" in once
+    assert "| Muon |  |  | 0.080 / 0.160 |" in once
+    assert "old" not in once
+    assert once.endswith(f"{table.END}\n\nThe rest.\n")

@@ -116,7 +116,7 @@ def test_a_stopped_rank_does_not_outlive_the_first(corpus, tmp_path, faults):
         first, second = job.wait_until_it_trains()
         os.kill(second, signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
-        # rank 1 finds out in one of two ways, whichever it looks at first: its launcher is gone, or that rank's process is
+        # rank 1 says what it sees first: that its launcher has gone, or that this rank's process has
         said = rf"rank 0 \(process {first} on .*\) has died"
         over(job, faults, "lightning", "SIGSTOP of rank 1, then kill -9 of rank 0", said)
 
